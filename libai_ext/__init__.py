@@ -1,0 +1,1 @@
+"""Extensions and repairs of LiBai, independent of any model. Import modules by their path."""

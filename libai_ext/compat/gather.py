@@ -1,0 +1,30 @@
+"""``libai.utils.distributed.ttol`` gathers to a CUDA placement whatever the device.
+
+Symptom: without a GPU, the first logged loss ends the process
+(``tton(loss, ranks=[0])`` asks for ``flow.placement("cuda", [0])``).
+Affected: LiBai 0.1.1. Retire when ``ttol`` takes the device type from its tensor.
+"""
+from __future__ import annotations
+
+import oneflow as flow
+from libai.utils import distributed as dist
+
+
+def ttol(tensor: flow.Tensor, pure_local: bool = False, ranks=None) -> flow.Tensor:
+    """Local copy of a global tensor.
+
+    Args:
+        pure_local: return this rank's shard; else the whole tensor.
+        ranks: gather onto these ranks only, on the tensor's own device type.
+    """
+    if not tensor.is_global:
+        return tensor
+    placement = flow.placement(tensor.placement.type, ranks) if ranks else tensor.placement
+    if pure_local:
+        return tensor.to_global(placement=placement).to_local()
+    sbp = [flow.sbp.broadcast] * placement.ranks.ndim
+    return tensor.to_global(sbp=sbp, placement=placement).to_local()
+
+
+def apply() -> None:
+    dist.ttol = ttol

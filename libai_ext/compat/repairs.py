@@ -1,0 +1,10 @@
+"""The list of repairs, applied once per process by :func:`libai_ext.startup.start`."""
+from __future__ import annotations
+
+from libai_ext.compat import gather, layer_norm, nlp_helper
+
+
+def apply() -> None:
+    """Apply every repair; each one does nothing when it is already in place."""
+    for repair in (gather, layer_norm, nlp_helper):
+        repair.apply()

@@ -1,0 +1,62 @@
+"""Where tensors live and how randomness starts: device, ranks, seeds."""
+from __future__ import annotations
+
+import os
+
+import oneflow as flow
+from libai.utils import distributed as dist
+
+BROADCAST = [flow.sbp.broadcast, flow.sbp.broadcast]
+BATCH = [flow.sbp.split(0), flow.sbp.broadcast]
+
+
+def device_type() -> str:
+    """``"cuda"`` where OneFlow sees a GPU, else ``"cpu"``. The one place that decides."""
+    return "cuda" if flow.cuda.is_available() else "cpu"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the engine. ``flow.manual_seed`` aborts where a CUDA build finds no GPU."""
+    if device_type() == "cuda":
+        flow.manual_seed(seed)
+    else:
+        flow.default_generator.manual_seed(seed)
+
+
+def layer_placement(layer_idx: int) -> flow.placement:
+    """Ranks that hold layer ``layer_idx`` (pipeline stage), on the device in use."""
+    return dist.get_layer_placement(layer_idx, device_type())
+
+
+def broadcast_sbp():
+    """The whole tensor on each rank."""
+    return dist.get_nd_sbp(BROADCAST)
+
+
+def batch_sbp():
+    """Dimension 0 split over the data-parallel ranks."""
+    return dist.get_nd_sbp(BATCH)
+
+
+def data_parallel_rank() -> int:
+    """Which share of the batch this rank reads.
+
+    Ranks are laid out [pipeline, data, tensor]. LiBai 0.1.1 divides the rank by
+    tensor x pipeline size, which gives several shards to the wrong ranks once both data and
+    pipeline parallel sizes exceed 1.
+    """
+    util = dist.get_dist_util()
+    tensor = util.tensor_parallel_size
+    return dist.get_rank() % (util.data_parallel_size * tensor) // tensor
+
+
+def local_process_count() -> int:
+    """Processes of this job on this machine."""
+    return int(os.environ.get("WORLD_SIZE", 1)) // max(1, dist.get_num_nodes())
+
+
+def to_global(array, sbp, layer_idx: int = 0) -> flow.Tensor:
+    """Global tensor from a NumPy array that is the same on every rank."""
+    tensor = flow.from_numpy(array)
+    placement = layer_placement(layer_idx)
+    return tensor.to_global(placement=placement, sbp=broadcast_sbp()).to_global(sbp=sbp)

@@ -1,0 +1,43 @@
+"""Brings OneFlow and LiBai up for a process: environment, quiet import, repairs.
+
+Entry points call :func:`start` before they import anything that imports OneFlow.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+
+# What the engine prints on machines without InfiniBand or a GPU; it says nothing about a run.
+_NOISE = ("libibverbs not available", "CUDA driver version is insufficient")
+
+
+def start() -> None:
+    """Import OneFlow quietly and repair LiBai. Safe to call again: does nothing then."""
+    if "oneflow" not in sys.modules:
+        # 2 = errors only. The engine reads it at import.
+        os.environ.setdefault("GLOG_minloglevel", "2")
+        with _drop_noise_on_stderr():
+            import oneflow  # noqa: F401
+    from libai_ext.compat import repairs
+
+    repairs.apply()
+
+
+@contextlib.contextmanager
+def _drop_noise_on_stderr():
+    """Hold back what C++ code writes to file descriptor 2, then pass on all but the noise."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines(keepends=True):
+                if not any(noise in line for noise in _NOISE):
+                    os.write(2, line.encode())

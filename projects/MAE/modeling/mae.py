@@ -1,0 +1,202 @@
+"""Masked autoencoder (He et al., 2021, arXiv:2111.06377) on LiBai's parallel layers.
+
+B batch, C channels, H x W pixels, p patch, L patches, K kept, D encoder and E decoder width.
+"""
+from __future__ import annotations
+
+from typing import Dict, Optional, Tuple
+
+import oneflow as flow
+from libai.config import configurable
+from libai.layers import LayerNorm, Linear, TransformerLayer
+from libai.models.build import MODEL_ARCH_REGISTRY
+from oneflow import nn
+
+from libai_ext.layers import initialize as init
+from libai_ext.layers.patch_embedding import PatchEmbedding, patchify
+from libai_ext.placement import batch_sbp, broadcast_sbp, layer_placement, to_global
+from projects.MAE.modeling.loss import masked_mse, normalize_patches
+from projects.MAE.modeling.masking import gather_tokens, num_kept, random_masking
+from projects.MAE.modeling.pos_embed import sincos_pos_embed
+
+LAYER_NORM_EPS = 1e-6
+
+
+@MODEL_ARCH_REGISTRY.register()
+class MaskedAutoencoder(nn.Module):
+    """Encoder on the visible patches, light decoder on all of them.
+
+    Args:
+        img_size: (H, W) in pixels, each divisible by ``patch_size``.
+        in_chans: C.
+        embed_dim, depth, num_heads: of the encoder.
+        decoder_embed_dim, decoder_depth, decoder_num_heads: of the decoder.
+        mlp_ratio: hidden width of an MLP over the width of its layer.
+        mask_ratio: share of the patches that is removed, in [0, 1).
+        norm_pix_loss: predict pixels normalised per patch.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        img_size: Tuple[int, int],
+        patch_size: int,
+        in_chans: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        decoder_embed_dim: int,
+        decoder_depth: int,
+        decoder_num_heads: int,
+        mlp_ratio: float = 4.0,
+        mask_ratio: float = 0.75,
+        norm_pix_loss: bool = False,
+    ):
+        super().__init__()
+        self.mask_ratio = mask_ratio
+        self.norm_pix_loss = norm_pix_loss
+        self.patch_embed = PatchEmbedding(img_size, patch_size, in_chans, embed_dim)
+        self.num_patches = self.patch_embed.num_patches
+        self.keep = num_kept(self.num_patches, mask_ratio)
+        if not 0 < self.keep <= self.num_patches:
+            raise ValueError(
+                f"mask_ratio {mask_ratio} leaves {self.keep} of {self.num_patches} patches"
+            )
+
+        self.cls_token = _token(embed_dim, layer_idx=0)
+        self.blocks = _layers(embed_dim, num_heads, mlp_ratio, range(depth))
+        self.norm = LayerNorm(embed_dim, eps=LAYER_NORM_EPS, layer_idx=depth - 1)
+
+        self.decoder_embed = Linear(
+            embed_dim, decoder_embed_dim, init_method=init.no_init, layer_idx=depth
+        )
+        self.mask_token = _token(decoder_embed_dim, layer_idx=depth)
+        self.decoder_blocks = _layers(
+            decoder_embed_dim, decoder_num_heads, mlp_ratio, range(depth, depth + decoder_depth)
+        )
+        self.decoder_norm = LayerNorm(decoder_embed_dim, eps=LAYER_NORM_EPS, layer_idx=-1)
+        self.decoder_pred = Linear(
+            decoder_embed_dim,
+            patch_size**2 * in_chans,
+            init_method=init.no_init,
+            layer_idx=-1,
+        )
+
+        # Buffers, not parameters: the tables are neither trained nor decayed.
+        for name, width, layer_idx in (
+            ("pos_embed", embed_dim, 0),
+            ("decoder_pos_embed", decoder_embed_dim, depth),
+        ):
+            table = sincos_pos_embed(self.patch_embed.grid_size, width)
+            self.register_buffer(name, to_global(table, broadcast_sbp(), layer_idx))
+        init.initialize(self, _initializer)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        return dict(cfg)
+
+    def forward(
+        self, images: flow.Tensor, noise: Optional[flow.Tensor] = None
+    ) -> Dict[str, flow.Tensor]:
+        """One pass over a batch.
+
+        Args:
+            images: [B, C, H, W].
+            noise: [B, L] that decides the masks; drawn here when not given.
+
+        Returns:
+            ``losses``, a float32 scalar; when evaluating also ``prediction`` [B, L, p*p*C]
+            and ``mask`` [B, L] (1 = removed).
+        """
+        if noise is None:
+            noise = flow.rand(
+                images.shape[0], self.num_patches, placement=images.placement, sbp=images.sbp
+            )
+        latent, mask, ids_restore = self.encode(images, noise)
+        prediction = self.decode(latent, ids_restore)
+
+        last = prediction.placement
+        target = patchify(images.to_global(placement=last), self._patch_size, channels_last=True)
+        if self.norm_pix_loss:
+            target = normalize_patches(target)
+        mask = mask.to_global(placement=last)
+        loss = masked_mse(prediction, target, mask)
+        if self.training:
+            return {"losses": loss}
+        return {"losses": loss, "prediction": prediction, "mask": mask}
+
+    def encode(
+        self, images: flow.Tensor, noise: flow.Tensor
+    ) -> Tuple[flow.Tensor, flow.Tensor, flow.Tensor]:
+        """Latent [B, 1 + K, D] of the class token and the visible patches, mask [B, L] and
+        ids_restore [B, L]."""
+        ids_keep, ids_restore, mask = random_masking(noise, self.keep)
+        tokens = self.patch_embed(images) + self.pos_embed[:, 1:]
+        tokens = self._prepend_class_token(gather_tokens(tokens, ids_keep))
+        return self.norm(self.blocks(tokens)), mask, ids_restore
+
+    def features(self, images: flow.Tensor) -> flow.Tensor:
+        """Encoder output [B, 1 + L, D] of whole images, nothing masked: class token first."""
+        tokens = self.patch_embed(images) + self.pos_embed[:, 1:]
+        return self.norm(self.blocks(self._prepend_class_token(tokens)))
+
+    def decode(self, latent: flow.Tensor, ids_restore: flow.Tensor) -> flow.Tensor:
+        """Predicted pixels [B, L, p*p*C] of every patch."""
+        stage = layer_placement(self.decoder_blocks[0].layer_idx)
+        # LiBai's data-parallel Linear leaves the batch split over the tensor-parallel ranks
+        # too, which OneFlow's graph compiler cannot carry on with: convert back right after.
+        tokens = self.decoder_embed(latent.to_global(placement=stage)).to_global(sbp=batch_sbp())
+        ids_restore = ids_restore.to_global(placement=stage)
+
+        removed = self.num_patches - self.keep
+        mask_tokens = _spread(self.mask_token, tokens, removed)
+        patches = gather_tokens(flow.cat([tokens[:, 1:], mask_tokens], dim=1), ids_restore)
+        tokens = flow.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
+
+        tokens = self.decoder_norm(self.decoder_blocks(tokens))
+        return self.decoder_pred(tokens).to_global(sbp=batch_sbp())[:, 1:]
+
+    def _prepend_class_token(self, tokens: flow.Tensor) -> flow.Tensor:
+        class_token = self.cls_token + self.pos_embed[:, :1]
+        return flow.cat([_spread(class_token, tokens, 1), tokens], dim=1)
+
+    @property
+    def _patch_size(self) -> int:
+        return self.patch_embed.patch_size
+
+
+def _token(dim: int, layer_idx: int) -> nn.Parameter:
+    return nn.Parameter(
+        flow.empty(1, 1, dim, placement=layer_placement(layer_idx), sbp=broadcast_sbp())
+    )
+
+
+def _spread(token: flow.Tensor, like: flow.Tensor, count: int) -> flow.Tensor:
+    """token [1, 1, D] to [B, count, D], B and layout taken from ``like``."""
+    return token.expand(like.shape[0], count, -1).to_global(sbp=like.sbp)
+
+
+def _layers(dim: int, num_heads: int, mlp_ratio: float, layer_indices) -> nn.Sequential:
+    return nn.Sequential(
+        *[
+            TransformerLayer(
+                hidden_size=dim,
+                ffn_hidden_size=int(dim * mlp_ratio),
+                num_attention_heads=num_heads,
+                layernorm_epsilon=LAYER_NORM_EPS,
+                init_method=init.no_init,
+                layer_idx=layer_idx,
+            )
+            for layer_idx in layer_indices
+        ]
+    )
+
+
+def _initializer(name: str, parameter: flow.Tensor) -> init.Initializer:
+    if name in ("cls_token", "mask_token"):
+        return init.normal(0.02)
+    if name.endswith("bias"):
+        return init.constant(0.0)
+    if parameter.ndim == 1:  # the scale of a LayerNorm
+        return init.constant(1.0)
+    return init.xavier_uniform
