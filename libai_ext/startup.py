@@ -16,8 +16,9 @@ _NOISE = ("libibverbs not available", "CUDA driver version is insufficient")
 def start() -> None:
     """Import OneFlow quietly and repair LiBai. Safe to call again: does nothing then."""
     if "oneflow" not in sys.modules:
-        # 2 = errors only. The engine reads it at import.
-        os.environ.setdefault("GLOG_minloglevel", "2")
+        # 3 = fatal only: without a GPU the engine logs errors about CUDA that are none. Read at
+        # import.
+        os.environ.setdefault("GLOG_minloglevel", "3")
         with _drop_noise_on_stderr():
             import oneflow  # noqa: F401
     from libai_ext.compat import repairs

@@ -26,11 +26,12 @@ def layer_norm(x: flow.Tensor, weight, bias, eps: float) -> flow.Tensor:
 
 
 def _ones_row(x: flow.Tensor) -> flow.Tensor:
+    # The functional call: flow.ones is a module, and nn.Graph warns of unregistered modules.
     shape = (1, x.shape[-1])
     if not x.is_global:
-        return flow.ones(*shape, dtype=x.dtype)
+        return flow._C.constant(shape, 1.0, dtype=x.dtype, device=x.device)
     sbp = [flow.sbp.broadcast] * len(x.sbp)
-    return flow.ones(*shape, dtype=x.dtype, placement=x.placement, sbp=sbp)
+    return flow._C.global_constant(shape, 1.0, dtype=x.dtype, placement=x.placement, sbp=sbp)
 
 
 def _forward(self, x: flow.Tensor) -> flow.Tensor:

@@ -15,11 +15,13 @@ def normalize_patches(target: flow.Tensor) -> flow.Tensor:
 
 
 def masked_mse(prediction: flow.Tensor, target: flow.Tensor, mask: flow.Tensor) -> flow.Tensor:
-    """Mean over removed patches (mask [B, L] = 1) of the mean squared error of a patch.
+    """Loss of each sample [B]: mean over its removed patches (mask [B, L] = 1) of the mean
+    squared error of a patch.
 
-    Computed in float32 whatever the dtype of ``prediction`` [B, L, P]: a square overflows
-    float16 at 256.
+    Every sample loses the same number of patches, so that the mean over samples is the
+    official code's mean over all removed patches of a batch. Computed in float32 whatever the
+    dtype of ``prediction`` [B, L, P]: a square overflows float16 at 256.
     """
     error = prediction.to(flow.float32) - target.to(flow.float32)
     per_patch = (error * error).mean(dim=-1)
-    return (per_patch * mask).sum() / mask.sum()
+    return (per_patch * mask).sum(dim=1) / mask.sum(dim=1)

@@ -105,8 +105,8 @@ class MaskedAutoencoder(nn.Module):
             noise: [B, L] that decides the masks; drawn here when not given.
 
         Returns:
-            ``losses``, a float32 scalar; when evaluating also ``prediction`` [B, L, p*p*C]
-            and ``mask`` [B, L] (1 = removed).
+            When training ``losses``, a float32 scalar; when evaluating ``sample_losses`` [B],
+            ``prediction`` [B, L, p*p*C] and ``mask`` [B, L] (1 = removed).
         """
         if noise is None:
             noise = flow.rand(
@@ -120,10 +120,10 @@ class MaskedAutoencoder(nn.Module):
         if self.norm_pix_loss:
             target = normalize_patches(target)
         mask = mask.to_global(placement=last)
-        loss = masked_mse(prediction, target, mask)
+        sample_losses = masked_mse(prediction, target, mask)
         if self.training:
-            return {"losses": loss}
-        return {"losses": loss, "prediction": prediction, "mask": mask}
+            return {"losses": sample_losses.mean()}
+        return {"sample_losses": sample_losses, "prediction": prediction, "mask": mask}
 
     def encode(
         self, images: flow.Tensor, noise: flow.Tensor

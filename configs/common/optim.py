@@ -1,0 +1,12 @@
+"""AdamW without decay on biases and 1-D parameters. lr follows from train.base_lr when unset."""
+import oneflow as flow
+from libai.config import LazyCall
+
+from libai_ext.optim.param_groups import decay_matrices_only
+
+optim = LazyCall(flow.optim.AdamW)(
+    params=LazyCall(decay_matrices_only)(weight_decay=0.05),
+    lr=None,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+)

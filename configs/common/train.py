@@ -1,0 +1,43 @@
+"""Keys of every run. Durations: give iterations or epochs; iterations win where both are set."""
+from libai.config import LazyCall
+from omegaconf import DictConfig
+
+from libai_ext.optim.schedule import warmup_cosine
+
+train = DictConfig(
+    dict(
+        output_dir="output",
+        seed=0,
+        # Batch: global = micro x accumulation x data-parallel size. Give the micro or the global
+        # batch; the other one follows.
+        train_micro_batch_size=32,
+        global_batch_size=None,
+        num_accumulation_steps=1,
+        test_micro_batch_size=32,
+        # Length of the run, then of the linear warm-up at its start.
+        train_epoch=None,
+        train_iter=None,
+        warmup_epoch=0,
+        warmup_iter=None,
+        # The learning rate is base_lr x global batch / 256, unless optim.lr is given.
+        base_lr=None,
+        scheduler=LazyCall(warmup_cosine)(min_lr=0.0),
+        # What remains of an epoch that is no multiple of the batch: "carry" starts the next
+        # epoch's permutation within the same batch, so that every sample is seen once an epoch;
+        # "drop" leaves it out, as the official PyTorch code does.
+        epoch_remainder="carry",
+        log_period=20,
+        checkpointer=dict(period=5000, max_to_keep=5),
+        evaluation=dict(enabled=False, eval_period=5000),
+        amp=dict(enabled=False),
+        activation_checkpoint=dict(enabled=False),
+        zero_optimization=dict(enabled=False, stage=1),
+        dist=dict(
+            data_parallel_size=None,
+            tensor_parallel_size=1,
+            pipeline_parallel_size=1,
+        ),
+        nccl_fusion_threshold_mb=16,
+        nccl_fusion_max_ops=24,
+    )
+)

@@ -1,0 +1,63 @@
+"""From a source of images to samples whose randomness is keyed by (seed, epoch, index)."""
+from __future__ import annotations
+
+from typing import Callable, Mapping, Sequence
+
+import numpy as np
+import oneflow as flow
+from libai.data.structures import DistTensorData, Instance
+
+from libai_ext.data.sampler import SampleKey
+
+_TRANSFORM_STREAM, _FIELD_STREAM = 0, 1
+
+
+class KeyedDataset:
+    """Decode, transform and annotate one visit of one sample, in a worker process.
+
+    Args:
+        source: indexable, gives (Pillow image, class number).
+        transform: (image, generator) -> float32 [C, H, W].
+        fields: name -> callable (generator) -> array, further model inputs of a sample. They
+            have a stream of their own: another augmentation leaves them as they are.
+        labels: give the class number as ``labels`` too.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        source: Sequence,
+        transform: Callable,
+        fields: Mapping[str, Callable] = (),
+        labels: bool = False,
+        seed: int = 0,
+    ):
+        self.source = source
+        self.transform = transform
+        self.fields = dict(fields)
+        self.labels = labels
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: SampleKey) -> dict:
+        image, label = self.source[key.index]
+        sample = {"images": self.transform(image, self._generator(key, _TRANSFORM_STREAM))}
+        for name, draw in self.fields.items():
+            sample[name] = draw(self._generator(key, _FIELD_STREAM))
+        if self.labels:
+            sample["labels"] = np.int64(label)
+        return sample
+
+    def _generator(self, key: SampleKey, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, key.epoch, key.index, stream])
+
+
+def collate(samples: Sequence[dict]) -> Instance:
+    """Stack samples into LiBai's batch container; the only tensors made per batch."""
+    batch = Instance()
+    for name in samples[0]:
+        stacked = np.stack([sample[name] for sample in samples])
+        batch.set(name, DistTensorData(flow.from_numpy(stacked)))
+    return batch

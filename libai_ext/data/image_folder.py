@@ -1,0 +1,79 @@
+"""Images in folders: one class a sub-folder, one or several roots read as one data set."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import List, Sequence, Tuple
+
+from PIL import Image, UnidentifiedImageError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+
+
+class DataError(Exception):
+    """The data cannot be used. The message names the path and what to do."""
+
+
+class ImageFolder:
+    """``root/class/**/image``; a root without sub-folders is one class (pre-training).
+
+    Classes are the sorted sub-folder names over all roots, samples are sorted by root, class and
+    path: the same folder gives the same index on every machine.
+
+    Args:
+        roots: folders, read in this order.
+        mode: Pillow mode that images are converted to, ``"RGB"`` or ``"L"``.
+
+    Raises:
+        DataError: a root is missing, or holds no image.
+    """
+
+    def __init__(self, roots: Sequence[str], mode: str = "RGB"):
+        self.roots = [str(root) for root in ([roots] if isinstance(roots, str) else roots)]
+        self.mode = mode
+        if not self.roots:
+            raise DataError("no data folder is given: set data.train to a list of folders")
+        found: List[Tuple[str, str]] = []
+        for root in self.roots:
+            found += _scan(root)
+        self.classes = sorted({name for name, _ in found})
+        number = {name: i for i, name in enumerate(self.classes)}
+        self.samples = [(path, number[name]) for name, path in found]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Tuple[Image.Image, int]:
+        """The decoded image and its class number.
+
+        Raises:
+            DataError: the file is no readable image.
+        """
+        path, label = self.samples[index]
+        try:
+            with Image.open(path) as image:
+                return image.convert(self.mode), label
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"cannot read image {path}: {error}") from error
+
+
+def _scan(root: str) -> List[Tuple[str, str]]:
+    """(class name, path) of each image under a root, sorted."""
+    if not Path(root).is_dir():
+        raise DataError(f"data folder {root} does not exist (set data.train, data.test)")
+    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    found = []
+    for name in folders or [""]:
+        for folder, inner, files in os.walk(os.path.join(root, name), followlinks=True):
+            inner.sort()
+            found += [
+                (name, os.path.join(folder, file))
+                for file in sorted(files)
+                if file.lower().endswith(EXTENSIONS)
+            ]
+    if not found:
+        raise DataError(
+            f"data folder {root} holds no image ({', '.join(EXTENSIONS)}); "
+            "expected root/class/image or root/image"
+        )
+    return found

@@ -1,0 +1,116 @@
+"""The order of samples: one global stream, cut into batches, whatever the number of processes."""
+from __future__ import annotations
+
+from typing import Iterator, List, NamedTuple
+
+import numpy as np
+
+REMAINDERS = ("carry", "drop")
+
+
+class SampleKey(NamedTuple):
+    """One visit of one sample. Every random decision about it is keyed by (seed, *key)."""
+
+    epoch: int
+    index: int
+
+
+class GlobalOrder:
+    """The infinite stream of sample keys: a fresh permutation of the data set each epoch.
+
+    Args:
+        num_samples: size of the data set.
+        global_batch: samples per optimizer step over all processes.
+        remainder: ``"carry"``: the stream runs on, a batch may hold the end of one epoch and the
+            start of the next; ``"drop"``: an epoch ends with its last whole batch.
+
+    Raises:
+        ValueError: nothing to draw from.
+    """
+
+    def __init__(self, num_samples: int, global_batch: int, seed: int, remainder: str = "carry"):
+        if remainder not in REMAINDERS:
+            raise ValueError(f"train.epoch_remainder must be one of {REMAINDERS}, not {remainder!r}")
+        if num_samples < 1:
+            raise ValueError("the data set is empty")
+        if remainder == "drop" and num_samples < global_batch:
+            raise ValueError(
+                f"the data set has {num_samples} samples, fewer than one batch of {global_batch}, "
+                "and train.epoch_remainder=drop would leave them all out: use a smaller batch or "
+                "train.epoch_remainder=carry"
+            )
+        self.num_samples = num_samples
+        self.global_batch = global_batch
+        self.seed = seed
+        whole = num_samples // global_batch * global_batch
+        self.epoch_length = whole if remainder == "drop" else num_samples
+        self._permutation = (-1, None)
+
+    def iterations(self, epochs: float) -> int:
+        """Optimizer steps that ``epochs`` take, rounded up."""
+        return int(np.ceil(epochs * self.epoch_length / self.global_batch))
+
+    def batch(self, iteration: int) -> List[SampleKey]:
+        """The global batch of an iteration, in order."""
+        start = iteration * self.global_batch
+        return [self._key(position) for position in range(start, start + self.global_batch)]
+
+    def _key(self, position: int) -> SampleKey:
+        epoch, offset = divmod(position, self.epoch_length)
+        if self._permutation[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            self._permutation = (epoch, rng.permutation(self.num_samples))
+        return SampleKey(epoch, int(self._permutation[1][offset]))
+
+
+class TrainSampler:
+    """Batch sampler of one data-parallel rank: contiguous shares of each global batch.
+
+    Rank r takes samples [r * G / D, (r + 1) * G / D) of the G in a batch, the share that a
+    global tensor split over D ranks holds, in ``micro_steps`` pieces (gradient accumulation of
+    eager mode; ``nn.Graph`` cuts the whole share in the same way itself).
+    """
+
+    def __init__(
+        self, order: GlobalOrder, rank: int, ranks: int, start_iter: int = 0, micro_steps: int = 1
+    ):
+        self.order = order
+        self.start_iter = start_iter
+        self.share = order.global_batch // ranks
+        self.first = rank * self.share
+        self.micro_batch = self.share // micro_steps
+
+    def __iter__(self) -> Iterator[List[SampleKey]]:
+        iteration = self.start_iter
+        while True:
+            keys = self.order.batch(iteration)
+            for start in range(self.first, self.first + self.share, self.micro_batch):
+                yield keys[start : start + self.micro_batch]
+            iteration += 1
+
+
+class EvalSampler:
+    """Batch sampler of one data-parallel rank: every sample once, in order.
+
+    The last global batch is filled up with repetitions of the last sample; they stand at its
+    end, so that the first ``valid(i)`` rows of batch i are the real ones on any rank count.
+    """
+
+    def __init__(self, num_samples: int, micro_batch: int, rank: int, ranks: int):
+        self.num_samples = num_samples
+        self.global_batch = micro_batch * ranks
+        self.micro_batch = micro_batch
+        self.rank = rank
+
+    def __len__(self) -> int:
+        return -(-self.num_samples // self.global_batch)
+
+    def valid(self, batch: int) -> int:
+        """Rows of global batch number ``batch`` that are no filling."""
+        return min(self.global_batch, self.num_samples - batch * self.global_batch)
+
+    def __iter__(self) -> Iterator[List[SampleKey]]:
+        for batch in range(len(self)):
+            first = batch * self.global_batch + self.rank * self.micro_batch
+            positions = range(first, first + self.micro_batch)
+            yield [SampleKey(0, min(p, self.num_samples - 1)) for p in positions]

@@ -1,0 +1,132 @@
+"""Image transforms on Pillow and NumPy. Each is called with an image and the sample's generator.
+
+Geometry follows torchvision's operators of the same names.
+"""
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import numpy as np
+from PIL import Image
+
+INTERPOLATIONS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class Compose:
+    """Apply transforms in turn."""
+
+    def __init__(self, transforms: Sequence):
+        self.transforms = list(transforms)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator):
+        for transform in self.transforms:
+            image = transform(image, rng)
+        return image
+
+
+class Resize:
+    """To (height, width); an int scales the shorter side to it, keeping the proportions."""
+
+    def __init__(self, size, interpolation: str = "bicubic"):
+        self.size = size
+        self.interpolation = INTERPOLATIONS[interpolation]
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        if isinstance(self.size, int):
+            width, height = image.size
+            scale = self.size / min(width, height)
+            target = (max(1, int(width * scale)), max(1, int(height * scale)))
+        else:
+            target = (self.size[1], self.size[0])
+        return image.resize(target, self.interpolation)
+
+
+class CenterCrop:
+    """The middle (height, width) of an image; black where it is smaller."""
+
+    def __init__(self, size):
+        self.height, self.width = size
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        left = round((image.width - self.width) / 2)
+        top = round((image.height - self.height) / 2)
+        return image.crop((left, top, left + self.width, top + self.height))
+
+
+class RandomResizedCrop:
+    """A crop of random area and proportions, resized to (height, width).
+
+    Args:
+        scale: range of the crop's share of the area.
+        ratio: range of its width / height.
+    """
+
+    def __init__(
+        self, size, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), interpolation: str = "bicubic"
+    ):
+        self.height, self.width = size
+        self.scale = tuple(scale)
+        self.ratio = tuple(ratio)
+        self.interpolation = INTERPOLATIONS[interpolation]
+
+    def box(self, width: int, height: int, rng: np.random.Generator):
+        """(left, top, right, bottom) within an image of width x height."""
+        log_ratio = np.log(self.ratio)
+        for _ in range(10):
+            area = width * height * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(*log_ratio))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                left = int(rng.integers(0, width - w + 1))
+                top = int(rng.integers(0, height - h + 1))
+                return left, top, left + w, top + h
+        # No crop fitted: the largest central one of an allowed proportion.
+        ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
+        w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        # Cropping first, as torchvision does: the resampling must not see beyond the crop.
+        crop = image.crop(self.box(image.width, image.height, rng))
+        return crop.resize((self.width, self.height), self.interpolation)
+
+
+class RandomHorizontalFlip:
+    """Mirror with probability ``p``."""
+
+    def __init__(self, p: float = 0.5):
+        self.p = p
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        if rng.random() < self.p:
+            return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+
+class ToArray:
+    """float32 [C, H, W], normalised: ``(value / 255 - mean) / std`` per channel."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        self.scale = (1 / (255 * std)).astype(np.float32)
+        self.shift = (-mean / std).astype(np.float32)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        pixels = np.asarray(image)
+        pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+        if pixels.shape[-1] != len(self.scale):
+            raise ValueError(
+                f"the image has {pixels.shape[-1]} channels, data.mean and data.std have "
+                f"{len(self.scale)}"
+            )
+        out = pixels.astype(np.float32)
+        out *= self.scale
+        out += self.shift
+        return np.ascontiguousarray(out.transpose(2, 0, 1))

@@ -1,0 +1,64 @@
+"""Evaluation over every sample exactly once, on any number of processes."""
+from __future__ import annotations
+
+from itertools import islice
+from typing import Callable, Dict, Optional
+
+import numpy as np
+import oneflow as flow
+from libai.evaluation.evaluator import inference_context
+from libai.utils import distributed as dist
+
+
+def evaluate(
+    model, loader, get_batch: Callable, evaluator, max_batches: Optional[int] = None
+) -> Dict[str, float]:
+    """Run ``model`` (module or graph) over ``loader`` and let ``evaluator`` sum up.
+
+    LiBai's loop pads the last batch per rank, which pairs labels with the wrong outputs; here
+    the filling stands at the end of the global batch (:class:`EvalSampler`) and is cut off.
+
+    Args:
+        evaluator: has ``process(inputs, outputs)``, called on rank 0 with dicts of NumPy arrays
+            of the real rows of a batch, and ``results() -> dict``.
+        max_batches: stop early.
+
+    Returns:
+        The results on rank 0, an empty dict elsewhere.
+    """
+    with inference_context(model), flow.no_grad():
+        for number, data in enumerate(islice(loader, max_batches)):
+            inputs = get_batch(data)
+            outputs = model(**inputs)
+            valid = loader.batch_sampler.valid(number)
+            rows = [
+                {key: _on_rank_0(value)[:valid] for key, value in part.items()}
+                for part in (inputs, outputs)
+            ]
+            if dist.is_main_process():
+                evaluator.process(*rows)
+    return evaluator.results() if dist.is_main_process() else {}
+
+
+def _on_rank_0(tensor: flow.Tensor) -> np.ndarray:
+    first = [0] if tensor.placement.ranks.ndim == 1 else [[0]]
+    return dist.tton(tensor, ranks=first)
+
+
+class MeanOf:
+    """Evaluator: mean over samples of per-sample outputs [N]."""
+
+    def __init__(self, **names: str):
+        """``names``: result name = output name."""
+        self.names = names
+        self.values = {name: [] for name in names}
+
+    def process(self, inputs, outputs) -> None:
+        for name, output in self.names.items():
+            self.values[name].append(outputs[output])
+
+    def results(self) -> Dict[str, float]:
+        return {
+            name: float(np.concatenate(values).astype(np.float64).mean())
+            for name, values in self.values.items()
+        }

@@ -1,0 +1,67 @@
+"""The command line of a training program: options, errors, exit status."""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from typing import Callable
+
+# What a user can mend ends with one message and this status; anything else with a traceback.
+USAGE_ERROR = 2
+
+
+def parse_args(description: str) -> argparse.Namespace:
+    """LiBai's options, ``--print-config`` and ``--dry-run``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help=".py or .yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate and stop")
+    parser.add_argument(
+        "--fast-dev-run", action="store_true", help="a few iterations of everything"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="build all, run one step, report, write nothing"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="show the resolved config and stop"
+    )
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
+    return parser.parse_intermixed_args()
+
+
+def run(program: Callable[[], None]) -> None:
+    """Run ``program`` and leave the process.
+
+    Leaves by ``os._exit``: a rank that raises would otherwise wait for its peers at exit, and
+    the launcher for it, for ever.
+    """
+    status = 1
+    try:
+        program()
+        status = 0
+    except SystemExit as error:  # argparse
+        status = error.code if isinstance(error.code, int) else 1
+    except BaseException as error:
+        status = _report(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _report(error: BaseException) -> int:
+    from libai_ext.config import ConfigError
+    from libai_ext.data.image_folder import DataError
+
+    rank = int(os.environ.get("RANK", 0))
+    if isinstance(error, (ConfigError, DataError)):
+        # All ranks read the same config: rank 0 speaks first, and where it fails as well the
+        # launcher ends the others before they repeat it.
+        if rank:
+            time.sleep(2)
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    print(f"rank {rank} failed:", file=sys.stderr)
+    traceback.print_exception(type(error), error, error.__traceback__)
+    return 1

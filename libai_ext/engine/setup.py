@@ -1,0 +1,71 @@
+"""What happens between a resolved config and a trainer: folders, logs, ranks, summary."""
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Dict
+
+import oneflow as flow
+from libai.utils import distributed as dist
+from libai.utils.logger import setup_logger
+from omegaconf import DictConfig, OmegaConf
+
+from libai_ext.config import dump
+from libai_ext.placement import device_type
+
+logger = logging.getLogger(__name__)
+
+
+def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
+    """Ranks, log files and the saved config; LiBai's ``default_setup`` without its compiler run.
+
+    Args:
+        pipeline_layers: how many layers the model numbers with ``layer_idx``.
+    """
+    train = cfg.train
+    if dist.is_main_process():
+        Path(train.output_dir).mkdir(parents=True, exist_ok=True)
+    dist.synchronize()
+    for name in ("libai", "libai_ext", "projects"):
+        setup_logger(train.output_dir, distributed_rank=dist.get_rank(), name=name)
+    # LiBai warns of every size that it can work out itself.
+    logging.getLogger("libai.utils.distributed").setLevel(logging.ERROR)
+
+    layout = OmegaConf.to_container(train.dist)
+    dist.setup_dist_util(DictConfig(dict(layout, pipeline_num_layers=pipeline_layers)))
+    flow.boxing.nccl.set_fusion_threshold_mbytes(train.nccl_fusion_threshold_mb)
+    flow.boxing.nccl.set_fusion_max_ops_num(train.nccl_fusion_max_ops)
+    if dist.is_main_process():
+        Path(train.output_dir, "config.yaml").write_text(dump(cfg))
+
+
+def summary(trainer) -> Dict[str, str]:
+    """What a run will do, as (heading, text) in the order to be shown."""
+    cfg, train = trainer.cfg, trainer.cfg.train
+    layout = train.dist
+    epochs = trainer.max_iter * train.global_batch_size / trainer.order.epoch_length
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    mode = "graph" if cfg.graph.enabled else "eager"
+    return {
+        "samples": f"{len(trainer.dataset):,}",
+        "iterations": f"{trainer.max_iter:,} ({epochs:.4g} epochs), "
+        f"warm-up {train.warmup_iter:,}",
+        "effective batch": f"{train.global_batch_size} = micro {train.train_micro_batch_size} x "
+        f"accumulation {train.num_accumulation_steps} x data parallel "
+        f"{layout.data_parallel_size}",
+        "learning rate": f"{cfg.optim.lr:.4g}",
+        "parameters": f"{trainable:,} trainable",
+        "layout": f"data {layout.data_parallel_size} x tensor {layout.tensor_parallel_size} x "
+        f"pipeline {layout.pipeline_parallel_size}, {mode} mode",
+        "device": f"{device_type()}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} "
+        "threads a process",
+        "output": train.output_dir,
+    }
+
+
+def log_summary(trainer) -> None:
+    lines = [f"  {name:16s} {text}" for name, text in summary(trainer).items()]
+    logger.info("run\n" + "\n".join(lines))
+    if trainer.cfg.train.warmup_iter >= trainer.max_iter:
+        logger.warning("the warm-up is no shorter than the run: the rate only climbs")

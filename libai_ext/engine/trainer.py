@@ -1,0 +1,236 @@
+"""LiBai's trainer on this project's data order, checkpoints and writers."""
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Dict, Optional
+
+from libai.config import instantiate
+from libai.engine import hooks
+from libai.engine.default import DefaultTrainer
+from libai.engine.trainer import HookBase, TrainerBase
+from libai.models import build_model
+from libai.utils import distributed as dist
+from omegaconf import DictConfig
+
+from libai_ext.checkpoint.native import Checkpointer
+from libai_ext.config import ConfigError, fresh
+from libai_ext.data.loader import build_eval_loader, build_train_loader
+from libai_ext.data.sampler import GlobalOrder
+from libai_ext.engine.derive import derive_schedule
+from libai_ext.engine.evaluation import evaluate
+from libai_ext.engine.writers import Progress, writers
+from libai_ext.placement import seed_everything
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """One iteration is one optimizer step, in graph and in eager mode.
+
+    LiBai's own counts micro-batches in eager mode, and starts its data workers before it knows
+    where to resume; what is built and in which order is therefore written anew here, how each
+    piece is built is LiBai's.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        TrainerBase.__init__(self)
+        self.cfg = cfg
+        train = cfg.train
+        self.dataset = self.build_dataset(cfg, "train")
+        self.order = GlobalOrder(
+            len(self.dataset), train.global_batch_size, train.seed, train.epoch_remainder
+        )
+        derive_schedule(cfg, self.order)
+        self.max_iter = train.train_iter
+        self.global_batch_size = train.global_batch_size
+
+        seed_everything(train.seed)
+        self.model = self.build_model(cfg)
+        self.optimizer = self.build_optimizer(cfg, self.model)
+        self.lr_scheduler = self.build_lr_scheduler(cfg, self.optimizer)
+        self.checkpointer = self.build_checkpointer()
+        self._batches = None
+
+    @classmethod
+    def build_dataset(cls, cfg: DictConfig, split: str):
+        """The data set of ``dataloader.<split>``.
+
+        Raises:
+            ConfigError: the config has no such split.
+        """
+        node = cfg.dataloader.get(split)
+        if node is None:
+            raise ConfigError(f"the config has no dataloader.{split}")
+        node = fresh(node.dataset)
+        node.seed = cfg.train.seed
+        return instantiate(node)
+
+    @classmethod
+    def build_model(cls, cfg: DictConfig):
+        return build_model(fresh(cfg.model))
+
+    @classmethod
+    def build_optimizer(cls, cfg: DictConfig, model):
+        node = fresh(cfg.optim)
+        node.params.model = model
+        return instantiate(node)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: DictConfig, optimizer):
+        node = fresh(cfg.train.scheduler)
+        node.optimizer = optimizer
+        return instantiate(node)
+
+    def build_checkpointer(self) -> Checkpointer:
+        """In graph mode the graph owns the optimizer's state; the schedule of the eager side is
+        kept as well, since it is what the log shows."""
+        items = {"lr_scheduler": self.lr_scheduler}
+        if self.cfg.graph.enabled:
+            cfg = self.cfg.copy()
+            cfg.graph = fresh(cfg.graph)
+            self.graph_train = self.build_graph(
+                cfg, self.model, self.optimizer, self.lr_scheduler, is_train=True
+            )
+            self.graph_eval = self.build_graph(cfg, self.model, is_train=False)
+            items["graph"] = self.graph_train
+        else:
+            items["optimizer"] = self.optimizer
+        return Checkpointer(self.model, self.cfg.train.output_dir, **items)
+
+    def resume(self) -> None:
+        """Continue from the latest checkpoint of the output directory.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        progress = self.checkpointer.progress()
+        if progress is None:
+            raise ConfigError(f"--resume: no checkpoint in {self.cfg.train.output_dir}")
+        self.checkpointer.load(self.checkpointer.get_checkpoint_file())
+        self.start_iter = progress["iteration"] + 1
+
+    def train(self) -> None:
+        """Run from ``start_iter`` to ``max_iter``."""
+        if self.start_iter >= self.max_iter:
+            logger.info(f"nothing to do: {self.start_iter} of {self.max_iter} iterations are done")
+            return
+        self.register_hooks(self.build_hooks())
+        self.model.train()
+        super().train()
+
+    def run_step(self) -> None:
+        if self._batches is None:
+            self._batches = self._endless_batches()
+        if self.cfg.graph.enabled:
+            loss_dict, data_time = self._graph_step()
+        else:
+            loss_dict, data_time = self._eager_step()
+        self.write_metrics(loss_dict, data_time)
+
+    def _endless_batches(self):
+        train = self.cfg.train
+        steps = 1 if self.cfg.graph.enabled else train.num_accumulation_steps
+        return iter(
+            build_train_loader(
+                self.dataset,
+                self.order,
+                train.dist.data_parallel_size,
+                steps,
+                self.start_iter,
+                self.cfg.dataloader.train.num_workers,
+            )
+        )
+
+    def _next_batch(self):
+        start = time.perf_counter()
+        batch = self.get_batch(next(self._batches))
+        return batch, time.perf_counter() - start
+
+    def _graph_step(self):
+        batch, data_time = self._next_batch()
+        losses = self.graph_train(**batch)
+        # With accumulation the graph returns one value per micro-batch.
+        return {name: loss.mean() for name, loss in losses.items()}, data_time
+
+    def _eager_step(self):
+        steps = self.cfg.train.num_accumulation_steps
+        total: Dict = {}
+        data_time = 0.0
+        for _ in range(steps):
+            batch, waited = self._next_batch()
+            data_time += waited
+            losses = {name: loss / steps for name, loss in self.model(**batch).items()}
+            sum(losses.values()).backward()
+            for name, loss in losses.items():
+                total[name] = total[name] + loss.detach() if name in total else loss.detach()
+        self.optimizer.clip_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return total, data_time
+
+    def build_hooks(self):
+        train = self.cfg.train
+        built = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            Checkpointing(self.checkpointer, **train.checkpointer),
+        ]
+        if train.evaluation.enabled:
+            built.append(hooks.EvalHook(train.evaluation.eval_period, self.test))
+        if dist.is_main_process():
+            built.append(
+                hooks.PeriodicWriter(writers(train.output_dir, self.start_iter), train.log_period)
+            )
+            built.append(Progress(train.log_period, self.global_batch_size))
+        return built
+
+    def build_evaluator(self):
+        """What to measure in :meth:`test`; a task's trainer says."""
+        raise NotImplementedError(f"{type(self).__name__} does not evaluate")
+
+    def test(self, max_batches: Optional[int] = None) -> Dict[str, float]:
+        """Evaluate on ``dataloader.test``; results on rank 0, an empty dict elsewhere."""
+        train = self.cfg.train
+        loader = build_eval_loader(
+            self.build_dataset(self.cfg, "test"),
+            train.test_micro_batch_size,
+            train.dist.data_parallel_size,
+            self.cfg.dataloader.test.num_workers,
+        )
+        model = self.graph_eval if self.cfg.graph.enabled else self.model
+        results = evaluate(
+            model, loader, self.get_batch, self.build_evaluator(), max_batches=max_batches
+        )
+        if results:
+            text = ", ".join(f"{name} {value:.6g}" for name, value in results.items())
+            logger.info(f"evaluation on {len(loader.dataset)} samples: {text}")
+        return results
+
+
+class Checkpointing(HookBase):
+    """A checkpoint every ``period`` iterations, the last ``max_to_keep`` kept, and
+    ``model_final`` at the end."""
+
+    def __init__(self, checkpointer: Checkpointer, period: int, max_to_keep: int):
+        self.checkpointer = checkpointer
+        self.period = period
+        self.max_to_keep = max_to_keep
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter
+        if iteration + 1 == self.trainer.max_iter:
+            self.checkpointer.save("model_final", iteration)
+        elif (iteration + 1) % self.period == 0:
+            self.checkpointer.save(f"model_{iteration:07d}", iteration)
+            if dist.is_main_process():
+                self._prune()
+
+    def _prune(self) -> None:
+        folder = Path(self.checkpointer.save_dir)
+        saved = sorted(p for p in folder.iterdir() if re.fullmatch(r"model_\d{7,}", p.name))
+        for old in saved[: -self.max_to_keep]:
+            shutil.rmtree(old)

@@ -1,0 +1,69 @@
+"""The published sizes and the factory that configs call."""
+from __future__ import annotations
+
+import difflib
+from typing import Optional, Sequence
+
+from omegaconf import DictConfig
+
+from libai_ext.config import ConfigError
+from projects.MAE.modeling.mae import MaskedAutoencoder
+
+_DECODER = dict(decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16)
+
+
+def _arch(size, patch_size: int, embed_dim: int, depth: int, num_heads: int, **decoder) -> dict:
+    return dict(
+        img_size=size,
+        patch_size=patch_size,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        **(decoder or _DECODER),
+    )
+
+
+# Sizes are (height, width). The patch4 models are Union14M's, for lines of text.
+ARCHS = {
+    "mae_vit_base_patch16": _arch((224, 224), 16, 768, 12, 12),
+    "mae_vit_large_patch16": _arch((224, 224), 16, 1024, 24, 16),
+    "mae_vit_huge_patch14": _arch((224, 224), 14, 1280, 32, 16),
+    "mae_vit_small_patch4": _arch((32, 128), 4, 384, 12, 6),
+    "mae_vit_base_patch4": _arch((32, 128), 4, 768, 12, 12),
+    "mae_vit_digits": _arch(
+        (32, 32), 4, 96, 4, 4, decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4
+    ),
+}
+
+
+def build_mae(
+    arch: str,
+    img_size: Optional[Sequence[int]] = None,
+    in_chans: int = 3,
+    mask_ratio: float = 0.75,
+    norm_pix_loss: bool = False,
+    **sizes,
+) -> MaskedAutoencoder:
+    """A model of :data:`ARCHS`; every size that is given replaces the table's."""
+    given = dict(sizes, img_size=img_size)
+    chosen = dict(ARCHS[arch], **{key: value for key, value in given.items() if value is not None})
+    return MaskedAutoencoder(
+        in_chans=in_chans, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss, **chosen
+    )
+
+
+def resolve_arch(model: DictConfig) -> None:
+    """Write the sizes of ``model.arch`` into the keys of a config node that are unset, so that
+    other nodes can refer to ``${model.img_size}``.
+
+    Raises:
+        ConfigError: unknown arch.
+    """
+    if model.arch not in ARCHS:
+        close = difflib.get_close_matches(model.arch, ARCHS, n=1, cutoff=0)
+        raise ConfigError(f"model.arch '{model.arch}' is unknown: did you mean '{close[0]}'?")
+    for key, value in ARCHS[model.arch].items():
+        if model[key] is None:
+            model[key] = list(value) if isinstance(value, tuple) else value
+    if isinstance(model.img_size, int):
+        model.img_size = [model.img_size, model.img_size]

@@ -1,0 +1,91 @@
+"""One run of the command line, from config to exit."""
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+import time
+
+import psutil
+from libai.utils import distributed as dist
+from omegaconf import DictConfig
+
+from libai_ext import config
+from libai_ext.engine.derive import derive_batch, derive_layout
+from libai_ext.engine.evaluation import MeanOf
+from libai_ext.engine.setup import log_summary, set_up
+from libai_ext.engine.trainer import Trainer
+from libai_ext.layers.patch_embedding import grid_of
+from projects.MAE.modeling.archs import resolve_arch
+
+logger = logging.getLogger(__name__)
+
+_DEV_RUN = dict(train_iter=4, warmup_iter=1, log_period=1)
+
+
+class PretrainTrainer(Trainer):
+    """Evaluates the reconstruction loss, with masks that are the same at each evaluation."""
+
+    def build_evaluator(self) -> MeanOf:
+        return MeanOf(loss="sample_losses")
+
+
+def resolve(args: argparse.Namespace) -> DictConfig:
+    """The config of the command line with everything derived that needs no data."""
+    cfg = config.override(config.load(args.config_file), args.opts)
+    if args.fast_dev_run:
+        cfg.train.update(_DEV_RUN)
+    derive_layout(cfg)
+    derive_batch(cfg)
+    resolve_arch(cfg.model)
+    try:
+        rows, columns = grid_of(cfg.model.img_size, cfg.model.patch_size)
+    except ValueError as error:
+        raise config.ConfigError(f"model: {error}") from None
+    for split in ("train", "test"):
+        if cfg.dataloader.get(split) is not None:
+            cfg.dataloader[split].dataset.fields.noise.num_patches = rows * columns
+    return cfg
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the options say."""
+    cfg = resolve(args)
+    if args.print_config:
+        if dist.is_main_process():
+            print(config.dump(cfg), end="")
+        return
+    if args.dry_run:
+        with tempfile.TemporaryDirectory() as scratch:
+            cfg.train.output_dir = scratch
+            _dry_run(_build(cfg))
+        return
+    trainer = _build(cfg)
+    if args.resume or (args.eval_only and trainer.checkpointer.has_checkpoint()):
+        trainer.resume()
+    log_summary(trainer)
+    if args.eval_only:
+        trainer.test()
+        return
+    trainer.train()
+    if args.fast_dev_run:
+        trainer.test(max_batches=2)
+
+
+def _build(cfg: DictConfig) -> PretrainTrainer:
+    set_up(cfg, pipeline_layers=cfg.model.depth + cfg.model.decoder_depth)
+    return PretrainTrainer(cfg)
+
+
+def _dry_run(trainer: PretrainTrainer) -> None:
+    log_summary(trainer)
+    cfg = trainer.cfg
+    cfg.train.log_period = 1
+    trainer.max_iter = 1
+    for name, value in trainer.dataset[trainer.order.batch(0)[0]].items():
+        logger.info(f"input {name}: {list(value.shape)} {value.dtype} a sample")
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start
+    memory = psutil.Process().memory_info().rss / 2**30
+    logger.info(f"one step: {seconds:.1f} s (compilation included), memory {memory:.2f} GiB")
