@@ -1,7 +1,7 @@
 """From a source of images to samples whose randomness is keyed by (seed, epoch, index)."""
 from __future__ import annotations
 
-from typing import Callable, Mapping, Sequence
+from typing import Callable, Sequence
 
 import numpy as np
 import oneflow as flow
@@ -18,8 +18,8 @@ class KeyedDataset:
     Args:
         source: indexable, gives (Pillow image, class number).
         transform: (image, generator) -> float32 [C, H, W].
-        fields: name -> callable (generator) -> array, further model inputs of a sample. They
-            have a stream of their own: another augmentation leaves them as they are.
+        fields: further model inputs of a sample; each has a ``name`` and is called with a
+            generator. Their stream is their own: another augmentation leaves them as they are.
         labels: give the class number as ``labels`` too.
         seed: of the run.
     """
@@ -28,13 +28,13 @@ class KeyedDataset:
         self,
         source: Sequence,
         transform: Callable,
-        fields: Mapping[str, Callable] = (),
+        fields: Sequence[Callable] = (),
         labels: bool = False,
         seed: int = 0,
     ):
         self.source = source
         self.transform = transform
-        self.fields = dict(fields)
+        self.fields = list(fields)
         self.labels = labels
         self.seed = seed
 
@@ -44,8 +44,8 @@ class KeyedDataset:
     def __getitem__(self, key: SampleKey) -> dict:
         image, label = self.source[key.index]
         sample = {"images": self.transform(image, self._generator(key, _TRANSFORM_STREAM))}
-        for name, draw in self.fields.items():
-            sample[name] = draw(self._generator(key, _FIELD_STREAM))
+        for field in self.fields:
+            sample[field.name] = field(self._generator(key, _FIELD_STREAM))
         if self.labels:
             sample["labels"] = np.int64(label)
         return sample

@@ -44,7 +44,7 @@ def resolve(args: argparse.Namespace) -> DictConfig:
         raise config.ConfigError(f"model: {error}") from None
     for split in ("train", "test"):
         if cfg.dataloader.get(split) is not None:
-            cfg.dataloader[split].dataset.fields.noise.num_patches = rows * columns
+            cfg.dataloader[split].dataset.fields[0].num_patches = rows * columns
     return cfg
 
 

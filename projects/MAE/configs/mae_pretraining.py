@@ -71,7 +71,7 @@ def _split(roots, transforms):
             source=LazyCall(ImageFolder)(roots=roots, mode="${data.mode}"),
             transform=LazyCall(Compose)(transforms=transforms + [_to_array]),
             # num_patches follows from the model.
-            fields=dict(noise=LazyCall(MaskingNoise)(num_patches=None)),
+            fields=[LazyCall(MaskingNoise)(num_patches=None)],
         ),
         # Worker processes per rank; unset: the machine's cores shared by its ranks.
         num_workers=None,

@@ -14,6 +14,8 @@ class MaskingNoise:
     (seed, epoch, sample index) and on nothing else.
     """
 
+    name = "noise"
+
     def __init__(self, num_patches: int):
         self.num_patches = num_patches
 
