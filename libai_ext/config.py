@@ -1,10 +1,11 @@
 """Lazy configs: load, share, override, dump. LiBai's LazyConfig with safe YAML and strict keys."""
+
 from __future__ import annotations
 
 import copy
 import difflib
 from pathlib import Path
-from typing import Iterable, List
+from typing import Iterable
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -73,7 +74,7 @@ def override(cfg: DictConfig, assignments: Iterable[str]) -> DictConfig:
     return cfg
 
 
-def keys_of(cfg, prefix: str = "") -> List[str]:
+def keys_of(cfg, prefix: str = "") -> list[str]:
     """All dotted keys of a config, inner nodes and list positions included."""
     if isinstance(cfg, ListConfig):
         names = range(len(cfg))
@@ -89,7 +90,7 @@ def keys_of(cfg, prefix: str = "") -> List[str]:
     return keys
 
 
-def _nearest(key: str, known: List[str]) -> str:
+def _nearest(key: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
     candidates = same_name[:1] or close

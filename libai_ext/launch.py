@@ -4,6 +4,7 @@
 ``oneflow.distributed.launch`` does, and keeps its promises: when a rank fails the others are
 ended, when the launcher is told to stop or is killed nothing stays behind.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,13 +15,12 @@ import socket
 import subprocess
 import sys
 import time
-from typing import List, Optional
 
 GRACE_SECONDS = 15
 _PR_SET_PDEATHSIG = 1
 
 
-def main(argv: Optional[List[str]] = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Run the job; returns the exit status of the first rank that failed, else 0."""
     args = _parse(argv)
     return Job(args).run()
@@ -49,8 +49,8 @@ class Job:
 
     def __init__(self, args: argparse.Namespace):
         self.args = args
-        self.ranks: List[subprocess.Popen] = []
-        self.stop_signal: Optional[int] = None
+        self.ranks: list[subprocess.Popen] = []
+        self.stop_signal: int | None = None
 
     def run(self) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):

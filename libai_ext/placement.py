@@ -1,4 +1,5 @@
 """Where tensors live and how randomness starts: device, ranks, seeds."""
+
 from __future__ import annotations
 
 import os

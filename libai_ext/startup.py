@@ -2,6 +2,7 @@
 
 Entry points call :func:`start` before they import anything that imports OneFlow.
 """
+
 from __future__ import annotations
 
 import contextlib

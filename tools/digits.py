@@ -4,6 +4,7 @@
 
 Every third image goes to ``test``, the others to ``train``.
 """
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,5 @@
 """Static graph (``graph.enabled``) or eager execution."""
+
 from libai.config import LazyCall
 from omegaconf import DictConfig
 

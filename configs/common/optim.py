@@ -1,4 +1,5 @@
 """AdamW without decay on biases and 1-D parameters. lr follows from train.base_lr when unset."""
+
 import oneflow as flow
 from libai.config import LazyCall
 

@@ -1,4 +1,5 @@
 """Keys of every run. Durations: give iterations or epochs; iterations win where both are set."""
+
 from libai.config import LazyCall
 from omegaconf import DictConfig
 

@@ -4,13 +4,13 @@ A checkpoint is a directory of ``flow.save`` files (``model``, optimizer and sch
 ``progress.json``. It is written under a temporary name and renamed when complete; the file
 ``last_checkpoint`` names the latest one and moves only after that.
 """
+
 from __future__ import annotations
 
 import json
 import os
 import shutil
 from pathlib import Path
-from typing import Optional
 
 import oneflow as flow
 from libai.utils import distributed as dist
@@ -55,7 +55,7 @@ class Checkpointer(LiBaiCheckpointer):
         _flush(partial)
         os.replace(partial, pointer)
 
-    def progress(self) -> Optional[dict]:
+    def progress(self) -> dict | None:
         """``progress.json`` of the latest checkpoint, None when there is no checkpoint."""
         if not self.has_checkpoint():
             return None

@@ -4,6 +4,7 @@ Symptom: without a GPU, the first logged loss ends the process
 (``tton(loss, ranks=[0])`` asks for ``flow.placement("cuda", [0])``).
 Affected: LiBai 0.1.1. Retire when ``ttol`` takes the device type from its tensor.
 """
+
 from __future__ import annotations
 
 import oneflow as flow

@@ -4,6 +4,7 @@ Symptom: ``flow._C.layer_norm_affine`` on CPU ends the process with a fatal "TOD
 ``LayerNorm(elementwise_affine=False)`` reads attributes that do not exist.
 Affected: OneFlow 0.9.0, LiBai 0.1.1. Retire when OneFlow normalises layers on CPU.
 """
+
 from __future__ import annotations
 
 import oneflow as flow

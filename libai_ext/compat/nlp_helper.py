@@ -4,6 +4,7 @@ Symptom: ``default_setup`` ends the process with "Making C++ dataset helpers mod
 Affected: LiBai 0.1.1 as installed by pip, which has built the helper already.
 Retire when ``compile_helper`` looks for the built module first.
 """
+
 from __future__ import annotations
 
 import importlib.util

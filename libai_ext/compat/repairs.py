@@ -1,4 +1,5 @@
 """The list of repairs, applied once per process by :func:`libai_ext.startup.start`."""
+
 from __future__ import annotations
 
 from libai_ext.compat import gather, layer_norm, nlp_helper

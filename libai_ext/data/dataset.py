@@ -1,4 +1,5 @@
 """From a source of images to samples whose randomness is keyed by (seed, epoch, index)."""
+
 from __future__ import annotations
 
 from typing import Callable, Sequence

@@ -1,9 +1,10 @@
 """Images in folders: one class a sub-folder, one or several roots read as one data set."""
+
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import List, Sequence, Tuple
+from typing import Sequence
 
 from PIL import Image, UnidentifiedImageError
 
@@ -33,7 +34,7 @@ class ImageFolder:
         self.mode = mode
         if not self.roots:
             raise DataError("no data folder is given: set data.train to a list of folders")
-        found: List[Tuple[str, str]] = []
+        found: list[tuple[str, str]] = []
         for root in self.roots:
             found += _scan(root)
         self.classes = sorted({name for name, _ in found})
@@ -43,7 +44,7 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """The decoded image and its class number.
 
         Raises:
@@ -57,7 +58,7 @@ class ImageFolder:
             raise DataError(f"cannot read image {path}: {error}") from error
 
 
-def _scan(root: str) -> List[Tuple[str, str]]:
+def _scan(root: str) -> list[tuple[str, str]]:
     """(class name, path) of each image under a root, sorted."""
     if not Path(root).is_dir():
         raise DataError(f"data folder {root} does not exist (set data.train, data.test)")

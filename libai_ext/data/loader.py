@@ -1,8 +1,8 @@
 """Data loaders: OneFlow's worker processes around the project's sampling order."""
+
 from __future__ import annotations
 
 import os
-from typing import Optional
 
 from oneflow.utils.data import DataLoader
 
@@ -17,12 +17,10 @@ def build_train_loader(
     data_parallel_size: int,
     micro_steps: int,
     start_iter: int,
-    num_workers: Optional[int] = None,
+    num_workers: int | None = None,
 ) -> DataLoader:
     """Endless loader of this rank's share, from iteration ``start_iter`` on."""
-    sampler = TrainSampler(
-        order, data_parallel_rank(), data_parallel_size, start_iter, micro_steps
-    )
+    sampler = TrainSampler(order, data_parallel_rank(), data_parallel_size, start_iter, micro_steps)
     return _loader(dataset, sampler, num_workers)
 
 
@@ -34,12 +32,10 @@ def build_eval_loader(
     return _loader(dataset, sampler, num_workers)
 
 
-def _loader(dataset, sampler, num_workers: Optional[int]) -> DataLoader:
+def _loader(dataset, sampler, num_workers: int | None) -> DataLoader:
     if num_workers is None:
         num_workers = default_workers()
-    return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate
-    )
+    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate)
 
 
 def default_workers() -> int:

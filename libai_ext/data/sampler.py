@@ -1,7 +1,8 @@
 """The order of samples: one global stream, cut into batches, whatever the number of processes."""
+
 from __future__ import annotations
 
-from typing import Iterator, List, NamedTuple
+from typing import Iterator, NamedTuple
 
 import numpy as np
 
@@ -30,7 +31,9 @@ class GlobalOrder:
 
     def __init__(self, num_samples: int, global_batch: int, seed: int, remainder: str = "carry"):
         if remainder not in REMAINDERS:
-            raise ValueError(f"train.epoch_remainder must be one of {REMAINDERS}, not {remainder!r}")
+            raise ValueError(
+                f"train.epoch_remainder must be one of {REMAINDERS}, not {remainder!r}"
+            )
         if num_samples < 1:
             raise ValueError("the data set is empty")
         if remainder == "drop" and num_samples < global_batch:
@@ -50,7 +53,7 @@ class GlobalOrder:
         """Optimizer steps that ``epochs`` take, rounded up."""
         return int(np.ceil(epochs * self.epoch_length / self.global_batch))
 
-    def batch(self, iteration: int) -> List[SampleKey]:
+    def batch(self, iteration: int) -> list[SampleKey]:
         """The global batch of an iteration, in order."""
         start = iteration * self.global_batch
         return [self._key(position) for position in range(start, start + self.global_batch)]
@@ -80,7 +83,7 @@ class TrainSampler:
         self.first = rank * self.share
         self.micro_batch = self.share // micro_steps
 
-    def __iter__(self) -> Iterator[List[SampleKey]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         iteration = self.start_iter
         while True:
             keys = self.order.batch(iteration)
@@ -109,7 +112,7 @@ class EvalSampler:
         """Rows of global batch number ``batch`` that are no filling."""
         return min(self.global_batch, self.num_samples - batch * self.global_batch)
 
-    def __iter__(self) -> Iterator[List[SampleKey]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         for batch in range(len(self)):
             first = batch * self.global_batch + self.rank * self.micro_batch
             positions = range(first, first + self.micro_batch)

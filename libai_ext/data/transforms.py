@@ -2,6 +2,7 @@
 
 Geometry follows torchvision's operators of the same names.
 """
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """Values that follow from others: computed once, after all overrides."""
+
 from __future__ import annotations
 
 import os

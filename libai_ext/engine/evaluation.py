@@ -1,8 +1,9 @@
 """Evaluation over every sample exactly once, on any number of processes."""
+
 from __future__ import annotations
 
 from itertools import islice
-from typing import Callable, Dict, Optional
+from typing import Callable
 
 import numpy as np
 import oneflow as flow
@@ -11,8 +12,8 @@ from libai.utils import distributed as dist
 
 
 def evaluate(
-    model, loader, get_batch: Callable, evaluator, max_batches: Optional[int] = None
-) -> Dict[str, float]:
+    model, loader, get_batch: Callable, evaluator, max_batches: int | None = None
+) -> dict[str, float]:
     """Run ``model`` (module or graph) over ``loader`` and let ``evaluator`` sum up.
 
     LiBai's loop pads the last batch per rank, which pairs labels with the wrong outputs; here
@@ -57,7 +58,7 @@ class MeanOf:
         for name, output in self.names.items():
             self.values[name].append(outputs[output])
 
-    def results(self) -> Dict[str, float]:
+    def results(self) -> dict[str, float]:
         return {
             name: float(np.concatenate(values).astype(np.float64).mean())
             for name, values in self.values.items()

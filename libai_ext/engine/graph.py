@@ -1,4 +1,5 @@
 """LiBai's static graph, repaired for OneFlow 0.9.0."""
+
 from __future__ import annotations
 
 import oneflow.framework.config_util as config_util

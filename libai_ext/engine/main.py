@@ -1,4 +1,5 @@
 """The command line of a training program: options, errors, exit status."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,10 +1,10 @@
 """What happens between a resolved config and a trainer: folders, logs, ranks, summary."""
+
 from __future__ import annotations
 
 import logging
 import os
 from pathlib import Path
-from typing import Dict
 
 import oneflow as flow
 from libai.utils import distributed as dist
@@ -40,7 +40,7 @@ def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
         Path(train.output_dir, "config.yaml").write_text(dump(cfg))
 
 
-def summary(trainer) -> Dict[str, str]:
+def summary(trainer) -> dict[str, str]:
     """What a run will do, as (heading, text) in the order to be shown."""
     cfg, train = trainer.cfg, trainer.cfg.train
     layout = train.dist
@@ -49,8 +49,7 @@ def summary(trainer) -> Dict[str, str]:
     mode = "graph" if cfg.graph.enabled else "eager"
     return {
         "samples": f"{len(trainer.dataset):,}",
-        "iterations": f"{trainer.max_iter:,} ({epochs:.4g} epochs), "
-        f"warm-up {train.warmup_iter:,}",
+        "iterations": f"{trainer.max_iter:,} ({epochs:.4g} epochs), warm-up {train.warmup_iter:,}",
         "effective batch": f"{train.global_batch_size} = micro {train.train_micro_batch_size} x "
         f"accumulation {train.num_accumulation_steps} x data parallel "
         f"{layout.data_parallel_size}",

@@ -1,4 +1,5 @@
 """LiBai's trainer on this project's data order, checkpoints and writers."""
+
 from __future__ import annotations
 
 import logging
@@ -6,7 +7,6 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Dict, Optional
 
 from libai.config import instantiate
 from libai.engine import hooks
@@ -158,7 +158,7 @@ class Trainer(DefaultTrainer):
 
     def _eager_step(self):
         steps = self.cfg.train.num_accumulation_steps
-        total: Dict = {}
+        total: dict = {}
         data_time = 0.0
         for _ in range(steps):
             batch, waited = self._next_batch()
@@ -192,7 +192,7 @@ class Trainer(DefaultTrainer):
         """What to measure in :meth:`test`; a task's trainer says."""
         raise NotImplementedError(f"{type(self).__name__} does not evaluate")
 
-    def test(self, max_batches: Optional[int] = None) -> Dict[str, float]:
+    def test(self, max_batches: int | None = None) -> dict[str, float]:
         """Evaluate on ``dataloader.test``; results on rank 0, an empty dict elsewhere."""
         train = self.cfg.train
         loader = build_eval_loader(

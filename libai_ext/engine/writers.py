@@ -1,4 +1,5 @@
 """Where a run's numbers go: terminal, metrics.jsonl, TensorBoard."""
+
 from __future__ import annotations
 
 import datetime
@@ -7,7 +8,6 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Dict, Optional
 
 from libai.engine.trainer import HookBase
 from libai.utils.events import EventStorage, EventWriter, get_event_storage
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _INTERNAL = ("eta_seconds",)
 
 
-def latest_scalars(storage: EventStorage) -> Dict[str, float]:
+def latest_scalars(storage: EventStorage) -> dict[str, float]:
     """Scalars of the iteration just done, by name; losses are LiBai's ``total_loss``."""
     done = storage.iter
     return {
@@ -80,7 +80,7 @@ class Progress(HookBase):
     def __init__(self, period: int, samples_per_iter: int):
         self.period = period
         self.samples_per_iter = samples_per_iter
-        self.bar: Optional[tqdm] = None
+        self.bar: tqdm | None = None
 
     def before_train(self) -> None:
         if sys.stderr.isatty():

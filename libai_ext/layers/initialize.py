@@ -1,4 +1,5 @@
 """Initial weights that do not depend on the parallel layout."""
+
 from __future__ import annotations
 
 import zlib

@@ -1,7 +1,6 @@
 """Images to patch tokens and back. B batch, C channels, H x W pixels, p patch, L patches."""
-from __future__ import annotations
 
-from typing import Tuple
+from __future__ import annotations
 
 import oneflow as flow
 from oneflow import nn
@@ -10,7 +9,7 @@ from libai_ext.layers.initialize import no_init
 from libai_ext.placement import broadcast_sbp, layer_placement
 
 
-def grid_of(img_size, patch_size: int) -> Tuple[int, int]:
+def grid_of(img_size, patch_size: int) -> tuple[int, int]:
     """Patch grid (rows, columns) of an image of ``img_size`` = (H, W).
 
     Raises:

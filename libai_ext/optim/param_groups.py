@@ -1,12 +1,11 @@
 """Which parameters are decayed."""
-from __future__ import annotations
 
-from typing import Dict, List
+from __future__ import annotations
 
 from oneflow import nn
 
 
-def decay_matrices_only(model: nn.Module, weight_decay: float) -> List[Dict]:
+def decay_matrices_only(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups, as timm's and the official MAE's optimizer: parameters of one dimension
     (biases, normalisation scales) undecayed, all others decayed, tokens included."""
     groups = [

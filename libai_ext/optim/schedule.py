@@ -1,4 +1,5 @@
 """Learning-rate schedules that run in ``nn.Graph`` and in eager mode alike."""
+
 from __future__ import annotations
 
 import oneflow as flow
@@ -17,9 +18,7 @@ def warmup_cosine(
 
     A warm-up that is no shorter than the run climbs to the end and never decays.
     """
-    cosine = CosineAnnealingLR(
-        optimizer, T_max=max(1, max_iter - warmup_iter), eta_min=min_lr
-    )
+    cosine = CosineAnnealingLR(optimizer, T_max=max(1, max_iter - warmup_iter), eta_min=min_lr)
     if warmup_iter == 0:
         return cosine
     # Without warmup_prefix OneFlow joins the two pieces at the cosine's value at warmup_iter.

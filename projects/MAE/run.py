@@ -1,4 +1,5 @@
 """One run of the command line, from config to exit."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,7 +1,8 @@
 """Train and evaluate masked autoencoders: the one entry point.
 
-    bash tools/train.sh projects/MAE/train_net.py CONFIG N [--resume] [--eval-only] [key=value ...]
+bash tools/train.sh projects/MAE/train_net.py CONFIG N [--resume] [--eval-only] [key=value ...]
 """
+
 from libai_ext.engine import main as entry
 from libai_ext.startup import start
 

@@ -4,11 +4,12 @@
 
 Minutes on two CPU cores. The images are 8 x 8 pixels, shown to the model at 32 x 32.
 """
+
 from libai.config import LazyCall
 
 from libai_ext.data.transforms import Resize
 
-from .mae_pretraining import data, dataloader, graph, model, optim, train
+from .mae_pretraining import data, dataloader, model, train
 
 model.arch = "mae_vit_digits"
 model.in_chans = 1

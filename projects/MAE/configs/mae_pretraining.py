@@ -7,6 +7,7 @@
 Published with this recipe and 1600 epochs, after fine-tuning: ViT-B 83.6, ViT-L 85.9, ViT-H 86.9
 top-1. Other sizes: model.arch=mae_vit_large_patch16 and so on.
 """
+
 from libai.config import LazyCall
 from omegaconf import DictConfig
 

@@ -1,8 +1,9 @@
 """The published sizes and the factory that configs call."""
+
 from __future__ import annotations
 
 import difflib
-from typing import Optional, Sequence
+from typing import Sequence
 
 from omegaconf import DictConfig
 
@@ -38,7 +39,7 @@ ARCHS = {
 
 def build_mae(
     arch: str,
-    img_size: Optional[Sequence[int]] = None,
+    img_size: Sequence[int] | None = None,
     in_chans: int = 3,
     mask_ratio: float = 0.75,
     norm_pix_loss: bool = False,

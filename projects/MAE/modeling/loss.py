@@ -1,4 +1,5 @@
 """The pre-training loss (MAE, section 3, "Reconstruction target"). L patches, P = p*p*C."""
+
 from __future__ import annotations
 
 import oneflow as flow

@@ -2,9 +2,8 @@
 
 B batch, C channels, H x W pixels, p patch, L patches, K kept, D encoder and E decoder width.
 """
-from __future__ import annotations
 
-from typing import Dict, Optional, Tuple
+from __future__ import annotations
 
 import oneflow as flow
 from libai.config import configurable
@@ -39,7 +38,7 @@ class MaskedAutoencoder(nn.Module):
     @configurable
     def __init__(
         self,
-        img_size: Tuple[int, int],
+        img_size: tuple[int, int],
         patch_size: int,
         in_chans: int,
         embed_dim: int,
@@ -96,8 +95,8 @@ class MaskedAutoencoder(nn.Module):
         return dict(cfg)
 
     def forward(
-        self, images: flow.Tensor, noise: Optional[flow.Tensor] = None
-    ) -> Dict[str, flow.Tensor]:
+        self, images: flow.Tensor, noise: flow.Tensor | None = None
+    ) -> dict[str, flow.Tensor]:
         """One pass over a batch.
 
         Args:
@@ -127,7 +126,7 @@ class MaskedAutoencoder(nn.Module):
 
     def encode(
         self, images: flow.Tensor, noise: flow.Tensor
-    ) -> Tuple[flow.Tensor, flow.Tensor, flow.Tensor]:
+    ) -> tuple[flow.Tensor, flow.Tensor, flow.Tensor]:
         """Latent [B, 1 + K, D] of the class token and the visible patches, mask [B, L] and
         ids_restore [B, L]."""
         ids_keep, ids_restore, mask = random_masking(noise, self.keep)

@@ -1,7 +1,6 @@
 """Random masking (MAE, section 3). B batch, L patches, K kept patches, D width."""
-from __future__ import annotations
 
-from typing import Tuple
+from __future__ import annotations
 
 import numpy as np
 import oneflow as flow
@@ -28,9 +27,7 @@ def num_kept(num_patches: int, mask_ratio: float) -> int:
     return int(num_patches * (1 - mask_ratio))
 
 
-def random_masking(
-    noise: flow.Tensor, keep: int
-) -> Tuple[flow.Tensor, flow.Tensor, flow.Tensor]:
+def random_masking(noise: flow.Tensor, keep: int) -> tuple[flow.Tensor, flow.Tensor, flow.Tensor]:
     """Shuffle by noise.
 
     Args:

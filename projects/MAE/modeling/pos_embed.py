@@ -1,12 +1,11 @@
 """Fixed 2-D sine-cosine position tables (MAE, appendix A.1; the official code's layout)."""
-from __future__ import annotations
 
-from typing import Tuple
+from __future__ import annotations
 
 import numpy as np
 
 
-def sincos_pos_embed(grid: Tuple[int, int], dim: int) -> np.ndarray:
+def sincos_pos_embed(grid: tuple[int, int], dim: int) -> np.ndarray:
     """Position table of a patch grid with a zero row for the class token.
 
     Half of the channels encode the column, then half the row, each as sines then cosines of
