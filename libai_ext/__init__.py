@@ -1,0 +1,1 @@
+"""What extends or repairs LiBai; knows nothing of MAE."""
