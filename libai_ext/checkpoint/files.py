@@ -1,18 +1,19 @@
-"""Opening files as memory maps, and replacing files atomically."""
+"""Opening files as memory maps, and replacing files and folders atomically."""
 
 from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import stat
 import tempfile
 from contextlib import contextmanager
-from typing import BinaryIO, Iterator
+from typing import Iterator
 
 from libai_ext.checkpoint.errors import CheckpointError
 
 
-def map_file(path: str) -> mmap.mmap:
+def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
     """Map a regular file for reading; the map lives as long as an array that views it.
 
     Raises:
@@ -21,21 +22,20 @@ def map_file(path: str) -> mmap.mmap:
     try:
         # Without O_NONBLOCK, opening a named pipe waits for a writer that may never come.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path}: not a regular file")
+            raise CheckpointError(f"{os.fspath(path)}: not a regular file")
         if status.st_size == 0:
-            raise CheckpointError(f"{path}: the file is empty")
+            raise CheckpointError(f"{os.fspath(path)}: the file is empty")
         return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
     finally:
         os.close(descriptor)
 
 
-def sync_directory(path: str) -> None:
-    """Make renames inside the directory `path` survive a power failure."""
+def _sync(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -43,29 +43,63 @@ def sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def atomic_write(path: str) -> Iterator[BinaryIO]:
-    """Open a new file that takes the name `path` only when it is complete and on disk.
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
-    Until then, and after any error, what was at `path` before stays as it was.
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give the name of a temporary file that becomes `path` when the block has succeeded.
+
+    A crash or an error leaves what was at `path` before as it was.
+
+    Raises:
+        CheckpointError: the file cannot be written.
     """
-    folder = os.path.dirname(os.path.abspath(path))
+    path = os.path.abspath(path)
+    folder = os.path.dirname(path)
+    temporary = ""
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=folder)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot write: {error.strerror}") from None
-    try:
-        with open(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would hide the file from the group
+        os.close(descriptor)
+        yield temporary
+        # What mkstemp and some libraries create, only its owner may read.
+        os.chmod(temporary, 0o666 & ~_umask())
+        _sync(temporary)
         os.replace(temporary, path)
-        sync_directory(folder)
+        _sync(folder)
     except BaseException as error:
-        os.unlink(temporary)
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
         if isinstance(error, OSError):
-            raise CheckpointError(f"{path}: cannot write: {error.strerror}") from None
+            raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
+        raise
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give the name of a temporary folder that becomes `path` when the block has succeeded.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or `path` exists and is not empty.
+    """
+    path = os.path.abspath(path)
+    parent = os.path.dirname(path)
+    temporary = ""
+    try:
+        temporary = tempfile.mkdtemp(prefix=os.path.basename(path) + ".", dir=parent)
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _sync(os.path.join(folder, name))
+            _sync(folder)
+        os.rename(temporary, path)  # replaces an empty folder, refuses any other
+        _sync(parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
         raise

@@ -6,8 +6,12 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Callable, Tuple
 
+from libai_ext.checkpoint.errors import CheckpointError
+
 if TYPE_CHECKING:
     from libai_ext.checkpoint.pickle_reader import PickleReader
+
+MAX_NESTING = 64
 
 Constructor = Callable[["PickleReader", Tuple[Any, ...]], Any]
 
@@ -64,3 +68,32 @@ PLAIN_CONSTRUCTORS: dict[tuple[str, str], Constructor] = {
     ("collections", "OrderedDict"): ordered_dict,
     ("_codecs", "encode"): encode,
 }
+
+
+def map_leaves(tree: Any, convert: Callable[[Any], Any]) -> Any:
+    """Rebuild nested containers with every leaf converted, each object once.
+
+    What the tree shares stays shared. A `Placeholder` is a leaf.
+
+    Raises:
+        CheckpointError: containers hold themselves, or are nested too deep for a checkpoint.
+    """
+    built: dict[int, Any] = {}
+
+    def build(node: Any, depth: int) -> Any:
+        if id(node) in built:
+            return built[id(node)]
+        if depth > MAX_NESTING:
+            raise CheckpointError(f"containers are nested more than {MAX_NESTING} deep")
+        if isinstance(node, dict):
+            result = type(node)()
+            for key, value in node.items():
+                result[key] = build(value, depth + 1)
+        elif isinstance(node, (list, tuple)):
+            result = type(node)(build(item, depth + 1) for item in node)
+        else:
+            result = convert(node)
+        built[id(node)] = result
+        return result
+
+    return build(tree, 0)

@@ -17,6 +17,7 @@ from typing import Any
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.files import map_file
 from libai_ext.checkpoint.pickle_reader import PickleReader
+from libai_ext.checkpoint.plain import map_leaves
 from libai_ext.checkpoint.tensors import TensorInfo
 from libai_ext.checkpoint.torch_objects import TORCH_CONSTRUCTORS, Storages
 from libai_ext.checkpoint.zip_reader import LOCAL_SIGNATURE, ZipReader
@@ -24,7 +25,7 @@ from libai_ext.checkpoint.zip_reader import LOCAL_SIGNATURE, ZipReader
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 PICKLE_SIGNATURE = 0x80
-MAX_NESTING = 64
+MAX_PICKLE = 64 << 20  # tensors are outside it; a ViT-H with its optimizer state takes 1 MB
 
 
 def inspect(path: str | os.PathLike[str]) -> Any:
@@ -58,7 +59,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     """
     tree = inspect(path)
     try:
-        return _Materializer().build(tree, 0)
+        return map_leaves(tree, lambda leaf: leaf.array() if type(leaf) is TensorInfo else leaf)
     except CheckpointError as error:
         raise CheckpointError(f"{os.fspath(path)}: {error}") from None
 
@@ -74,6 +75,8 @@ def _open_zip(data: mmap.mmap) -> Any:
     if folder + "byteorder" in archive.entries:
         if bytes(archive.read(folder + "byteorder")) != b"little":
             raise CheckpointError("written on a big-endian machine, which is not supported")
+    if archive.entries[pickles[0]].size > MAX_PICKLE:
+        raise CheckpointError(f"its pickle is larger than {MAX_PICKLE:,} bytes")
     storages = Storages()
     pickle = bytes(archive.read(pickles[0]))
     tree = PickleReader(pickle, 0, TORCH_CONSTRUCTORS, storages.persistent_load).load()
@@ -81,7 +84,7 @@ def _open_zip(data: mmap.mmap) -> Any:
         name = f"{folder}data/{key}"
         entry = archive.entries.get(name)
         if entry is None or entry.size != storage.nbytes:
-            raise CheckpointError(f"the archive has no {name!r} of {storage.nbytes} bytes")
+            raise CheckpointError(f"the archive has no {name!r:.80} of {storage.nbytes} bytes")
         storage.fetch = lambda name=name: archive.read(name)
     return tree
 
@@ -107,7 +110,9 @@ def _open_legacy(data: mmap.mmap) -> Any:
     storages = Storages()
     tree = next_pickle(constructors=TORCH_CONSTRUCTORS, persistent_load=storages.persistent_load)
     keys = next_pickle()
-    if type(keys) is not list or sorted(map(str, keys)) != sorted(storages.by_key):
+    if type(keys) is not list or any(type(key) is not str for key in keys):
+        raise CheckpointError("the list of storages is not a list of names")
+    if sorted(keys) != sorted(storages.by_key):
         raise CheckpointError("the list of storages does not name those that the tensors use")
     view = memoryview(data)
     for key in keys:
@@ -116,31 +121,6 @@ def _open_legacy(data: mmap.mmap) -> Any:
         start = position + 8
         position = start + storage.nbytes
         if numel != storage.numel or position > len(data):
-            raise CheckpointError(f"the file is cut short in storage {key!r}")
+            raise CheckpointError(f"the file is cut short in storage {key!r:.80}")
         storage.fetch = lambda start=start, end=position: view[start:end]
     return tree
-
-
-class _Materializer:
-    """Replaces every `TensorInfo` in plain containers by its array, each object once."""
-
-    def __init__(self) -> None:
-        self._built: dict[int, Any] = {}
-
-    def build(self, node: Any, depth: int) -> Any:
-        """The same tree with arrays; what the file shares stays shared."""
-        if type(node) is TensorInfo:
-            return node.array()
-        if not isinstance(node, (dict, list, tuple)):
-            return node
-        if depth > MAX_NESTING:
-            raise CheckpointError(f"containers are nested more than {MAX_NESTING} deep")
-        if id(node) not in self._built:
-            if isinstance(node, dict):
-                result: Any = type(node)()
-                for key, value in node.items():
-                    result[key] = self.build(value, depth + 1)
-            else:
-                result = type(node)(self.build(item, depth + 1) for item in node)
-            self._built[id(node)] = result
-        return self._built[id(node)]

@@ -71,12 +71,12 @@ class Storages:
         if identifier[0] == "module":  # legacy: a class with its source code
             return identifier[1] if type(identifier[1]) is Placeholder else Placeholder("", "")
         if identifier[0] != "storage" or len(identifier) not in (5, 6):
-            raise CheckpointError(f"a persistent id of unknown kind {identifier[0]!r:.40}")
+            raise CheckpointError("a persistent id that is not a storage's")
         _, kind, key, _, numel, *view = identifier
-        if type(kind) is not Placeholder or kind.name not in STORAGE_TYPES:
-            raise CheckpointError(
-                f"storages of type {getattr(kind, 'name', kind)!r:.80} are not read"
-            )
+        if type(kind) is not Placeholder:
+            raise CheckpointError("a storage has no type")
+        if kind.name not in STORAGE_TYPES:
+            raise CheckpointError(f"storages of type {kind.name!r:.80} are not read")
         if type(key) is not str or type(numel) is not int or not 0 <= numel < 2**48:
             raise CheckpointError("a storage is not described by a text key and a size")
         if view not in ([], [None]):
@@ -84,5 +84,5 @@ class Storages:
         dtype = STORAGE_TYPES[kind.name]
         storage = self.by_key.setdefault(key, Storage(key, dtype, numel))
         if (storage.dtype, storage.numel) != (dtype, numel):
-            raise CheckpointError(f"storage {key!r} is described in two ways")
+            raise CheckpointError(f"storage {key!r:.80} is described in two ways")
         return storage

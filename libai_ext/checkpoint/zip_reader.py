@@ -65,8 +65,11 @@ class ZipReader:
             for entry in self._central_directory():
                 _check_name(entry.name)
                 if entry.name in self.entries:
-                    raise CheckpointError(f"the archive has two entries named {entry.name!r}")
+                    raise CheckpointError(f"the archive has two entries named {entry.name!r:.80}")
                 self.entries[entry.name] = entry
+            # Entries that overlap can multiply a file without any compression.
+            if sum(entry.compressed_size for entry in self.entries.values()) > len(data):
+                raise CheckpointError("the zip entries are larger than the file")
         except (struct.error, UnicodeDecodeError):
             raise CheckpointError("the zip directory is damaged") from None
 
@@ -74,18 +77,18 @@ class ZipReader:
         """The bytes of an entry, checked against its checksum: a view where it is stored."""
         entry = self.entries.get(name)
         if entry is None:
-            raise CheckpointError(f"the archive has no entry {name!r}")
+            raise CheckpointError(f"the archive has no entry {name!r:.80}")
         try:
             content = self._content(entry)
         except (struct.error, UnicodeDecodeError, zlib.error):
-            raise CheckpointError(f"the zip entry {name!r} is damaged") from None
+            raise CheckpointError(f"the zip entry {name!r:.80} is damaged") from None
         if len(content) != entry.size:
             raise CheckpointError(
-                f"the zip entry {name!r} has {len(content)} bytes, its directory says {entry.size}"
+                f"the zip entry {name!r:.80} has {len(content)} bytes, not {entry.size}"
             )
         # 0 is what torch.serialization.set_crc32_options(False) leaves.
         if entry.crc not in (0, zlib.crc32(content)):
-            raise CheckpointError(f"the zip entry {name!r} does not match its checksum")
+            raise CheckpointError(f"the zip entry {name!r:.80} does not match its checksum")
         return content
 
     def _content(self, entry: Entry) -> bytes | memoryview:
@@ -95,18 +98,18 @@ class ZipReader:
         name_start = entry.header_offset + LOCAL.size
         name = self._data[name_start : name_start + name_length].decode("utf-8")
         if signature != LOCAL_SIGNATURE or name != entry.name or method != entry.method:
-            raise CheckpointError(f"the zip entry {entry.name!r} contradicts the directory")
+            raise CheckpointError(f"the zip entry {entry.name!r:.80} contradicts the directory")
         if flags & ENCRYPTED:
-            raise CheckpointError(f"the zip entry {entry.name!r} is encrypted")
+            raise CheckpointError(f"the zip entry {entry.name!r:.80} is encrypted")
         start = name_start + name_length + extra_length
         packed = self._view[start : start + entry.compressed_size]
         if entry.method == STORED:
             return packed
         if entry.method != DEFLATED:
-            raise CheckpointError(f"the zip entry {entry.name!r} has method {entry.method}")
+            raise CheckpointError(f"the zip entry {entry.name!r:.80} has method {entry.method}")
         if entry.size > self._inflatable:
             raise CheckpointError(
-                f"the zip entry {entry.name!r} would inflate to {entry.size:,} bytes"
+                f"the zip entry {entry.name!r:.80} would inflate to {entry.size:,} bytes"
             )
         self._inflatable -= entry.size
         # One byte more than announced shows an entry that lies about its size.
@@ -151,7 +154,7 @@ class ZipReader:
 
 def _check_name(name: str) -> None:
     if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):
-        raise CheckpointError(f"the archive has an entry with the path {name!r}")
+        raise CheckpointError(f"the archive has an entry with the path {name!r:.80}")
 
 
 def _zip64_sizes(extra: bytes, sizes: list[int]) -> list[int]:
