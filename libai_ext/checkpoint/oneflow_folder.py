@@ -126,9 +126,8 @@ def save(tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
             dimensions = "".join(f"  dim: {dimension}\n" for dimension in array.shape)
             with open(os.path.join(model, folder, "meta"), "w") as file:
                 file.write(f"shape {{\n{dimensions}}}\ndata_type: {kind}\n")
-            items += (
-                _text(name) + b"coneflow\nTensor\n)\x81}" + _text("path") + _text(folder) + b"sb"
-            )
+            state = b"}" + text("path") + text(folder) + b"s"
+            items += text(name) + global_name("oneflow", "Tensor") + b")\x81" + state + b"b"
         with open(os.path.join(model, PICKLE), "wb") as file:
             version = text("protocol_version") + integer(PROTOCOL_VERSION)
             file.write(PROTOCOL + b"}(" + version + text("data") + b"}(" + items + b"uu.")

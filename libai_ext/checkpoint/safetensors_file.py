@@ -54,10 +54,9 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        if entry["dtype"] not in DTYPES:
-            raise CheckpointError(
-                f"{path}: {name} has the type {entry['dtype']}, which is not read"
-            )
+        dtype = DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise CheckpointError(f"{path}: {name} has the type {entry['dtype']}: it is not read")
         shape = tuple(entry["shape"])
         start, end = (header_end + offset for offset in entry["data_offsets"])
         storage = Storage(name, dtype, 1)
