@@ -18,7 +18,7 @@ import numpy as np
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.files import atomic_folder, map_file
 from libai_ext.checkpoint.pickle_reader import PickleReader
-from libai_ext.checkpoint.pickle_writer import PROTOCOL, integer, text
+from libai_ext.checkpoint.pickle_writer import PROTOCOL, global_name, integer, text
 from libai_ext.checkpoint.plain import Placeholder, map_leaves
 from libai_ext.checkpoint.tensors import NUMPY_TYPES, Storage, TensorInfo, contiguous
 
