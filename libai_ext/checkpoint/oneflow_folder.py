@@ -116,7 +116,7 @@ def save(tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
         os.mkdir(model)
         items = b""
         for index, (name, array) in enumerate(tensors.items()):
-            array = np.ascontiguousarray(array)
+            array = np.asarray(array, order="C")
             kind = META_NAMES.get(array.dtype)
             if kind is None:
                 raise CheckpointError(f"{os.fspath(path)}: {name} has the type {array.dtype}")

@@ -85,7 +85,7 @@ def save(tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
     with atomic_file(path) as temporary:
         try:
             save_file(
-                {name: np.ascontiguousarray(array) for name, array in tensors.items()},
+                {name: np.asarray(array, order="C") for name, array in tensors.items()},
                 temporary,
                 metadata={"format": "pt"},
             )

@@ -63,7 +63,7 @@ def save(tree: dict[str, Any], path: str | os.PathLike[str]) -> None:
 
 
 def _little_endian_bytes(array: np.ndarray) -> memoryview:
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    array = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
     return array.reshape(-1).view(np.uint8).data
 
 
