@@ -16,7 +16,7 @@ from libai_ext.checkpoint.files import atomic_folder
 from projects.MAE.weights import huggingface
 from projects.MAE.weights.mapping import find_state_dict, from_ours, recognise, to_ours
 from projects.MAE.weights.match import DECODER
-from projects.MAE.weights.packing import Heads
+from projects.MAE.weights.packing import PUBLISHED, Heads
 
 CONFIG = "config.json"
 SAFETENSORS = ".safetensors"
@@ -32,6 +32,7 @@ class Source:
         style: a member of `names.STYLES`.
         contents: "pretraining" (encoder and decoder), "encoder" or "classifier".
         heads: as given, or as the config.json beside the file says.
+        dtypes: the types of its tensors; bfloat16 has been widened to float32.
         left_out: names that no model of ours has a place for.
     """
 
@@ -39,18 +40,19 @@ class Source:
     style: str
     contents: str
     heads: Heads
+    dtypes: tuple[str, ...]
     left_out: tuple[str, ...]
 
 
 def contents_of(names: Any) -> str:
-    """ "pretraining", "encoder" or "classifier", from our names."""
+    """What a set of our names is: see `Source.contents`."""
     if any(name.startswith(DECODER) for name in names):
         return "pretraining"
     return "classifier" if any(name.startswith("head.") for name in names) else "encoder"
 
 
 def read_weights(
-    path: str | os.PathLike[str], heads: Heads = Heads()
+    path: str | os.PathLike[str], heads: Heads = PUBLISHED
 ) -> tuple[dict[str, np.ndarray], Source]:
     """Read a checkpoint of any format and style.
 
@@ -74,7 +76,8 @@ def read_weights(
         weights, left_out = to_ours(state, style, heads)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return weights, Source(path, style, contents_of(weights), heads, tuple(left_out))
+    dtypes = tuple(sorted({str(tensor.dtype) for tensor in state.values()}))
+    return weights, Source(path, style, contents_of(weights), heads, dtypes, tuple(left_out))
 
 
 def _config_beside(path: str) -> str:
@@ -83,12 +86,12 @@ def _config_beside(path: str) -> str:
     return os.path.join(folder, CONFIG)
 
 
-def write_fb(weights: dict[str, np.ndarray], path: str, heads: Heads = Heads()) -> None:
+def write_fb(weights: dict[str, np.ndarray], path: str, heads: Heads = PUBLISHED) -> None:
     """Write as the official MAE does: {"model": state dict} in a `.pth`, or `.safetensors`."""
     _write_state(from_ours(weights, "fb", heads), path, "model")
 
 
-def write_timm(weights: dict[str, np.ndarray], path: str, heads: Heads = Heads()) -> list[str]:
+def write_timm(weights: dict[str, np.ndarray], path: str, heads: Heads = PUBLISHED) -> list[str]:
     """Write a bare state dict for timm's VisionTransformer; returns the decoder's names, left out.
 
     timm has no MAE decoder.
@@ -102,7 +105,7 @@ def write_timm(weights: dict[str, np.ndarray], path: str, heads: Heads = Heads()
 def write_hf(
     weights: dict[str, np.ndarray],
     path: str,
-    heads: Heads = Heads(),
+    heads: Heads = PUBLISHED,
     grid: tuple[int, int] | None = None,
 ) -> None:
     """Write for Hugging Face: a folder for `from_pretrained`, or a bare `.bin` or `.safetensors`.

@@ -19,7 +19,7 @@ from projects.MAE.weights.names import (
     split_number,
     without_alias,
 )
-from projects.MAE.weights.packing import Heads, pack_qkv, unpack_qkv
+from projects.MAE.weights.packing import PUBLISHED, Heads, pack_qkv, unpack_qkv
 
 # Under which key training scripts put the state dict, and what wrappers put before its names.
 WRAPPERS = ("model", "state_dict")
@@ -101,7 +101,7 @@ def recognise(names: Iterable[str]) -> str:
 
 
 def to_ours(
-    state: Mapping[str, Any], style: str, heads: Heads = Heads()
+    state: Mapping[str, Any], style: str, heads: Heads = PUBLISHED
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Translate a state dict of `style` into our names and layouts, bit by bit.
 
@@ -144,7 +144,7 @@ def to_ours(
 
 
 def from_ours(
-    weights: Mapping[str, np.ndarray], style: str, heads: Heads = Heads()
+    weights: Mapping[str, np.ndarray], style: str, heads: Heads = PUBLISHED
 ) -> dict[str, np.ndarray]:
     """Translate our weights into the names and layouts of `style`: the inverse of `to_ours`.
 

@@ -43,6 +43,9 @@ class Heads:
         return heads
 
 
+PUBLISHED = Heads()
+
+
 def pack_qkv(theirs: np.ndarray, heads: int) -> np.ndarray:
     """PyTorch's [3, H, E, ...] to ours, [..., H, 3, E].
 
