@@ -82,6 +82,7 @@ def convert(options: argparse.Namespace) -> None:
         CheckpointError: SRC cannot be read, DST cannot be written, or a round trip is not exact.
     """
     source_path, target_path = options.source, options.target
+    formats.locate(source_path)
     if os.path.exists(target_path) and os.path.samefile(source_path, target_path):
         raise CheckpointError(f"{target_path}: SRC and DST are the same")
     started = time.monotonic()
@@ -139,13 +140,25 @@ def _print_table(
     dropped_templates = {split_number(name)[0] for name in dropped}
     rows = []
     for template, count in counts.items():
-        here = " + ".join(ROWS_BY_OURS[source][template].theirs)
-        there = "left out" if template in dropped_templates else None
-        there = there or " + ".join(ROWS_BY_OURS[target][template].theirs)
-        rows.append((f"{count:4d}", here, there))
+        here = _joined(ROWS_BY_OURS[source][template].theirs)
+        if template in dropped_templates:
+            rows.append((f"{count:4d}", here, "left out"))
+        else:
+            rows.append((f"{count:4d}", here, _joined(ROWS_BY_OURS[target][template].theirs)))
     width = max(len(row[1]) for row in rows)
     for count, here, there in rows:
         print(f"{count} x {here:{width}} -> {there}")
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    """Shortens three names: "a.{query,key,value}.bias"."""
+    if len(names) == 1:
+        return names[0]
+    start = os.path.commonprefix(names)
+    end = os.path.commonprefix([name[::-1] for name in names])[::-1]
+    start, end = start[: start.rfind(".") + 1], end[end.find(".") :]
+    middles = (name[len(start) : len(name) - len(end)] for name in names)
+    return f"{start}{{{','.join(middles)}}}{end}"
 
 
 def _check_round_trip(

@@ -69,10 +69,11 @@ def read_weights(
     """
     path = os.fspath(path)
     tree = formats.inspect(path)
-    heads = huggingface.heads_in_config(_config_beside(path), heads)
     try:
         state, _ = find_state_dict(tree)
         style = recognise(state)
+        if style in ("hf", "hf5"):
+            heads = huggingface.heads_in_config(_config_beside(path), heads)
         weights, left_out = to_ours(state, style, heads)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None

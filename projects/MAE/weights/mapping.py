@@ -8,6 +8,7 @@ from typing import Any, Iterable, Mapping
 import numpy as np
 
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.checkpoint.plain import Placeholder
 from libai_ext.checkpoint.tensors import TensorInfo
 from projects.MAE.weights.names import (
     COPY,
@@ -58,6 +59,8 @@ def find_state_dict(tree: Any) -> tuple[dict[str, Any], str]:
     Raises:
         CheckpointError: there is none, or more than one.
     """
+    if isinstance(tree, Placeholder):
+        raise CheckpointError(f"holds {tree.module:.80}.{tree.name:.80}, not a state dict")
     if not isinstance(tree, dict):
         raise CheckpointError(f"holds a {type(tree).__name__}, not a state dict")
     found = {
@@ -71,8 +74,10 @@ def find_state_dict(tree: Any) -> tuple[dict[str, Any], str]:
         what = "no state dict" if not found else "more than one state dict"
         raise CheckpointError(f"holds {what}; its keys: {some(tree)}")
     ((wrapper, state),) = found.items()
-    others = [key for key, value in state.items() if not _is_tensor(value)]
-    if others or not all(isinstance(key, str) for key in state):
+    if not all(isinstance(key, str) for key in state):
+        raise CheckpointError("its state dict has a name that is not text")
+    others = [name for name, value in state.items() if not _is_tensor(value)]
+    if others:
         raise CheckpointError(f"its state dict holds what is not a tensor: {some(others)}")
     if all(name.startswith(MODULE_PREFIX) for name in state):
         state = {name[len(MODULE_PREFIX) :]: tensor for name, tensor in state.items()}
