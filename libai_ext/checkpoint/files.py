@@ -1,0 +1,105 @@
+"""Opening files as memory maps, and replacing files and folders atomically."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import stat
+import tempfile
+from contextlib import contextmanager
+from typing import Iterator
+
+from libai_ext.checkpoint.errors import CheckpointError
+
+
+def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
+    """Map a regular file for reading; the map lives as long as an array that views it.
+
+    Raises:
+        CheckpointError: the file is missing, empty, unreadable or not a regular file.
+    """
+    try:
+        # Without O_NONBLOCK, opening a named pipe waits for a writer that may never come.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{os.fspath(path)}: not a regular file")
+        if status.st_size == 0:
+            raise CheckpointError(f"{os.fspath(path)}: the file is empty")
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(descriptor)
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give the name of a temporary file that becomes `path` when the block has succeeded.
+
+    A crash or an error leaves what was at `path` before as it was.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    path = os.path.abspath(path)
+    folder = os.path.dirname(path)
+    temporary = ""
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=os.path.basename(path) + ".", dir=folder)
+        os.close(descriptor)
+        yield temporary
+        # What mkstemp and some libraries create, only its owner may read.
+        os.chmod(temporary, 0o666 & ~_umask())
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(folder)
+    except BaseException as error:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
+        raise
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Give the name of a temporary folder that becomes `path` when the block has succeeded.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or `path` exists and is not empty.
+    """
+    path = os.path.abspath(path)
+    parent = os.path.dirname(path)
+    temporary = ""
+    try:
+        temporary = tempfile.mkdtemp(prefix=os.path.basename(path) + ".", dir=parent)
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _sync(os.path.join(folder, name))
+            _sync(folder)
+        os.rename(temporary, path)  # replaces an empty folder, refuses any other
+        _sync(parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise CheckpointError(f"{path}: cannot be written: {error.strerror}") from None
+        raise

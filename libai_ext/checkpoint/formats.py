@@ -1,0 +1,61 @@
+"""Reading a checkpoint of any format: the format shows in the content, not in the name."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from libai_ext.checkpoint import oneflow_folder, safetensors_file, torch_file
+from libai_ext.checkpoint.errors import CheckpointError
+
+# What `save_pretrained` of Hugging Face leaves in a folder, in the order of preference.
+PRETRAINED_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def locate(path: str | os.PathLike[str]) -> str:
+    """The file or folder that holds the tensors: a Hugging Face folder stands for its weights.
+
+    Raises:
+        CheckpointError: there is nothing, or a folder of an unknown kind.
+    """
+    path = os.fspath(path)
+    if not os.path.exists(path):
+        raise CheckpointError(f"{path}: no such file or folder")
+    if not os.path.isdir(path) or oneflow_folder.is_oneflow_folder(path):
+        return path
+    for name in PRETRAINED_FILES:
+        if os.path.isfile(os.path.join(path, name)):
+            return os.path.join(path, name)
+    raise CheckpointError(
+        f"{path}: a folder without {', '.join(PRETRAINED_FILES)} or {oneflow_folder.PICKLE}"
+    )
+
+
+def _reader(path: str) -> Any:
+    if os.path.isdir(path):
+        return oneflow_folder
+    with open(path, "rb") as file:
+        start = file.read(safetensors_file.LENGTH_BYTES + 1)
+    # The length of a JSON header, then its first brace.
+    is_safetensors = len(start) > safetensors_file.LENGTH_BYTES and start[-1:] == b"{"
+    return safetensors_file if is_safetensors else torch_file
+
+
+def inspect(path: str | os.PathLike[str]) -> Any:
+    """The content with a `TensorInfo` in the place of every tensor: nothing is read.
+
+    Raises:
+        CheckpointError: the file cannot be read as any known format.
+    """
+    path = locate(path)
+    return _reader(path).inspect(path)
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """The content with read-only arrays in the place of tensors.
+
+    Raises:
+        CheckpointError: the file cannot be read as any known format.
+    """
+    path = locate(path)
+    return _reader(path).load(path)

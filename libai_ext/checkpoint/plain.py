@@ -1,0 +1,99 @@
+"""What comes out of a pickle besides tensors: plain containers, and placeholders for all else."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Callable, Tuple
+
+from libai_ext.checkpoint.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from libai_ext.checkpoint.pickle_reader import PickleReader
+
+MAX_NESTING = 64
+
+Constructor = Callable[["PickleReader", Tuple[Any, ...]], Any]
+
+
+@dataclass(eq=False)
+class Placeholder:
+    """What a file names but this reader does not build: inert, compared by identity.
+
+    Attributes:
+        module, name: the global that the file names, for example argparse, Namespace.
+        args: the arguments that it would have been called with; None for the global itself.
+        state: what would have been handed to its `__setstate__` or `__dict__`.
+        items: what would have been appended to it or set in it.
+    """
+
+    module: str
+    name: str
+    args: tuple[Any, ...] | None = field(default=None, repr=False)
+    state: Any = field(default=None, repr=False)
+    items: list[Any] = field(default_factory=list, repr=False)
+
+
+def dictionary_key(key: Any) -> Any:
+    """The key itself where hashing it is cheap whatever the file says, else a placeholder."""
+    plain = type(key) in (str, bytes, bool, type(None), Placeholder)
+    if plain or (type(key) is int and -(2**63) <= key < 2**63):
+        return key
+    return Placeholder(type(key).__module__, type(key).__qualname__, (key,))
+
+
+def ordered_dict(reader: PickleReader, args: tuple[Any, ...]) -> OrderedDict[Any, Any]:
+    """collections.OrderedDict: empty (Python 3), or from a list of pairs (Python 2)."""
+    result: OrderedDict[Any, Any] = OrderedDict()
+    if args:
+        (pairs,) = args
+        if type(pairs) is not list:
+            raise ValueError("an OrderedDict is not built from a list")
+        reader.charge(len(pairs))
+        for key, value in pairs:
+            result[dictionary_key(key)] = value
+    return result
+
+
+def encode(reader: PickleReader, args: tuple[Any, ...]) -> bytes:
+    """_codecs.encode(text, "latin1"): how protocol 2 spells bytes."""
+    text, codec = args
+    if type(text) is not str or codec != "latin1":
+        raise ValueError("_codecs.encode of something that is not bytes in disguise")
+    reader.charge(len(text))
+    return text.encode("latin1")
+
+
+PLAIN_CONSTRUCTORS: dict[tuple[str, str], Constructor] = {
+    ("collections", "OrderedDict"): ordered_dict,
+    ("_codecs", "encode"): encode,
+}
+
+
+def map_leaves(tree: Any, convert: Callable[[Any], Any]) -> Any:
+    """Rebuild nested containers with every leaf converted, each object once.
+
+    What the tree shares stays shared. A `Placeholder` is a leaf.
+
+    Raises:
+        CheckpointError: containers hold themselves, or are nested too deep for a checkpoint.
+    """
+    built: dict[int, Any] = {}
+
+    def build(node: Any, depth: int) -> Any:
+        if id(node) in built:
+            return built[id(node)]
+        if depth > MAX_NESTING:
+            raise CheckpointError(f"containers are nested more than {MAX_NESTING} deep")
+        if isinstance(node, dict):
+            result = type(node)()
+            for key, value in node.items():
+                result[key] = build(value, depth + 1)
+        elif isinstance(node, (list, tuple)):
+            result = type(node)(build(item, depth + 1) for item in node)
+        else:
+            result = convert(node)
+        built[id(node)] = result
+        return result
+
+    return build(tree, 0)

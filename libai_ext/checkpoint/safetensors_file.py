@@ -1,0 +1,93 @@
+"""Reading and writing `.safetensors` files as NumPy arrays.
+
+The safetensors library checks the file; its NumPy face has no bfloat16 and copies every tensor,
+so the arrays are views of a memory map here, as they are of a `.pth` file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.checkpoint.files import atomic_file, map_file
+from libai_ext.checkpoint.tensors import Storage, TensorInfo, contiguous
+
+LENGTH_BYTES = 8
+MAX_HEADER = 16 << 20
+DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def inspect(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
+    """Names, shapes, types and places of the tensors; nothing is read.
+
+    Raises:
+        CheckpointError: the file is not a safetensors file, or is damaged.
+    """
+    path = os.fspath(path)
+    data = map_file(path)
+    header_end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
+    if header_end > min(len(data), MAX_HEADER):
+        raise CheckpointError(f"{path}: not a safetensors file, or cut short")
+    try:
+        with safe_open(path, "np"):
+            header = json.loads(data[LENGTH_BYTES:header_end])
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    view = memoryview(data)
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype = DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise CheckpointError(f"{path}: {name} has the type {entry['dtype']}: it is not read")
+        shape = tuple(entry["shape"])
+        start, end = (header_end + offset for offset in entry["data_offsets"])
+        storage = Storage(name, dtype, 1)
+        for dimension in shape:
+            storage.numel *= dimension
+        storage.fetch = lambda start=start, end=end: view[start:end]
+        tensors[name] = contiguous(storage, shape)
+    return tensors
+
+
+def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Every tensor by name: read-only views of the file, bfloat16 widened to float32.
+
+    Raises:
+        CheckpointError: the file is not a safetensors file, or is damaged.
+    """
+    return {name: tensor.array() for name, tensor in inspect(path).items()}
+
+
+def save(tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
+    """Write arrays by name, atomically, marked as PyTorch's so that transformers opens the file.
+
+    Raises:
+        CheckpointError: an array's type has no place in such a file, or the disk refuses.
+    """
+    with atomic_file(path) as temporary:
+        try:
+            save_file(
+                {name: np.asarray(array, order="C") for name, array in tensors.items()},
+                temporary,
+                metadata={"format": "pt"},
+            )
+        except (SafetensorError, TypeError) as error:
+            raise CheckpointError(f"{os.fspath(path)}: {error}") from None

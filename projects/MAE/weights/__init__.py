@@ -1,0 +1,1 @@
+"""Weights of other frameworks' models, in our names and layouts, and back."""

@@ -1,0 +1,207 @@
+"""State dicts of other frameworks to ours and back, by the table in `names`."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, Iterable, Mapping
+
+import numpy as np
+
+from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.checkpoint.plain import Placeholder
+from libai_ext.checkpoint.tensors import TensorInfo
+from projects.MAE.weights.names import (
+    COPY,
+    LEFT_OUT,
+    LINEAR,
+    ROWS_BY_OURS,
+    ROWS_BY_THEIRS,
+    STYLES,
+    split_number,
+    without_alias,
+)
+from projects.MAE.weights.packing import PUBLISHED, Heads, pack_qkv, unpack_qkv
+
+# Under which key training scripts put the state dict, and what wrappers put before its names.
+WRAPPERS = ("model", "state_dict")
+MODULE_PREFIX = "module."
+SHOWN = 12
+
+
+def some(names: Iterable[str]) -> str:
+    """A list of names, short enough for a message."""
+    names = list(names)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(f"{name!s:.120}" for name in names[:SHOWN]) + more
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The name with the one that was probably meant."""
+    close = difflib.get_close_matches(name[:120], list(known), 1)
+    return f"{name:.120} (nearest known: {close[0]})" if close else name
+
+
+def _nearest_in_table(name: str, rows: Iterable[str]) -> str:
+    number = split_number(name)[1]
+    return nearest(name, [row.replace("#", number) for row in rows])
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, (np.ndarray, TensorInfo))
+
+
+def find_state_dict(tree: Any) -> tuple[dict[str, Any], str]:
+    """The state dict in a checkpoint, without the prefix of a wrapper module.
+
+    Returns:
+        The tensors by name, and the key in `WRAPPERS` under which they were, "" for none.
+
+    Raises:
+        CheckpointError: there is none, or more than one.
+    """
+    if isinstance(tree, Placeholder):
+        raise CheckpointError(f"holds {tree.module:.80}.{tree.name:.80}, not a state dict")
+    if not isinstance(tree, dict):
+        raise CheckpointError(f"holds a {type(tree).__name__}, not a state dict")
+    found = {
+        key: tree[key]
+        for key in WRAPPERS
+        if isinstance(tree.get(key), dict) and any(map(_is_tensor, tree[key].values()))
+    }
+    if any(map(_is_tensor, tree.values())):
+        found[""] = tree
+    if len(found) != 1:
+        what = "no state dict" if not found else "more than one state dict"
+        raise CheckpointError(f"holds {what}; its keys: {some(tree)}")
+    ((wrapper, state),) = found.items()
+    if not all(isinstance(key, str) for key in state):
+        raise CheckpointError("its state dict has a name that is not text")
+    others = [name for name, value in state.items() if not _is_tensor(value)]
+    if others:
+        raise CheckpointError(f"its state dict holds what is not a tensor: {some(others)}")
+    if all(name.startswith(MODULE_PREFIX) for name in state):
+        state = {name[len(MODULE_PREFIX) :]: tensor for name, tensor in state.items()}
+    return state, wrapper
+
+
+def recognise(names: Iterable[str]) -> str:
+    """The style, a member of `STYLES`, whose names these are.
+
+    Raises:
+        CheckpointError: of no style, or of several; says what was seen.
+    """
+    names = list(names)
+    templates = {split_number(without_alias(name))[0] for name in names}
+    votes: dict[str, list[str]] = {}
+    for template in sorted(templates):
+        styles = [style for style in STYLES if template in ROWS_BY_THEIRS[style]]
+        if len(styles) == 1:
+            votes.setdefault(styles[0], []).append(template)
+    if len(votes) == 1:
+        return next(iter(votes))
+    if votes:
+        seen = "; ".join(f"{style}: {some(matched)}" for style, matched in votes.items())
+        raise CheckpointError(f"its names are of several styles. {seen}")
+    raise CheckpointError(f"no blocks with names of a known style. Its names: {some(names)}")
+
+
+def to_ours(
+    state: Mapping[str, Any], style: str, heads: Heads = PUBLISHED
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Translate a state dict of `style` into our names and layouts, bit by bit.
+
+    Args:
+        state: name -> array or `TensorInfo`, read one at a time.
+        style: a member of `STYLES`.
+        heads: see `Heads`.
+
+    Returns:
+        Our weights, and the names that no model of ours has a place for (see `LEFT_OUT`).
+
+    Raises:
+        CheckpointError: a name is unknown in the style, or a part of a projection is missing.
+    """
+    rows = ROWS_BY_THEIRS[style]
+    canonical = {without_alias(name): tensor for name, tensor in state.items()}
+    left_out = [name for name in canonical if name in LEFT_OUT]
+    unknown = [
+        name for name in canonical if split_number(name)[0] not in rows and name not in left_out
+    ]
+    if unknown:
+        shown = [_nearest_in_table(name, rows) for name in unknown[:SHOWN]] + unknown[SHOWN:]
+        raise CheckpointError(f"has names that the style {style} does not: {some(shown)}")
+    weights = {}
+    for name in canonical:
+        if name in left_out:
+            continue
+        template, number = split_number(name)
+        row = rows[template]
+        ours = row.ours.replace("#", number)
+        if ours in weights:
+            continue  # the key or value of a projection whose query came before
+        parts = [part.replace("#", number) for part in row.theirs]
+        absent = [part for part in parts if part not in canonical]
+        if absent:
+            raise CheckpointError(f"{name} is there, but {some(absent)} is not")
+        arrays = [_array(canonical[part]) for part in parts]
+        weights[ours] = _from_theirs(ours, arrays, row.kind, style, heads)
+    return weights, left_out
+
+
+def from_ours(
+    weights: Mapping[str, np.ndarray], style: str, heads: Heads = PUBLISHED
+) -> dict[str, np.ndarray]:
+    """Translate our weights into the names and layouts of `style`: the inverse of `to_ours`.
+
+    Raises:
+        CheckpointError: a name is none of ours, or the style has no such layer.
+    """
+    rows = ROWS_BY_OURS[style]
+    state = {}
+    for ours, array in weights.items():
+        template, number = split_number(ours)
+        row = rows.get(template)
+        if row is None:
+            hint = " (it has no mean-pooled classifier)" if ours.startswith("fc_norm.") else ""
+            raise CheckpointError(f"the style {style} has no place for {ours}{hint}")
+        theirs = _to_theirs(ours, array, row.kind, style, heads)
+        pieces = [theirs] if len(row.theirs) == 1 else np.split(theirs, len(row.theirs))
+        for part, piece in zip(row.theirs, pieces):
+            state[part.replace("#", number)] = piece
+    return state
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return tensor.array() if isinstance(tensor, TensorInfo) else tensor
+
+
+def _from_theirs(
+    name: str, parts: list[np.ndarray], kind: str, style: str, heads: Heads
+) -> np.ndarray:
+    if kind == COPY or style == "ours":
+        return parts[0]
+    if kind == LINEAR:
+        _check_dimensions(name, parts[0], 2)
+        return np.ascontiguousarray(parts[0].T)
+    for part in parts:
+        _check_dimensions(name, part, 1 if name.endswith(".bias") else 2)
+    joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    width = joined.shape[0] // 3
+    if joined.shape[0] != 3 * width:
+        raise CheckpointError(f"{name}: {joined.shape} is not a query, a key and a value")
+    return pack_qkv(joined, heads.of(name, width))
+
+
+def _to_theirs(name: str, array: np.ndarray, kind: str, style: str, heads: Heads) -> np.ndarray:
+    if kind == COPY or style == "ours":
+        return array
+    if kind == LINEAR:
+        _check_dimensions(name, array, 2)
+        return np.ascontiguousarray(array.T)
+    _check_dimensions(name, array, 1 if name.endswith(".bias") else 2)
+    return unpack_qkv(array, heads.of(name, array.shape[-1] // 3))
+
+
+def _check_dimensions(name: str, array: np.ndarray, expected: int) -> None:
+    if array.ndim != expected:
+        raise CheckpointError(f"{name}: has the shape {array.shape}, not {expected} dimensions")

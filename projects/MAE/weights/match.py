@@ -1,0 +1,171 @@
+"""Strict matching of weights to a model: everything fits, or the difference is an error or a row.
+
+A task says what it replaces; all else must be there, under its name and in its shape.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from libai_ext.checkpoint.errors import CheckpointError
+from projects.MAE.weights.mapping import SHOWN, nearest, some
+from projects.MAE.weights.names import split_number
+from projects.MAE.weights.pos_embed import interpolate
+
+DECODER = ("mask_token", "decoder_")
+POSITION_TABLES = ("pos_embed", "decoder_pos_embed")
+
+# What each task drops from the weights it starts from, or makes anew, by prefix of the name.
+REPLACED = {
+    "pretrain": (),
+    "reconstruct": (),
+    "evaluate": (),
+    "finetune": ("head.", *DECODER),  # class token pooling keeps `norm`
+    "finetune_mean": ("head.", "fc_norm.", "norm.", *DECODER),
+    "probe": ("head.", *DECODER),
+}
+
+WHERE_DECODERS_ARE = (
+    "The file holds an encoder only. Files with the decoder: the official repository's "
+    "visualization checkpoints (mae_visualize_vit_base.pth, _large, _large_ganloss, _huge) and "
+    'its "full" pre-training checkpoints (mae_pretrain_vit_*_full.pth), or facebook/vit-mae-base, '
+    "-large and -huge on Hugging Face."
+)
+
+
+@dataclass
+class Match:
+    """What became of every tensor.
+
+    Attributes:
+        weights: name -> array, in the shapes that the model expects; what to load.
+        interpolated: names in `weights` that were resized to the model's grid.
+        left_out: names that were given and are not used.
+        fresh: names that the model initialises itself.
+    """
+
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    interpolated: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+
+    def table(self) -> str:
+        """A short table for the log: one line for each part of the model."""
+        kept = [name for name in self.weights if name not in self.interpolated]
+        rows = [("state", "part", "tensors")]
+        for state, names in (
+            ("loaded", kept),
+            ("interpolated", self.interpolated),
+            ("left out", self.left_out),
+            ("freshly initialised", self.fresh),
+        ):
+            rows += [(state, part, str(count)) for part, count in _parts(names)]
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>7}" for a, b, c in rows)
+
+
+def _parts(names: Iterable[str]) -> list[tuple[str, int]]:
+    """(part of the model, tensors), blocks counted together."""
+    numbers: dict[str, set[str]] = {}
+    counts: dict[str, int] = {}
+    for name in names:
+        part = name.split(".")[0]
+        counts[part] = counts.get(part, 0) + 1
+        numbers.setdefault(part, set()).add(split_number(name)[1])
+    labels = {part: f"{part} ({len(found)})" if "" not in found else part
+              for part, found in numbers.items()}  # fmt: skip
+    return [(labels[part], count) for part, count in counts.items()]
+
+
+def match(
+    expected: Mapping[str, Sequence[int]],
+    given: Mapping[str, np.ndarray],
+    *,
+    replaced: Sequence[str] = (),
+    grid: tuple[int, int] | None = None,
+    source_grid: tuple[int, int] | None = None,
+) -> Match:
+    """Fit weights to a model, strictly.
+
+    Args:
+        expected: name -> shape, of the model's parameters.
+        given: name -> array, under our names.
+        replaced: prefixes of names that may be missing, ill-shaped (then the model initialises
+            them) or superfluous (then they are left out); see `REPLACED`.
+        grid: (rows, columns) of patches in the model's input. With it, a position table of
+            another size is interpolated; one of equal size is kept as it is.
+        source_grid: the same of the given table; a square when not given.
+
+    Raises:
+        CheckpointError: names every tensor that is missing, unexpected or ill-shaped.
+    """
+    result = Match()
+    replaced = tuple(replaced)
+    missing, ill_shaped = [], []
+    for name, shape in expected.items():
+        array, shape = given.get(name), tuple(shape)
+        if array is not None and array.shape == shape:
+            result.weights[name] = array
+        elif array is not None and name in POSITION_TABLES and grid is not None:
+            result.weights[name] = _resize(name, array, shape, grid, source_grid)
+            result.interpolated.append(name)
+        elif name.startswith(replaced):
+            result.fresh.append(name)
+            if array is not None:
+                result.left_out.append(name)
+        elif array is None:
+            missing.append(name)
+        else:
+            ill_shaped.append(f"{name}: {array.shape}, the model has {shape}")
+    superfluous = [name for name in given if name not in expected]
+    unexpected = [name for name in superfluous if not name.startswith(replaced)]
+    result.left_out += [name for name in superfluous if name.startswith(replaced)]
+    _raise_if_any(missing, unexpected, ill_shaped, expected, given)
+    return result
+
+
+def _resize(
+    name: str,
+    table: np.ndarray,
+    shape: tuple[int, ...],
+    grid: tuple[int, int],
+    source_grid: tuple[int, int] | None,
+) -> np.ndarray:
+    if source_grid is None:
+        side = round((table.shape[1] - 1) ** 0.5) if table.ndim == 3 else 0
+        source_grid = (side, side)
+    try:
+        resized = interpolate(table, source_grid, grid)
+    except ValueError as error:
+        raise CheckpointError(f"{name}: {error}; give the grid of the source") from None
+    if resized.shape != shape:
+        raise CheckpointError(f"{name}: {table.shape} resizes to {resized.shape}, not {shape}")
+    return resized
+
+
+def _raise_if_any(
+    missing: list[str],
+    unexpected: list[str],
+    ill_shaped: list[str],
+    expected: Iterable[str],
+    given: Iterable[str],
+) -> None:
+    lines = []
+    for title, names, others in (
+        ("missing", missing, given),
+        ("unexpected", unexpected, expected),
+        ("of another shape", ill_shaped, ()),
+    ):
+        if names:
+            shown = [nearest(name, others) for name in names[:SHOWN]] + names[SHOWN:]
+            lines.append(f"{len(names)} tensors are {title}: {some(shown)}")
+    if missing and not any(name.startswith(DECODER) for name in given):
+        if all(name.startswith(DECODER) for name in missing):
+            lines = [f"{len(missing)} tensors of the decoder are missing. {WHERE_DECODERS_ARE}"]
+        elif any(name.startswith(DECODER) for name in missing):
+            lines.append(WHERE_DECODERS_ARE)
+    if lines:
+        raise CheckpointError("the weights do not fit the model. " + ". ".join(lines))

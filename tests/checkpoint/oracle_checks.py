@@ -1,0 +1,97 @@
+"""What real PyTorch and transformers make of our files. Run by the `oracle` fixture."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import torch
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+sys.path.insert(0, str(GOLDEN))  # reference_mae, beside the script that uses it for golden files
+
+ENCODER = dict(patch=2, channels=3, width=12, depth=2, heads=3)
+
+
+def _difference(output, expected):
+    return float(np.abs(output.detach().numpy() - expected).max())
+
+
+def load_plain(path, arrays):
+    """torch.load(weights_only=True) gives back what went in: bits, types, shapes, names, order."""
+    loaded = torch.load(path, weights_only=True)
+    expected = np.load(arrays)
+    assert list(loaded["model"]) == expected.files
+    for name, tensor in loaded["model"].items():
+        array = expected[name]
+        assert tensor.is_contiguous(), name
+        assert tensor.numpy().dtype == array.dtype and tensor.numpy().shape == array.shape, name
+        assert tensor.numpy().tobytes() == array.tobytes(), name
+    mapped = torch.load(path, weights_only=True, mmap=True)
+    assert torch.equal(mapped["model"]["float32"], loaded["model"]["float32"])
+    return {key: value for key, value in loaded.items() if key != "model"}
+
+
+def fb_pretraining(path, outputs):
+    """Strict load into the reference model; returns the largest difference of its output."""
+    from reference_mae import MaskedAutoencoder
+
+    data = np.load(outputs)
+    grid = tuple(side // 2 for side in data["images"].shape[2:])
+    decoder = dict(decoder_width=8, decoder_depth=1, decoder_heads=2)
+    model = MaskedAutoencoder(grid=grid, **ENCODER, **decoder)
+    model.load_state_dict(torch.load(path, weights_only=True)["model"], strict=True)
+    tensors = [torch.from_numpy(data[name]) for name in ("images", "keep", "restore")]
+    return _difference(model(*tensors), data["output"])
+
+
+def fb_classifier(path, outputs, pooling):
+    """The same for the classifier, from `.pth` with a wrapper or bare, or `.safetensors`."""
+    from reference_mae import VisionTransformer
+    from safetensors.torch import load_file
+
+    data = np.load(outputs)
+    model = VisionTransformer(grid=(4, 4), **ENCODER, classes=5, pooling=pooling)
+    if path.endswith(".safetensors"):
+        state = load_file(path)
+    else:
+        state = torch.load(path, weights_only=True)
+    model.load_state_dict(state.get("model", state), strict=True)
+    return _difference(model(torch.from_numpy(data["images"])), data["output"])
+
+
+def hf(path, outputs, architecture):
+    """`from_pretrained` without a missing or unexpected name, and the output."""
+    import transformers
+
+    data = np.load(outputs)
+    model, report = getattr(transformers, architecture).from_pretrained(
+        path, output_loading_info=True
+    )
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), (
+        report
+    )
+    model.eval()
+    images = torch.from_numpy(data["images"])
+    if architecture == "ViTForImageClassification":
+        return _difference(model(images).logits, data["output"])
+    # Noise that orders the patches as the stored masking does: a patch's rank is its place.
+    noise = torch.from_numpy(data["restore"]).float()
+    return _difference(model(images, noise=noise).logits, data["output"])
+
+
+def interpolate(source, target):
+    """The official function on random tables: seed, then grids as HxW; returns a .npy path."""
+    (height, width), size = (tuple(map(int, grid.split("x"))) for grid in (source, target))
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(1, height * width, 8, generator=generator)
+    grid = table.reshape(1, height, width, 8).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(grid, size=size, mode="bicubic", align_corners=False)
+    resized = resized.permute(0, 2, 3, 1).flatten(1, 2)
+    return {"source": table.tolist(), "target": resized.tolist()}
+
+
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
+    with torch.no_grad():
+        print(json.dumps(globals()[name](*arguments)))

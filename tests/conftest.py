@@ -1,0 +1,65 @@
+"""Brings the engine up once, before any test module imports it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from libai_ext.startup import start
+
+start()
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN_NET = "projects/MAE/train_net.py"
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    """Each test builds its models from the same seed, whatever ran before it."""
+    from libai_ext.placement import seed_everything
+
+    seed_everything(0)
+
+
+class Launcher:
+    """Runs commands of the project as a user does, from the checkout."""
+
+    def __call__(self, *command, status=0, timeout=300, env=None, cwd=ROOT):
+        """Output (both streams) of a command that must end with ``status``."""
+        result = subprocess.run(
+            [str(part) for part in command],
+            cwd=cwd,
+            env=dict(os.environ, **(env or {})),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            text=True,
+        )
+        assert result.returncode == status, result.stdout
+        return result.stdout
+
+    def train(self, config, processes, *options, **keywords):
+        """``tools/train.sh`` on ``processes`` real processes."""
+        return self(
+            "bash", "tools/train.sh", TRAIN_NET, config, processes, *options, **keywords
+        )
+
+    def python(self, *arguments, **keywords):
+        return self(sys.executable, *arguments, **keywords)
+
+
+@pytest.fixture(scope="session")
+def launch():
+    return Launcher()
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """scikit-learn's digits as an image folder with train and test."""
+    folder = tmp_path_factory.mktemp("digits")
+    subprocess.run([sys.executable, ROOT / "tools/digits.py", folder], check=True)
+    return folder

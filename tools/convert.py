@@ -1,0 +1,238 @@
+"""Convert MAE and ViT checkpoints between this project, the official MAE, timm and Hugging Face.
+
+    python tools/convert.py SRC DST --to fb|timm|hf|oneflow
+    python tools/convert.py --inspect FILE
+
+SRC is a `.pth`, `.bin` or `.safetensors` file, a Hugging Face folder or a LiBai checkpoint; its
+style is recognised from its names. DST is a `.pth` (`.bin` for hf) or `.safetensors` file, a new
+folder for `from_pretrained` (hf), or a new LiBai checkpoint (oneflow). Neither PyTorch nor OneFlow
+is needed, and nothing in SRC is executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import time
+from typing import Any, Sequence
+
+import numpy as np
+
+from libai_ext.checkpoint import formats
+from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.checkpoint.plain import Placeholder
+from libai_ext.checkpoint.tensors import TensorInfo
+from projects.MAE.weights import files
+from projects.MAE.weights.mapping import find_state_dict, from_ours, recognise, some
+from projects.MAE.weights.names import ROWS_BY_OURS, split_number, without_alias
+from projects.MAE.weights.packing import Heads
+
+TARGETS = {"fb": "fb", "timm": "fb", "hf": "hf", "oneflow": "ours"}  # target -> style of its names
+
+MAX_LINES = 20_000  # a hostile file can share one dictionary among many
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0, or 2 for what the user can mend."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        if options.inspect:
+            inspect(options.inspect)
+        elif not options.source or not options.target:
+            parser.error("SRC and DST are needed, or --inspect FILE")
+        else:
+            convert(options)
+    except CheckpointError as error:
+        print(f"convert: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", nargs="?", metavar="SRC")
+    parser.add_argument("target", nargs="?", metavar="DST")
+    parser.add_argument("--to", choices=TARGETS, default="oneflow", help="style of DST (oneflow)")
+    parser.add_argument("--inspect", metavar="FILE", help="show what FILE holds; reads no tensor")
+    parser.add_argument("--encoder-heads", type=int, metavar="N", help="where no width tells")
+    parser.add_argument("--decoder-heads", type=int, metavar="N", help="where no width tells")
+    parser.add_argument(
+        "--grid",
+        type=_grid,
+        metavar="ROWSxCOLUMNS",
+        help="patches of an image that is not square, for the config.json of hf",
+    )
+    return parser
+
+
+def _grid(text: str) -> tuple[int, int]:
+    rows, _, columns = text.partition("x")
+    return int(rows), int(columns)
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Read, write, read again and compare every bit.
+
+    Raises:
+        CheckpointError: SRC cannot be read, DST cannot be written, or a round trip is not exact.
+    """
+    source_path, target_path = options.source, options.target
+    formats.locate(source_path)
+    if os.path.exists(target_path) and os.path.samefile(source_path, target_path):
+        raise CheckpointError(f"{target_path}: SRC and DST are the same")
+    started = time.monotonic()
+    print(f"reading  {source_path}")
+    given = Heads(options.encoder_heads, options.decoder_heads)
+    weights, source = files.read_weights(source_path, given)
+    print(f"         {_summary(weights, source)}")
+    print(f"writing  {target_path} ({options.to})")
+    dropped = _write(weights, options, source)
+    _print_table(weights, source.style, TARGETS[options.to], dropped)
+    for name in source.left_out:
+        print(f"left out: {name}: no model of this project has it")
+    print("checking the round trip")
+    _check_round_trip(source, weights, target_path, dropped)
+    kept = len(weights) - len(dropped)
+    print(f"{kept} tensors equal bit for bit, {time.monotonic() - started:.1f} s")
+
+
+def _summary(weights: dict[str, np.ndarray], source: files.Source) -> str:
+    size = sum(array.nbytes for array in weights.values())
+    types = ", ".join(source.dtypes)
+    widened = " (widened to float32)" if "bfloat16" in source.dtypes else ""
+    return (
+        f"style {source.style}, {source.contents}, {len(weights)} tensors, "
+        f"{size / 1e6:.1f} MB, {types}{widened}"
+    )
+
+
+def _write(
+    weights: dict[str, np.ndarray], options: argparse.Namespace, source: files.Source
+) -> list[str]:
+    """Write DST; returns our names that its style has no place for."""
+    path, heads = options.target, source.heads
+    if options.to == "timm":
+        return files.write_timm(weights, path, heads)
+    if options.to == "hf":
+        files.write_hf(weights, path, heads, options.grid)
+    elif options.to == "fb":
+        files.write_fb(weights, path, heads)
+    elif os.path.splitext(path)[1] in (*files.TORCH_SUFFIXES, files.SAFETENSORS):
+        raise CheckpointError(f"{path}: --to oneflow writes a folder; for a file give another --to")
+    else:
+        files.write_oneflow(weights, path)
+    return []
+
+
+def _print_table(
+    weights: dict[str, np.ndarray], source: str, target: str, dropped: Sequence[str]
+) -> None:
+    """What went where: a line for each kind of tensor, its blocks counted together."""
+    counts: dict[str, int] = {}
+    for name in weights:
+        template = split_number(name)[0]
+        counts[template] = counts.get(template, 0) + 1
+    dropped_templates = {split_number(name)[0] for name in dropped}
+    rows = []
+    for template, count in counts.items():
+        here = _joined(ROWS_BY_OURS[source][template].theirs)
+        if template in dropped_templates:
+            rows.append((f"{count:4d}", here, "left out"))
+        else:
+            rows.append((f"{count:4d}", here, _joined(ROWS_BY_OURS[target][template].theirs)))
+    width = max(len(row[1]) for row in rows)
+    for count, here, there in rows:
+        print(f"{count} x {here:{width}} -> {there}")
+
+
+def _joined(names: tuple[str, ...]) -> str:
+    """Shortens three names: "a.{query,key,value}.bias"."""
+    if len(names) == 1:
+        return names[0]
+    start = os.path.commonprefix(names)
+    end = os.path.commonprefix([name[::-1] for name in names])[::-1]
+    start, end = start[: start.rfind(".") + 1], end[end.find(".") :]
+    middles = (name[len(start) : len(name) - len(end)] for name in names)
+    return f"{start}{{{','.join(middles)}}}{end}"
+
+
+def _check_round_trip(
+    source: files.Source, weights: dict[str, np.ndarray], target_path: str, dropped: Sequence[str]
+) -> None:
+    """Translate DST back into the style of SRC and compare with what SRC holds, bit for bit."""
+    written, _ = files.read_weights(target_path, source.heads)
+    back = from_ours(written, source.style, source.heads)
+    state, _ = find_state_dict(formats.inspect(source.path))
+    original = {without_alias(name): tensor.array() for name, tensor in state.items()}
+    unmatched = from_ours({name: weights[name] for name in dropped}, source.style, source.heads)
+    for name in (*source.left_out, *unmatched):
+        del original[name]
+    different = sorted(original.keys() ^ back.keys())
+    different += [
+        name
+        for name in original.keys() & back.keys()
+        if original[name].dtype != back[name].dtype
+        or original[name].shape != back[name].shape
+        or original[name].tobytes() != back[name].tobytes()
+    ]
+    if different:
+        raise CheckpointError(f"{target_path}: the round trip changed {some(different)}")
+
+
+def inspect(path: str) -> None:
+    """Print names, shapes, types, style and size of a checkpoint without reading its tensors.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    tree = formats.inspect(path)
+    leaves = _leaves(tree)
+    for name, what in itertools.islice(leaves, MAX_LINES):
+        print(f"{name:60}  {what}")
+    if next(leaves, None):
+        print(f"... only the first {MAX_LINES} are shown")
+    try:
+        state, wrapper = find_state_dict(tree)
+    except CheckpointError as error:
+        print(f"style: none: {error}")
+        return
+    where = f"under {wrapper!r}" if wrapper else "at the top"
+    parameters = sum(tensor.numel for tensor in state.values())
+    size = sum(tensor.nbytes for tensor in state.values())
+    print(f"{len(state)} tensors {where}, {parameters:,} elements, {size / 1e6:.1f} MB")
+    try:
+        print(f"style: {recognise(state)}")
+    except CheckpointError as error:
+        print(f"style: not recognised: {error}")
+
+
+def _leaves(tree: Any, prefix: str = "", depth: int = 0) -> Any:
+    """(name, description) of what a checkpoint holds, containers entered to the depth of models."""
+    if not isinstance(tree, dict) or depth > 2:
+        yield prefix, _description(tree)
+        return
+    for key, value in tree.items():
+        name = f"{prefix}{key!s:.200}"
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{name}/", depth + 1)
+        else:
+            yield name, _description(value)
+
+
+def _description(value: Any) -> str:
+    if isinstance(value, TensorInfo):
+        return f"{value.dtype:8} {list(value.shape)}"
+    if isinstance(value, Placeholder):
+        return f"{value.module}.{value.name}, not read"[:200]
+    if isinstance(value, (int, float, str, bool, type(None))):
+        return f"{value!r:.80}"
+    return f"{type(value).__name__} of {len(value)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
