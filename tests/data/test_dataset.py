@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from libai_ext.data.dataset import KeyedDataset, collate
+from libai_ext.data.image_folder import DataError, ImageFolder
+from libai_ext.data.sampler import SampleKey
+from libai_ext.data.transforms import (
+    CenterCrop,
+    Compose,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Resize,
+    ToArray,
+)
+from projects.MAE.modeling.masking import MaskingNoise
+
+
+def write(path, value, size=(6, 4), mode="RGB"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+
+
+@pytest.fixture
+def two_roots(tmp_path):
+    write(tmp_path / "a/cat/2.png", (10, 20, 30))
+    write(tmp_path / "a/cat/deep/1.png", (11, 21, 31))
+    write(tmp_path / "a/ant/9.JPG", (12, 22, 32))
+    write(tmp_path / "b/dog/0.png", (13, 23, 33))
+    (tmp_path / "a/cat/notes.txt").write_text("no image")
+    return [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+def test_roots_are_read_as_one_sorted_set(two_roots):
+    folder = ImageFolder(two_roots)
+    assert folder.classes == ["ant", "cat", "dog"]
+    names = [path.rsplit("/", 1)[1] for path, _ in folder.samples]
+    assert names == ["9.JPG", "2.png", "1.png", "0.png"]
+    assert [label for _, label in folder.samples] == [0, 1, 1, 2]
+    image, label = folder[1]
+    assert (image.getpixel((0, 0)), label) == ((10, 20, 30), 1)
+    assert ImageFolder(two_roots, mode="L")[1][0].mode == "L"
+
+
+def test_a_root_of_images_is_one_class(tmp_path):
+    write(tmp_path / "1.png", (1, 2, 3))
+    folder = ImageFolder([str(tmp_path)])
+    assert (len(folder), folder.samples[0][1]) == (1, 0)
+
+
+def test_unusable_folders_are_named(tmp_path):
+    with pytest.raises(DataError, match="nowhere does not exist"):
+        ImageFolder([str(tmp_path / "nowhere")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="empty holds no image"):
+        ImageFolder([str(tmp_path / "empty")])
+    with pytest.raises(DataError, match="data.train"):
+        ImageFolder([])
+    (tmp_path / "empty/broken.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match="cannot read image .*broken.png"):
+        ImageFolder([str(tmp_path / "empty")])[0]
+
+
+def keyed(two_roots, transforms, **keywords):
+    to_array = ToArray(mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25])
+    transform = Compose([*transforms, to_array])
+    return KeyedDataset(ImageFolder(two_roots), transform, **keywords)
+
+
+def test_values(two_roots):
+    sample = keyed(two_roots, [], labels=True)[SampleKey(0, 1)]
+    assert sample["images"].shape == (3, 4, 6)
+    expected = (np.array([10, 20, 30]) / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(sample["images"][:, 0, 0], expected, rtol=1e-6)
+    assert sample["labels"] == 1
+
+
+def test_a_visit_is_determined_by_seed_epoch_and_index(two_roots):
+    crop = [RandomResizedCrop((8, 8)), RandomHorizontalFlip()]
+    noise = [MaskingNoise(16)]
+    data = keyed(two_roots, crop, fields=noise, seed=5)
+    one = data[SampleKey(2, 1)]
+    again = keyed(two_roots, crop, fields=noise, seed=5)[SampleKey(2, 1)]
+    np.testing.assert_array_equal(one["images"], again["images"])
+    np.testing.assert_array_equal(one["noise"], again["noise"])
+    for key, seed in ((SampleKey(3, 1), 5), (SampleKey(2, 2), 5), (SampleKey(2, 1), 6)):
+        other = keyed(two_roots, crop, fields=noise, seed=seed)[key]
+        assert not np.array_equal(one["noise"], other["noise"])
+    unaugmented = keyed(two_roots, [Resize((8, 8))], fields=noise, seed=5)[SampleKey(2, 1)]
+    np.testing.assert_array_equal(one["noise"], unaugmented["noise"])
+
+
+def test_noise_is_uniform():
+    noise = MaskingNoise(200_000)(np.random.default_rng(0))
+    assert noise.dtype == np.float32
+    assert (noise >= 0).all() and (noise < 1).all()
+    assert noise.mean() == pytest.approx(0.5, abs=0.003)
+    assert noise.var() == pytest.approx(1 / 12, abs=0.002)
+
+
+def test_collate_stacks_in_order(two_roots):
+    data = keyed(two_roots, [], labels=True)
+    batch = collate([data[SampleKey(0, i)] for i in (3, 0)])
+    assert list(batch.get_fields()) == ["images", "labels"]
+    assert batch.get("images").tensor.shape == (2, 3, 4, 6)
+    assert batch.get("labels").tensor.numpy().tolist() == [2, 0]
+
+
+def gradient_image(width=64, height=48):
+    """Each pixel tells its place: red is the column, green the row."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.uint8(np.stack([x, y, 0 * x], -1)))
+
+
+def test_random_resized_crop_boxes():
+    crop = RandomResizedCrop((8, 8), scale=(0.2, 1.0))
+    rng = np.random.default_rng(0)
+    boxes = np.array([crop.box(64, 48, rng) for _ in range(4000)])
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    assert boxes.min() >= 0 and boxes[:, 2].max() == 64 and boxes[:, 3].max() == 48
+    share = width * height / (64 * 48)
+    assert share.min() > 0.19 and share.max() <= 1
+    assert np.quantile(width / height, [0.001, 0.999]) == pytest.approx([0.75, 1.333], abs=0.06)
+    # Wide boxes fit a square as often as tall ones.
+    square = np.array([crop.box(64, 64, rng) for _ in range(4000)])
+    log_ratio = np.log((square[:, 2] - square[:, 0]) / (square[:, 3] - square[:, 1]))
+    assert np.median(log_ratio) == pytest.approx(0, abs=0.01)
+    # An image that no allowed proportion fits: the whole height, the widest allowed middle.
+    assert crop.box(1000, 10, rng) == (493, 0, 506, 10)
+
+
+def test_crop_resizes_what_it_cropped():
+    crop = RandomResizedCrop((48, 64), scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))
+    image = gradient_image()
+    np.testing.assert_array_equal(crop(image, np.random.default_rng(0)), image)
+
+
+def test_flip():
+    image, rng = gradient_image(), np.random.default_rng(0)
+    mirrored = RandomHorizontalFlip(1.0)(image, rng)
+    np.testing.assert_array_equal(mirrored, np.asarray(image)[:, ::-1])
+    flip = RandomHorizontalFlip(0.5)
+    count = sum(flip(image, rng).getpixel((0, 0))[0] == 63 for _ in range(1000))
+    assert 440 < count < 560
+
+
+def test_resize_and_center_crop():
+    image, rng = gradient_image(), None
+    assert Resize((10, 20))(image, rng).size == (20, 10)
+    assert Resize(24)(image, rng).size == (32, 24)
+    middle = CenterCrop((4, 8))(image, rng)
+    np.testing.assert_array_equal(middle, np.asarray(image)[22:26, 28:36])
+
+
+def test_channels_must_match_the_statistics():
+    with pytest.raises(ValueError, match="3 channels, data.mean and data.std have 1"):
+        ToArray([0.5], [0.5])(gradient_image(), None)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from libai_ext.config import ConfigError
+from libai_ext.data.sampler import GlobalOrder
+from libai_ext.engine.derive import derive_batch, derive_layout, derive_schedule
+
+
+def config(**train):
+    defaults = dict(
+        train_micro_batch_size=None,
+        global_batch_size=None,
+        num_accumulation_steps=1,
+        base_lr=1.5e-4,
+        train_epoch=None,
+        train_iter=None,
+        warmup_epoch=0,
+        warmup_iter=None,
+        scheduler={},
+        dist=dict(data_parallel_size=1, tensor_parallel_size=1, pipeline_parallel_size=1),
+    )
+    return OmegaConf.create(dict(train=dict(defaults, **train), optim=dict(lr=None)))
+
+
+@pytest.mark.parametrize(
+    "train, ranks, batch, micro, lr",
+    [
+        (dict(train_micro_batch_size=64), 8, 512, 64, 3.0e-4),
+        (dict(train_micro_batch_size=64, num_accumulation_steps=8), 8, 4096, 64, 2.4e-3),
+        (dict(global_batch_size=4096, num_accumulation_steps=2), 16, 4096, 128, 2.4e-3),
+        (dict(global_batch_size=4096, train_micro_batch_size=1), 4, 4096, 1024, 2.4e-3),
+        (dict(train_micro_batch_size=128, base_lr=1e-3), 1, 128, 128, 5e-4),
+    ],
+)
+def test_effective_batch_and_rate(train, ranks, batch, micro, lr):
+    cfg = config(**train)
+    cfg.train.dist.data_parallel_size = ranks
+    derive_batch(cfg)
+    assert cfg.train.global_batch_size == batch
+    assert cfg.train.train_micro_batch_size == micro
+    assert cfg.optim.lr == pytest.approx(lr, rel=1e-12)
+
+
+def test_a_given_rate_stays():
+    cfg = config(train_micro_batch_size=64)
+    cfg.optim.lr = 0.3
+    derive_batch(cfg)
+    assert cfg.optim.lr == 0.3
+
+
+@pytest.mark.parametrize(
+    "train, message",
+    [
+        (dict(), "train_micro_batch_size or train.global_batch_size"),
+        (dict(global_batch_size=10, num_accumulation_steps=3), "10 is not divisible by .*3 x"),
+        (dict(train_micro_batch_size=8, base_lr=None), "train.base_lr"),
+    ],
+)
+def test_incomplete_batches(train, message):
+    with pytest.raises(ConfigError, match=message):
+        derive_batch(config(**train))
+
+
+@pytest.mark.parametrize(
+    "samples, batch, remainder, total, warmup",
+    [
+        (1_281_167, 4096, "drop", 249_600, 12_480),  # the official code: 312 an epoch
+        (1_281_167, 4096, "carry", 250_228, 12_512),
+        (1_198, 128, "carry", 7_488, 375),
+    ],
+)
+def test_800_epochs_with_40_of_warmup(samples, batch, remainder, total, warmup):
+    cfg = config(train_epoch=800, warmup_epoch=40)
+    derive_schedule(cfg, GlobalOrder(samples, batch, 0, remainder))
+    assert (cfg.train.train_iter, cfg.train.warmup_iter) == (total, warmup)
+    assert dict(cfg.train.scheduler) == {"max_iter": total, "warmup_iter": warmup}
+
+
+def test_iterations_win_over_epochs():
+    cfg = config(train_epoch=800, warmup_epoch=40, train_iter=20, warmup_iter=3)
+    derive_schedule(cfg, GlobalOrder(100, 10, 0))
+    assert (cfg.train.train_iter, cfg.train.warmup_iter) == (20, 3)
+
+
+def test_a_run_needs_a_length():
+    with pytest.raises(ConfigError, match="train.train_epoch or train.train_iter"):
+        derive_schedule(config(), GlobalOrder(100, 10, 0))
+
+
+def test_layout_follows_from_the_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    cfg = config()
+    cfg.train.dist = dict(
+        data_parallel_size=None, tensor_parallel_size=2, pipeline_parallel_size=2
+    )
+    derive_layout(cfg)
+    assert cfg.train.dist.data_parallel_size == 2
+    cfg.train.dist.tensor_parallel_size = 4
+    with pytest.raises(ConfigError, match="data 2 x tensor 4 x pipeline 2 = 16 .* 8 are running"):
+        derive_layout(cfg)
