@@ -44,9 +44,7 @@ class Launcher:
 
     def train(self, config, processes, *options, **keywords):
         """``tools/train.sh`` on ``processes`` real processes."""
-        return self(
-            "bash", "tools/train.sh", TRAIN_NET, config, processes, *options, **keywords
-        )
+        return self("bash", "tools/train.sh", TRAIN_NET, config, processes, *options, **keywords)
 
     def python(self, *arguments, **keywords):
         return self(sys.executable, *arguments, **keywords)

@@ -6,6 +6,7 @@ import argparse
 import logging
 import tempfile
 import time
+from typing import Sequence
 
 import psutil
 from libai.utils import distributed as dist
@@ -31,11 +32,15 @@ class PretrainTrainer(Trainer):
         return MeanOf(loss="sample_losses")
 
 
-def resolve(args: argparse.Namespace) -> DictConfig:
-    """The config of the command line with everything derived that needs no data."""
-    cfg = config.override(config.load(args.config_file), args.opts)
-    if args.fast_dev_run:
-        cfg.train.update(_DEV_RUN)
+def resolve(config_file: str, opts: Sequence[str], **train) -> DictConfig:
+    """A config with everything derived that needs no data.
+
+    Args:
+        opts: ``key=value`` overrides.
+        train: keys of ``train`` to be set after them.
+    """
+    cfg = config.override(config.load(config_file), opts)
+    cfg.train.update(train)
     derive_layout(cfg)
     derive_batch(cfg)
     resolve_arch(cfg.model)
@@ -51,7 +56,7 @@ def resolve(args: argparse.Namespace) -> DictConfig:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
-    cfg = resolve(args)
+    cfg = resolve(args.config_file, args.opts, **(_DEV_RUN if args.fast_dev_run else {}))
     if args.print_config:
         if dist.is_main_process():
             print(config.dump(cfg), end="")

@@ -10,7 +10,9 @@ from libai_ext.data.sampler import EvalSampler, GlobalOrder, SampleKey, TrainSam
 def shares(order, ranks, micro_steps=1, iterations=6, start_iter=0):
     """Per iteration the global batch as the ranks' shares make it up."""
     streams = [
-        islice(iter(TrainSampler(order, r, ranks, start_iter, micro_steps)), iterations * micro_steps)
+        islice(
+            iter(TrainSampler(order, r, ranks, start_iter, micro_steps)), iterations * micro_steps
+        )
         for r in range(ranks)
     ]
     streams = [list(stream) for stream in streams]

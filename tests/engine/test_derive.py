@@ -92,9 +92,7 @@ def test_a_run_needs_a_length():
 def test_layout_follows_from_the_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     cfg = config()
-    cfg.train.dist = dict(
-        data_parallel_size=None, tensor_parallel_size=2, pipeline_parallel_size=2
-    )
+    cfg.train.dist = dict(data_parallel_size=None, tensor_parallel_size=2, pipeline_parallel_size=2)
     derive_layout(cfg)
     assert cfg.train.dist.data_parallel_size == 2
     cfg.train.dist.tensor_parallel_size = 4

@@ -36,7 +36,16 @@ def test_800_epochs_with_40_of_warmup():
     and three quarters of the cosine, epoch 760 (where LiBai's own curve is zero), the end."""
     at = [0, 20 * 312, 40 * 312, 230 * 312, 420 * 312, 610 * 312, 760 * 312, 800 * 312 - 1]
     rates = curve(2.4e-3, 800 * 312, 40 * 312, at=at)
-    expected = [0, 1.2e-3, 2.4e-3, 2.0485281374e-3, 1.2e-3, 3.514718626e-4, 1.636643592e-5, 1.05e-13]
+    expected = [
+        0,
+        1.2e-3,
+        2.4e-3,
+        2.0485281374e-3,
+        1.2e-3,
+        3.514718626e-4,
+        1.636643592e-5,
+        1.05e-13,
+    ]
     assert rates[:-1] == pytest.approx(expected[:-1], rel=1e-6)
     assert rates[-1] == pytest.approx(expected[-1], rel=0.01)
 

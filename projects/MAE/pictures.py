@@ -1,0 +1,93 @@
+"""Pictures of what a masked autoencoder does: original, masked, reconstruction."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+from PIL import Image
+
+_MARGIN = 2
+_GREY, _WHITE = 0.5, 1.0
+
+
+def unpatchify(patches: np.ndarray, grid: Sequence[int], channels: int) -> np.ndarray:
+    """[B, L, p*p*C] to images [B, H, W, C]."""
+    rows, columns = grid
+    p = int((patches.shape[-1] // channels) ** 0.5)
+    x = patches.reshape(-1, rows, columns, p, p, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * p, columns * p, channels)
+
+
+def panels(
+    images: np.ndarray,
+    prediction: np.ndarray,
+    mask: np.ndarray,
+    grid: Sequence[int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    norm_pix_loss: bool,
+) -> np.ndarray:
+    """Four pictures of each sample: original, masked, reconstruction, reconstruction with the
+    visible patches kept.
+
+    Args:
+        images: [B, C, H, W] as the model saw them.
+        prediction: [B, L, p*p*C] as the model gave it.
+        mask: [B, L], 1 = removed.
+        grid: (rows, columns) of patches.
+        mean, std: the data's, per channel.
+        norm_pix_loss: ``prediction`` is normalised per patch; it is scaled back with the mean and
+            deviation of the original patch.
+
+    Returns:
+        float [B, 4, H, W, C] in [0, 1].
+    """
+    batch, channels, height, width = images.shape
+    rows, columns = grid
+    p = height // rows
+    original = images.transpose(0, 2, 3, 1)
+    patches = (
+        original.reshape(batch, rows, p, columns, p, channels)
+        .transpose(0, 1, 3, 2, 4, 5)
+        .reshape(batch, rows * columns, -1)
+    )
+    if norm_pix_loss:
+        variance = patches.var(axis=-1, ddof=1, keepdims=True)
+        prediction = prediction * np.sqrt(variance + 1e-6) + patches.mean(-1, keepdims=True)
+    removed = mask[..., None].astype(bool)
+
+    def picture(values):
+        values = unpatchify(values, grid, channels) * np.asarray(std) + np.asarray(mean)
+        return np.clip(values, 0, 1)
+
+    hidden = np.broadcast_to(removed, patches.shape).astype(float)
+    masked = np.where(unpatchify(hidden, grid, channels) > 0, _GREY, picture(patches))
+    shown = np.where(removed, prediction, patches)
+    return np.stack([picture(patches), masked, picture(prediction), picture(shown)], axis=1)
+
+
+def tile(pictures: np.ndarray, samples_per_row: int = 2, scale: int = 1) -> Image.Image:
+    """One image of :func:`panels`: each sample's pictures side by side.
+
+    Args:
+        pictures: [B, P, H, W, C] in [0, 1].
+        scale: enlarge each pixel to scale x scale.
+    """
+    batch, count, height, width, channels = pictures.shape
+    pictures = pictures.repeat(scale, axis=2).repeat(scale, axis=3)
+    height, width = height * scale, width * scale
+    rows = -(-batch // samples_per_row)
+    gap = 4 * _MARGIN
+    block = count * (width + _MARGIN) + gap
+    canvas = np.full(
+        (rows * (height + _MARGIN) + _MARGIN, samples_per_row * block - gap + _MARGIN, channels),
+        _WHITE,
+    )
+    for number, sample in enumerate(pictures):
+        top = _MARGIN + number // samples_per_row * (height + _MARGIN)
+        for column, picture in enumerate(sample):
+            left = _MARGIN + number % samples_per_row * block + column * (width + _MARGIN)
+            canvas[top : top + height, left : left + width] = picture
+    pixels = np.uint8(np.round(canvas * 255))
+    return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)

@@ -1,0 +1,93 @@
+"""Looks at a run's encoder: a linear probe of its features, pictures of its reconstructions."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Sequence
+
+import numpy as np
+import oneflow as flow
+from libai.config import instantiate
+from omegaconf import DictConfig
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from libai_ext.checkpoint.native import Checkpointer
+from libai_ext.config import fresh
+from libai_ext.data.sampler import SampleKey
+from libai_ext.placement import batch_sbp, seed_everything, to_global
+from projects.MAE.modeling.mae import MaskedAutoencoder
+from projects.MAE.pictures import panels, tile
+from projects.MAE.run import resolve
+
+_BATCH = 128
+
+
+class Run(NamedTuple):
+    """A config and its model."""
+
+    cfg: DictConfig
+    model: MaskedAutoencoder
+
+
+def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run:
+    """The model of a config, with the weights of its output directory or as initialised."""
+    cfg = resolve(config_file, opts)
+    seed_everything(cfg.train.seed)
+    model = instantiate(fresh(cfg.model))
+    if weights:
+        checkpointer = Checkpointer(model, cfg.train.output_dir)
+        checkpointer.load(checkpointer.get_checkpoint_file())
+    return Run(cfg, model.eval())
+
+
+def _dataset(cfg: DictConfig, split: str):
+    """The split with the transform of evaluation, labels included."""
+    node = fresh(cfg.dataloader.test.dataset)
+    node.source.roots = cfg.data[split]
+    node.labels = True
+    return instantiate(node)
+
+
+def _stack(dataset, indices, name: str) -> np.ndarray:
+    return np.stack([dataset[SampleKey(0, int(i))][name] for i in indices])
+
+
+def features(run: Run, split: str):
+    """Mean patch token [N, D] and class number [N] of every sample of a split."""
+    dataset = _dataset(run.cfg, split)
+    parts = []
+    for start in range(0, len(dataset), _BATCH):
+        indices = range(start, min(start + _BATCH, len(dataset)))
+        images = to_global(_stack(dataset, indices, "images"), batch_sbp())
+        with flow.no_grad():
+            parts.append(run.model.features(images)[:, 1:].mean(dim=1).numpy())
+    return np.concatenate(parts), np.array([label for _, label in dataset.source.samples])
+
+
+def probe_accuracy(run: Run) -> float:
+    """Top-1 on the test split, in percent, of a logistic regression fitted on the train split."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    probe.fit(*features(run, "train"))
+    return 100 * probe.score(*features(run, "test"))
+
+
+def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
+    """:func:`panels` of test samples spread evenly over the split."""
+    cfg, model = run
+    dataset = _dataset(cfg, "test")
+    indices = np.linspace(0, len(dataset) - 1, samples).astype(int)
+    images, noise = (_stack(dataset, indices, name) for name in ("images", "noise"))
+    with flow.no_grad():
+        out = model(to_global(images, batch_sbp()), to_global(noise, batch_sbp()))
+    pictures = panels(
+        images,
+        out["prediction"].numpy(),
+        out["mask"].numpy(),
+        model.patch_embed.grid_size,
+        cfg.data.mean,
+        cfg.data.std,
+        model.norm_pix_loss,
+    )
+    return tile(pictures, scale=scale)

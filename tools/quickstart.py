@@ -1,0 +1,76 @@
+"""Pre-train a small masked autoencoder on handwritten digits and show what it learnt.
+
+Run by tools/quickstart.sh, which sets everything up first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from libai_ext.startup import start
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "projects/MAE/configs/mae_digits.py"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", default="output/digits", help="folder of the run")
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
+    args = parser.parse_args()
+    opts = [f"train.output_dir={args.output}", *args.opts]
+
+    step("1 of 3: the data, scikit-learn's 1,797 digits as data/digits/{train,test}/<digit>/*.png")
+    run(sys.executable, "tools/digits.py", "data/digits")
+
+    step("2 of 3: pre-training without labels")
+    run("bash", "tools/train.sh", "projects/MAE/train_net.py", CONFIG, "1", *opts)
+
+    step("3 of 3: what it learnt")
+    start()
+    report(args.output, opts)
+
+
+def step(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+def run(*command: str) -> None:
+    result = subprocess.run(command, cwd=ROOT)
+    if result.returncode:
+        sys.exit(result.returncode)
+
+
+def report(output: str, opts) -> None:
+    """Draw reconstructions, probe the encoder, say where everything lies."""
+    # OneFlow must be up before anything that imports it.
+    from projects.MAE.probe import load_run, probe_accuracy, reconstruction_picture
+
+    trained = load_run(CONFIG, opts)
+    untrained = load_run(CONFIG, opts, weights=False)
+    picture = Path(output) / "reconstructions.png"
+    reconstruction_picture(trained, samples=16, scale=3).save(ROOT / picture)
+
+    after, before = probe_accuracy(trained), probe_accuracy(untrained)
+    print(f"""
+A linear probe (logistic regression on frozen features, 599 digits never seen in training):
+  encoder as initialised  {before:5.1f} %
+  encoder as pre-trained  {after:5.1f} %
+
+{picture}   original | masked | reconstruction | with the visible patches kept
+{output}/model_final           checkpoint
+{output}/metrics.jsonl         loss, learning rate and speed, a line per logging step
+{output}/tensorboard           the same: .venv/bin/tensorboard --logdir {output}/tensorboard
+
+Next:
+  more processes      bash tools/train.sh projects/MAE/train_net.py {CONFIG} 2
+  another setting     append key=value, for example model.mask_ratio=0.5 train.train_epoch=200
+  your own images     data.train='[/my/images]' data.mode=RGB ..., see README.md
+""")
+
+
+if __name__ == "__main__":
+    main()
