@@ -1,0 +1,1 @@
+"""Extensions of LiBai that know nothing of any one model."""
