@@ -1,0 +1,242 @@
+// Single-precision matrix product, C = alpha * A * B (+ C), row-major C, any transposition of A, B.
+//
+// The scheme is the usual one of packed panels (Goto and van de Geijn, "Anatomy of High-Performance
+// Matrix Multiplication", 2008): A and B are copied block by block into panels that the innermost
+// loop reads front to back, and that loop keeps a kTileRows x kTileCols tile of C in registers.
+//
+// Every element of C is one chain of fused multiply-adds over k, in an order that depends on k alone.
+// How C is cut among threads, and whether a tile is full or at the edge, does not change a bit.
+#pragma once
+
+#include <cstring>
+#include <memory>
+
+#include "parallel.h"
+
+namespace libai_ext {
+
+// A batch of matrices; element (i, j) of matrix q is data[q * batch + i * row + j * col].
+// One of `row` and `col` is 1. `batch` 0 repeats one matrix.
+struct MatrixBatch {
+  const float* data;
+  int64_t batch;
+  int64_t row;
+  int64_t col;
+
+  static MatrixBatch Make(const float* data, bool transposed, int64_t rows, int64_t cols,
+                          int64_t batch) {
+    return transposed ? MatrixBatch{data, batch, 1, rows} : MatrixBatch{data, batch, cols, 1};
+  }
+  const float* At(int64_t q, int64_t i, int64_t j) const {
+    return data + q * batch + i * row + j * col;
+  }
+};
+
+namespace gemm {
+
+// The register tile: 24 accumulators of 32 registers with AVX-512, 12 of 16 otherwise; the rest
+// hold the row of B and the broadcast element of A.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kTileRows = 12;
+#else
+constexpr int kLanes = 8;
+constexpr int kTileRows = 6;
+#endif
+constexpr int kTileVectors = 2;
+constexpr int kTileCols = kLanes * kTileVectors;
+
+// Cache blocks: a panel of B of depth kBlockDepth stays in the first-level cache while a block of A
+// (kBlockRows x kBlockDepth) stays in the second.
+constexpr int kBlockDepth = 384;
+constexpr int kBlockRows = kTileRows * 20;
+constexpr int kBlockCols = kTileCols * 32;
+
+// Unaligned, and allowed to alias float.
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+
+// Room for one packed block of A and of B; each thread keeps one between calls.
+struct PackBuffers {
+  alignas(64) float a[kBlockRows * kBlockDepth];
+  alignas(64) float b[kBlockDepth * kBlockCols];
+
+  static PackBuffers& OfThisThread() {
+    static thread_local const std::unique_ptr<PackBuffers> buffers(new PackBuffers);
+    return *buffers;
+  }
+};
+
+// Copies `depth` slices of `width` <= kWidth elements to dst[depth][kWidth], scaled, padded with 0.
+// Element j of slice k is src[j * across + k * along]; one of the strides is 1.
+template<int kWidth>
+void PackPanel(const float* src, int64_t across, int64_t along, int width, int depth, float scale,
+               float* dst) {
+  int k = 0;
+  if (width == kWidth && across == 1) {
+    for (; k < depth; ++k) {
+      const float* s = src + k * along;
+      for (int j = 0; j < kWidth; ++j) { dst[k * kWidth + j] = scale * s[j]; }
+    }
+  } else if (width == kWidth) {
+    // Blocks of 16 x kWidth: whole cache lines are read, and the block written stays in the cache.
+    constexpr int kBlock = 16;
+    for (; k + kBlock <= depth; k += kBlock) {
+      float* d = dst + k * kWidth;
+      for (int j = 0; j < kWidth; ++j) {
+        const float* s = src + j * across + k;
+        for (int q = 0; q < kBlock; ++q) { d[q * kWidth + j] = scale * s[q]; }
+      }
+    }
+  }
+  for (; k < depth; ++k) {
+    float* d = dst + k * kWidth;
+    for (int j = 0; j < width; ++j) { d[j] = scale * src[j * across + k * along]; }
+    for (int j = width; j < kWidth; ++j) { d[j] = 0; }
+  }
+}
+
+// One tile of C, kVectors vectors wide; m x n of it are valid. The panel of B has rows of kTileCols.
+template<int kVectors>
+void ComputeTile(int depth, const float* __restrict a, const float* __restrict b,
+                 float* __restrict c, int64_t c_row, int m, int n, bool accumulate) {
+  Vector sum[kTileRows][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) { sum[i][v] = Vector{}; }
+  }
+  for (int k = 0; k < depth; ++k, a += kTileRows, b += kTileCols) {
+    Vector row[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      row[v] = *reinterpret_cast<const Vector*>(b + v * kLanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) { sum[i][v] += a[i] * row[v]; }
+    }
+  }
+  if (m == kTileRows && n == kVectors * kLanes) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        Vector* out = reinterpret_cast<Vector*>(c + i * c_row + v * kLanes);
+        *out = accumulate ? *out + sum[i][v] : sum[i][v];
+      }
+    }
+    return;
+  }
+  float tile[kTileRows][kVectors * kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kTileRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      *reinterpret_cast<Vector*>(tile[i] + v * kLanes) = sum[i][v];
+    }
+  }
+  for (int i = 0; i < m; ++i) {
+    float* out = c + i * c_row;
+    for (int j = 0; j < n; ++j) { out[j] = accumulate ? out[j] + tile[i][j] : tile[i][j]; }
+  }
+}
+
+// The product of one slab of C, on the calling thread.
+inline void Slab(int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t a_row,
+                 int64_t a_col, const float* b, int64_t b_row, int64_t b_col, float* c,
+                 int64_t c_row, bool accumulate) {
+  PackBuffers& packed = PackBuffers::OfThisThread();
+  for (int64_t j0 = 0; j0 < n; j0 += kBlockCols) {
+    const int nb = static_cast<int>(std::min<int64_t>(kBlockCols, n - j0));
+    for (int64_t k0 = 0; k0 < k; k0 += kBlockDepth) {
+      const int kb = static_cast<int>(std::min<int64_t>(kBlockDepth, k - k0));
+      for (int j = 0; j < nb; j += kTileCols) {
+        PackPanel<kTileCols>(b + k0 * b_row + (j0 + j) * b_col, b_col, b_row,
+                             std::min(kTileCols, nb - j), kb, 1.f, packed.b + j * kb);
+      }
+      for (int64_t i0 = 0; i0 < m; i0 += kBlockRows) {
+        const int mb = static_cast<int>(std::min<int64_t>(kBlockRows, m - i0));
+        for (int i = 0; i < mb; i += kTileRows) {
+          PackPanel<kTileRows>(a + (i0 + i) * a_row + k0 * a_col, a_row, a_col,
+                               std::min(kTileRows, mb - i), kb, alpha, packed.a + i * kb);
+        }
+        for (int j = 0; j < nb; j += kTileCols) {
+          const int width = std::min(kTileCols, nb - j);
+          // A narrow last panel does not pay for the vectors that it does not fill.
+          const auto compute = width > kLanes ? &ComputeTile<kTileVectors> : &ComputeTile<1>;
+          for (int i = 0; i < mb; i += kTileRows) {
+            compute(kb, packed.a + i * kb, packed.b + j * kb, c + (i0 + i) * c_row + j0 + j, c_row,
+                    std::min(kTileRows, mb - i), width, accumulate || k0 > 0);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Cuts m x n into `threads` slabs, down times across, with the least edge to copy.
+inline void ChooseGrid(int threads, int64_t m, int64_t n, int* down, int* across) {
+  *down = 1;
+  *across = threads;
+  int64_t least = -1;
+  for (int d = 1; d <= threads; ++d) {
+    if (threads % d != 0) { continue; }
+    const int64_t edge = (m + d - 1) / d + (n + threads / d - 1) / (threads / d);
+    if (least < 0 || edge < least) {
+      least = edge;
+      *down = d;
+      *across = threads / d;
+    }
+  }
+}
+
+}  // namespace gemm
+
+// c[q] (m x n, `c_batch` apart) = alpha * a[q] (m x k) * b[q] (k x n), plus c[q] if `accumulate`.
+inline void Gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, const MatrixBatch& a,
+                 const MatrixBatch& b, float* c, int64_t c_batch, bool accumulate) {
+  if (batch == 0 || m == 0 || n == 0) { return; }
+  if (k == 0) {  // an empty sum
+    for (int64_t q = 0; q < batch && !accumulate; ++q) {
+      std::memset(c + q * c_batch, 0, m * n * sizeof(float));
+    }
+    return;
+  }
+  constexpr double kGrain = 1.5e5;  // multiply-adds a thread should have
+  const double work = static_cast<double>(batch) * m * n * k;
+  const int threads =
+      static_cast<int>(std::min<double>(omp_get_max_threads(), std::max(1.0, work / kGrain)));
+  const auto slab = [&](int64_t q, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+    if (i0 >= i1 || j0 >= j1) { return; }
+    gemm::Slab(i1 - i0, j1 - j0, k, alpha, a.At(q, i0, 0), a.row, a.col, b.At(q, 0, j0), b.row,
+               b.col, c + q * c_batch + i0 * n + j0, n, accumulate);
+  };
+  if (threads == 1) {
+    for (int64_t q = 0; q < batch; ++q) { slab(q, 0, m, 0, n); }
+    return;
+  }
+  // Whole matrices where they share out evenly, else slabs of each.
+  if (batch % threads == 0 || batch >= 8 * threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t q = 0; q < batch; ++q) { slab(q, 0, m, 0, n); }
+    return;
+  }
+  int down, across;
+  gemm::ChooseGrid(threads, m, n, &down, &across);
+  const auto piece = [](int64_t size, int pieces, int tile) {
+    return ((size + pieces - 1) / pieces + tile - 1) / tile * tile;
+  };
+  const int64_t rows = piece(m, down, gemm::kTileRows);
+  const int64_t cols = piece(n, across, gemm::kTileCols);
+#pragma omp parallel for num_threads(threads) schedule(static) collapse(3)
+  for (int64_t q = 0; q < batch; ++q) {
+    for (int i = 0; i < down; ++i) {
+      for (int j = 0; j < across; ++j) {
+        slab(q, i * rows, std::min(m, (i + 1) * rows), j * cols, std::min(n, (j + 1) * cols));
+      }
+    }
+  }
+}
+
+}  // namespace libai_ext

@@ -1,0 +1,52 @@
+// Splitting loops over threads. All kernels go through here, so that one rule decides how many
+// threads a job is worth: waking a team costs some microseconds, so short jobs stay on the caller.
+#pragma once
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace libai_ext {
+
+// Threads for `work` units when each thread should have at least `grain` of them.
+inline int ThreadsFor(int64_t work, int64_t grain) {
+  const int64_t useful = std::max<int64_t>(1, work / grain);
+  return static_cast<int>(std::min<int64_t>(omp_get_max_threads(), useful));
+}
+
+// Calls body(begin, end) on disjoint pieces that cover [0, n). Pieces start at multiples of
+// `align`, so that neighbouring threads do not write to the same cache line.
+template<typename Body>
+void ParallelFor(int64_t n, int64_t grain, const Body& body, int64_t align = 16) {
+  if (n <= 0) { return; }
+  const int threads = ThreadsFor(n, grain);
+  if (threads == 1) {
+    body(int64_t{0}, n);
+    return;
+  }
+  const int64_t piece = ((n + threads - 1) / threads + align - 1) / align * align;
+#pragma omp parallel num_threads(threads)
+  {
+    // The runtime may grant fewer threads than asked for, so each takes pieces in turn.
+    for (int64_t begin = omp_get_thread_num() * piece; begin < n;
+         begin += omp_get_num_threads() * piece) {
+      body(begin, std::min(n, begin + piece));
+    }
+  }
+}
+
+// Calls body(row) for each row of a [rows, cols] matrix.
+template<typename Body>
+void ParallelRows(int64_t rows, int64_t cols, const Body& body) {
+  constexpr int64_t kGrain = 8192;  // elements a thread should have
+  const int64_t grain_rows = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, cols));
+  ParallelFor(
+      rows, grain_rows,
+      [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; ++row) { body(row); }
+      },
+      /*align=*/1);
+}
+
+}  // namespace libai_ext

@@ -1,0 +1,104 @@
+// What the files of this folder share: access to an op's tensors, and the registration of a kernel
+// under a priority that wins over OneFlow's own.
+#pragma once
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "oneflow/core/framework/op_kernel.h"
+#include "oneflow/core/framework/user_op_hob.h"
+#include "oneflow/core/framework/user_op_registry_manager.h"
+
+namespace libai_ext {
+
+using oneflow::DataType;
+using oneflow::DeviceType;
+using oneflow::Maybe;
+using oneflow::ShapeView;
+using Context = oneflow::user_op::KernelComputeContext;
+
+inline ShapeView Shape(Context* ctx, const char* name) {
+  return ctx->Tensor4ArgNameAndIndex(name, 0)->shape_view();
+}
+
+inline std::vector<int64_t> Dims(Context* ctx, const char* name) {
+  const ShapeView shape = Shape(ctx, name);
+  return std::vector<int64_t>(shape.ptr(), shape.ptr() + shape.NumAxes());
+}
+
+inline int64_t Size(Context* ctx, const char* name) { return Shape(ctx, name).elem_cnt(); }
+
+template<typename T = float>
+const T* Input(Context* ctx, const char* name, int index = 0) {
+  return ctx->Tensor4ArgNameAndIndex(name, index)->dptr<T>();
+}
+
+template<typename T = float>
+const T* OptionalInput(Context* ctx, const char* name) {
+  return ctx->has_input(name, 0) ? Input<T>(ctx, name) : nullptr;
+}
+
+template<typename T = float>
+T* Output(Context* ctx, const char* name) {
+  return ctx->Tensor4ArgNameAndIndex(name, 0)->mut_dptr<T>();
+}
+
+template<typename T = float>
+T* OptionalOutput(Context* ctx, const char* name) {
+  return ctx->has_output(name, 0) ? Output<T>(ctx, name) : nullptr;
+}
+
+template<void (*kCompute)(Context*), bool kComputeWhenEmpty>
+class FunctionKernel final : public oneflow::user_op::OpKernel {
+  using oneflow::user_op::OpKernel::Compute;
+  void Compute(Context* ctx) const override { kCompute(ctx); }
+  bool AlwaysComputeWhenAllOutputsEmpty() const override { return kComputeWhenEmpty; }
+};
+
+// The CPU kernel for ops whose tensor `name` has elements of type `type`. Combine with && to decline
+// what a kernel does not handle: OneFlow's own kernel runs then.
+inline auto OnCpu(const std::string& name, DataType type = DataType::kFloat) {
+  return (oneflow::user_op::HobDeviceType() == DeviceType::kCPU)
+         && (oneflow::user_op::HobDataType(name, 0) == type);
+}
+
+// An output that may take over the memory of an input; empty names for none.
+struct Inplace {
+  std::string output;
+  std::string input;
+};
+
+// Registers kCompute as the kernel of `op` where `matches` holds.
+template<void (*kCompute)(Context*), bool kComputeWhenEmpty = false, typename Hob>
+void Register(const std::string& op, const Hob& matches, const Inplace& inplace = {}) {
+  namespace user_op = oneflow::user_op;
+  auto& registries = user_op::UserOpRegistryMgr::Get();
+  oneflow::CatchRegistryError([&]() -> Maybe<void> {
+    auto registry = registries.CheckAndGetOpKernelRegistry(op);
+    registry.SetCreateFn<FunctionKernel<kCompute, kComputeWhenEmpty>>()
+        .SetIsMatchedHob(matches)
+        .SetPriority(user_op::kKernelPriorityOptimized);
+    if (!inplace.output.empty()) {
+      registry.SetInplaceProposalFn(
+          [inplace](const user_op::InferContext& ctx,
+                    const user_op::AddInplaceArgPair& add) -> Maybe<void> {
+            if (ctx.has_input(inplace.input, 0)) {
+              JUST(add(inplace.output, 0, inplace.input, 0, /*is_mutable=*/true));
+            }
+            return Maybe<void>::Ok();
+          });
+    }
+    return registries.Register(JUST(registry.Finish()).GetResult());
+  });
+}
+
+// One a file of this folder.
+void RegisterAdam();
+void RegisterElementwise();
+void RegisterGelu();
+void RegisterLayerNorm();
+void RegisterMatmul();
+void RegisterReduce();
+
+}  // namespace libai_ext

@@ -1,0 +1,64 @@
+"""Put the native kernels in the place of OneFlow's own."""
+
+import ctypes
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Status:
+    """What became of the native kernels."""
+
+    loaded: bool
+    message: str  # one line for the log
+
+
+_status: Status | None = None
+
+
+def is_loaded() -> bool:
+    """Whether ops on CPU run on the native kernels."""
+    return _status is not None and _status.loaded
+
+
+def load() -> Status:
+    """Build the kernels if needed and register them. Call right after `import oneflow`.
+
+    Without a compiler, or with `LIBAI_EXT_NATIVE=0`, nothing changes and the status says so. A
+    second call does nothing and returns the first one's status.
+
+    Raises:
+        RuntimeError: OneFlow has made a tensor, run an op or seeded a generator already. It keeps
+            pointers to the kernels it has looked up, and new ones would leave those dangling.
+    """
+    global _status
+    if _status is None:
+        _status = _load()
+    return _status
+
+
+def _load() -> Status:
+    if os.environ.get("LIBAI_EXT_NATIVE", "1") == "0":
+        return Status(False, "native kernels: off (LIBAI_EXT_NATIVE=0)")
+    # It loads the libraries that the kernels are linked to.
+    import oneflow  # noqa: F401
+
+    # Not at the top: `python -m libai_ext.kernels.build` imports this package first.
+    from libai_ext.kernels.build import BuildError, build
+
+    try:
+        path, done = build()
+        library = ctypes.CDLL(str(path))
+    except (BuildError, OSError) as error:
+        return Status(False, f"native kernels: off: {error}")
+    library.libai_ext_stream_count.restype = ctypes.c_int64
+    if library.libai_ext_stream_count() > 0:
+        raise RuntimeError(
+            "libai_ext.kernels.load() came too late: call it right after `import oneflow`, before "
+            "any tensor is made, any op run and any generator seeded"
+        )
+    message = ctypes.create_string_buffer(1024)
+    if library.libai_ext_register(message, ctypes.c_int64(len(message))) != 0:
+        # Some kernels may be registered by now: no state to go on from.
+        raise RuntimeError(f"OneFlow refused the native kernels: {message.value.decode()}")
+    return Status(True, done)

@@ -1,0 +1,75 @@
+"""The environment variables that decide how fast OneFlow runs on CPU.
+
+They are read once, while libraries load: call `configure_environment` before `import oneflow`.
+"""
+
+import math
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+def _read_quota(directory: Path) -> float | None:
+    """CPUs that the control group of this directory may use, None for no limit."""
+    try:
+        if (directory / "cpu.max").exists():  # version 2
+            quota, period = (directory / "cpu.max").read_text().split()
+        else:
+            quota = (directory / "cpu.cfs_quota_us").read_text()
+            period = (directory / "cpu.cfs_period_us").read_text()
+        return float(quota) / float(period) if float(quota) > 0 else None
+    except (OSError, ValueError):  # no such file, or "max"
+        return None
+
+
+def _cgroup_quota() -> float | None:
+    """The tightest CPU limit of this process's control group and those around it."""
+    directories = {_CGROUP_ROOT, _CGROUP_ROOT / "cpu"}
+    try:
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                root = _CGROUP_ROOT
+            elif "cpu" in controllers.split(","):
+                root = _CGROUP_ROOT / "cpu"
+            else:
+                continue
+            group = root / path.lstrip("/")
+            directories.update([group, *group.parents])
+    except (OSError, ValueError):
+        pass
+    quotas = [quota for quota in map(_read_quota, directories) if quota is not None]
+    return min(quotas, default=None)
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: its affinity mask, cut to its control group's quota."""
+    cpus = len(os.sched_getaffinity(0))
+    quota = _cgroup_quota()
+    return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
+
+
+def configure_environment(
+    local_processes: int = 1, environ: MutableMapping[str, str] = os.environ
+) -> dict[str, str]:
+    """Set what is not set yet, and return the values in force.
+
+    Args:
+        local_processes: processes of this job on this machine; they share its CPUs evenly.
+        environ: the environment to complete; a launcher passes the one of its children.
+    """
+    if local_processes < 1:
+        raise ValueError(f"local_processes must be at least 1, not {local_processes}")
+    defaults = {
+        # Without a worker thread, no scheduler thread spins on a core that the kernels need.
+        "ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD": "0",
+        # Threads that wait for the next kernel sleep: spinning ones take the cores away from
+        # the other processes, and from OneFlow's own threads.
+        "OMP_WAIT_POLICY": "passive",
+        "OMP_NUM_THREADS": str(max(1, available_cpus() // local_processes)),
+    }
+    for name, value in defaults.items():
+        environ.setdefault(name, value)
+    return {name: environ[name] for name in defaults}
