@@ -16,6 +16,8 @@ import subprocess
 import sys
 import time
 
+from libai_ext.kernels.threads import configure_environment
+
 GRACE_SECONDS = 15
 _PR_SET_PDEATHSIG = 1
 
@@ -66,7 +68,6 @@ class Job:
         args = self.args
         if args.master_port is None:
             args.master_port = _free_port()
-        cores = len(os.sched_getaffinity(0))
         env = dict(
             os.environ,
             MASTER_ADDR=args.master_addr,
@@ -75,7 +76,7 @@ class Job:
             RANK=str(args.node_rank * args.nproc_per_node + local_rank),
             LOCAL_RANK=str(local_rank),
         )
-        env.setdefault("OMP_NUM_THREADS", str(max(1, cores // args.nproc_per_node)))
+        configure_environment(args.nproc_per_node, env)
         # A group of its own, so that a rank is ended together with its data workers.
         return subprocess.Popen(
             [sys.executable, "-u", *args.command],

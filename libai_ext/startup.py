@@ -1,4 +1,4 @@
-"""Brings OneFlow and LiBai up for a process: environment, quiet import, repairs.
+"""Brings OneFlow and LiBai up for a process: environment, quiet import, kernels, repairs.
 
 Entry points call :func:`start` before they import anything that imports OneFlow.
 """
@@ -10,18 +10,29 @@ import os
 import sys
 import tempfile
 
+from libai_ext import kernels
+from libai_ext.kernels.threads import configure_environment
+
 # What the engine prints on machines without InfiniBand or a GPU; it says nothing about a run.
 _NOISE = ("libibverbs not available", "CUDA driver version is insufficient")
 
 
 def start() -> None:
-    """Import OneFlow quietly and repair LiBai. Safe to call again: does nothing then."""
+    """Import OneFlow quietly, put the native kernels in place and repair LiBai.
+
+    Does nothing when called again.
+
+    Raises:
+        RuntimeError: OneFlow has run an op already; native kernels cannot be loaded any more.
+    """
     if "oneflow" not in sys.modules:
-        # 3 = fatal only: without a GPU the engine logs errors about CUDA that are none. Read at
-        # import.
+        # 3 = fatal only: without a GPU the engine logs errors about CUDA that are none. This and
+        # the threading variables are read at import.
         os.environ.setdefault("GLOG_minloglevel", "3")
+        configure_environment()
         with _drop_noise_on_stderr():
             import oneflow  # noqa: F401
+    kernels.load()
     from libai_ext.compat import repairs
 
     repairs.apply()

@@ -10,10 +10,12 @@ from __future__ import annotations
 import oneflow as flow
 from libai.layers import LayerNorm
 
+from libai_ext import kernels
+
 
 def layer_norm(x: flow.Tensor, weight, bias, eps: float) -> flow.Tensor:
     """Layer normalisation over the last dimension; ``weight`` and ``bias`` are [D] or None."""
-    if x.is_cuda:
+    if x.is_cuda or kernels.is_loaded():
         axis = {"begin_norm_axis": x.ndim - 1, "begin_params_axis": x.ndim - 1, "epsilon": eps}
         if weight is None:
             return flow._C.layer_norm(x, **axis)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 from oneflow.utils.data import DataLoader
 
 from libai_ext.data.dataset import KeyedDataset, collate
 from libai_ext.data.sampler import EvalSampler, GlobalOrder, TrainSampler
+from libai_ext.kernels.threads import available_cpus
 from libai_ext.placement import data_parallel_rank, local_process_count
 
 
@@ -40,5 +39,4 @@ def _loader(dataset, sampler, num_workers: int | None) -> DataLoader:
 
 def default_workers() -> int:
     """Worker processes per rank: the machine's cores shared by its ranks, at most 8 each."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(8, cores // local_process_count()))
+    return max(1, min(8, available_cpus() // local_process_count()))

@@ -11,6 +11,7 @@ from libai.utils import distributed as dist
 from libai.utils.logger import setup_logger
 from omegaconf import DictConfig, OmegaConf
 
+from libai_ext import kernels
 from libai_ext.config import dump
 from libai_ext.placement import device_type
 
@@ -57,8 +58,8 @@ def summary(trainer) -> dict[str, str]:
         "parameters": f"{trainable:,} trainable",
         "layout": f"data {layout.data_parallel_size} x tensor {layout.tensor_parallel_size} x "
         f"pipeline {layout.pipeline_parallel_size}, {mode} mode",
-        "device": f"{device_type()}, {os.environ.get('OMP_NUM_THREADS', os.cpu_count())} "
-        "threads a process",
+        "device": f"{device_type()}, {os.environ['OMP_NUM_THREADS']} threads a process",
+        "kernels": kernels.load().message,
         "output": train.output_dir,
     }
 
