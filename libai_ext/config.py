@@ -9,15 +9,13 @@ from typing import Iterable
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import OverrideParseException
+from hydra.errors import HydraException
 from libai.config import LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from libai_ext.errors import ConfigError
+
 _HERE = Path(__file__).resolve().parent
-
-
-class ConfigError(Exception):
-    """What the user wrote cannot be used. The message names the key or file and what to do."""
 
 
 def load(path: str) -> DictConfig:
@@ -64,7 +62,7 @@ def override(cfg: DictConfig, assignments: Iterable[str]) -> DictConfig:
         try:
             parsed = OverridesParser.create().parse_override(assignment)
             key, value = parsed.key_or_group, parsed.value()
-        except OverrideParseException:
+        except HydraException:
             raise ConfigError(f"'{assignment}' is not of the form key=value") from None
         if parsed.is_delete() or parsed.is_add():
             raise ConfigError(f"'{assignment}': keys can be set, not added or deleted")

@@ -1,4 +1,4 @@
-"""Where tensors live and how randomness starts: device, ranks, seeds."""
+"""Where tensors live: device, ranks, splits."""
 
 from __future__ import annotations
 
@@ -14,14 +14,6 @@ BATCH = [flow.sbp.split(0), flow.sbp.broadcast]
 def device_type() -> str:
     """``"cuda"`` where OneFlow sees a GPU, else ``"cpu"``. The one place that decides."""
     return "cuda" if flow.cuda.is_available() else "cpu"
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the engine. ``flow.manual_seed`` aborts where a CUDA build finds no GPU."""
-    if device_type() == "cuda":
-        flow.manual_seed(seed)
-    else:
-        flow.default_generator.manual_seed(seed)
 
 
 def layer_placement(layer_idx: int) -> flow.placement:

@@ -20,9 +20,9 @@ TRAIN_NET = "projects/MAE/train_net.py"
 @pytest.fixture(autouse=True)
 def _seed():
     """Each test builds its models from the same seed, whatever ran before it."""
-    from libai_ext.placement import seed_everything
+    import oneflow as flow
 
-    seed_everything(0)
+    flow.manual_seed(0)
 
 
 class Launcher:

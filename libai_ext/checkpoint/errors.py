@@ -1,5 +1,7 @@
 """The one exception of everything that reads or writes checkpoints."""
 
+from libai_ext.errors import UserError
 
-class CheckpointError(Exception):
+
+class CheckpointError(UserError):
     """A checkpoint cannot be used; the message names the file and says what is wrong with it."""

@@ -8,11 +8,9 @@ from typing import Sequence
 
 from PIL import Image, UnidentifiedImageError
 
+from libai_ext.errors import DataError
+
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-
-
-class DataError(Exception):
-    """The data cannot be used. The message names the path and what to do."""
 
 
 class ImageFolder:

@@ -6,6 +6,8 @@ from typing import Iterator, NamedTuple
 
 import numpy as np
 
+from libai_ext.errors import ConfigError
+
 REMAINDERS = ("carry", "drop")
 
 
@@ -26,18 +28,18 @@ class GlobalOrder:
             start of the next; ``"drop"``: an epoch ends with its last whole batch.
 
     Raises:
-        ValueError: nothing to draw from.
+        ConfigError: nothing to draw from.
     """
 
     def __init__(self, num_samples: int, global_batch: int, seed: int, remainder: str = "carry"):
         if remainder not in REMAINDERS:
-            raise ValueError(
+            raise ConfigError(
                 f"train.epoch_remainder must be one of {REMAINDERS}, not {remainder!r}"
             )
         if num_samples < 1:
-            raise ValueError("the data set is empty")
+            raise ConfigError("the data set is empty")
         if remainder == "drop" and num_samples < global_batch:
-            raise ValueError(
+            raise ConfigError(
                 f"the data set has {num_samples} samples, fewer than one batch of {global_batch}, "
                 "and train.epoch_remainder=drop would leave them all out: use a smaller batch or "
                 "train.epoch_remainder=carry"

@@ -6,8 +6,8 @@ import os
 
 from omegaconf import DictConfig
 
-from libai_ext.config import ConfigError
 from libai_ext.data.sampler import GlobalOrder
+from libai_ext.errors import ConfigError
 
 
 def derive_layout(cfg: DictConfig) -> None:

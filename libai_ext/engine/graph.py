@@ -20,10 +20,10 @@ class Graph(GraphBase):
     ``set_pipeline_stage_id`` of their own.
     """
 
-    def __init__(self, *args, grad_acc_steps: int = 1, **kwargs):
-        if grad_acc_steps > 1 and device_type() == "cpu":
+    def __init__(self, *args, **kwargs):
+        if device_type() == "cpu":
             use_single_cpu_stream()
-        super().__init__(*args, grad_acc_steps=grad_acc_steps, **kwargs)
+        super().__init__(*args, **kwargs)
 
     def set_activation_checkpoint(self) -> None:
         for block in self.model.modules():
@@ -46,7 +46,8 @@ def use_single_cpu_stream() -> None:
     """Run graph kernels on one CPU stream.
 
     Gradient accumulation in ``nn.Graph`` races on OneFlow 0.9.0's several CPU streams and gives
-    wrong gradients in more than half of the runs. Takes effect on graphs built afterwards.
+    wrong gradients in more than half of the runs. All graphs of a process share the setting: the
+    engine aborts when one is built under another.
     """
     session_context.GetDefaultSession().TryInit()
     config_util._set_resource_attr("cpu_device_num", 1, int)

@@ -9,6 +9,8 @@ import time
 import traceback
 from typing import Callable
 
+from libai_ext.errors import UserError
+
 # What a user can mend ends with one message and this status; anything else with a traceback.
 USAGE_ERROR = 2
 
@@ -52,11 +54,8 @@ def run(program: Callable[[], None]) -> None:
 
 
 def _report(error: BaseException) -> int:
-    from libai_ext.config import ConfigError
-    from libai_ext.data.image_folder import DataError
-
     rank = int(os.environ.get("RANK", 0))
-    if isinstance(error, (ConfigError, DataError)):
+    if isinstance(error, UserError):
         # All ranks read the same config: rank 0 speaks first, and where it fails as well the
         # launcher ends the others before they repeat it.
         if rank:

@@ -30,8 +30,10 @@ def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
     dist.synchronize()
     for name in ("libai", "libai_ext", "projects"):
         setup_logger(train.output_dir, distributed_rank=dist.get_rank(), name=name)
-    # LiBai warns of every size that it can work out itself.
+    # LiBai warns of every size that it can work out itself, and logs the exceptions that
+    # libai_ext.engine.main reports.
     logging.getLogger("libai.utils.distributed").setLevel(logging.ERROR)
+    logging.getLogger("libai.engine.trainer").setLevel(logging.CRITICAL)
 
     layout = OmegaConf.to_container(train.dist)
     dist.setup_dist_util(DictConfig(dict(layout, pipeline_num_layers=pipeline_layers)))

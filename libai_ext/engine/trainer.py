@@ -8,6 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
+import oneflow as flow
 from libai.config import instantiate
 from libai.engine import hooks
 from libai.engine.default import DefaultTrainer
@@ -17,13 +18,13 @@ from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
 from libai_ext.checkpoint.native import Checkpointer
-from libai_ext.config import ConfigError, fresh
+from libai_ext.config import fresh
 from libai_ext.data.loader import build_eval_loader, build_train_loader
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.writers import Progress, writers
-from libai_ext.placement import seed_everything
+from libai_ext.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Trainer(DefaultTrainer):
         self.max_iter = train.train_iter
         self.global_batch_size = train.global_batch_size
 
-        seed_everything(train.seed)
+        flow.manual_seed(train.seed)
         self.model = self.build_model(cfg)
         self.optimizer = self.build_optimizer(cfg, self.model)
         self.lr_scheduler = self.build_lr_scheduler(cfg, self.optimizer)
@@ -147,7 +148,10 @@ class Trainer(DefaultTrainer):
 
     def _next_batch(self):
         start = time.perf_counter()
-        batch = self.get_batch(next(self._batches))
+        try:
+            batch = self.get_batch(next(self._batches))
+        except DataError as error:  # from a worker, with the worker's traceback as text
+            raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
         return batch, time.perf_counter() - start
 
     def _graph_step(self):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import oneflow as flow
 from oneflow import nn
 
+from libai_ext.errors import ConfigError
 from libai_ext.layers.initialize import no_init
 from libai_ext.placement import broadcast_sbp, layer_placement
 
@@ -13,12 +14,12 @@ def grid_of(img_size, patch_size: int) -> tuple[int, int]:
     """Patch grid (rows, columns) of an image of ``img_size`` = (H, W).
 
     Raises:
-        ValueError: a side is not a multiple of the patch.
+        ConfigError: a side is not a multiple of the patch.
     """
     height, width = img_size
     if height % patch_size or width % patch_size:
-        raise ValueError(
-            f"img_size {height}x{width} (height x width) is not divisible by "
+        raise ConfigError(
+            f"model.img_size {height}x{width} (height x width) is not divisible by "
             f"patch_size {patch_size}"
         )
     return height // patch_size, width // patch_size

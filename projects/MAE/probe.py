@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from libai_ext.checkpoint.native import Checkpointer
 from libai_ext.config import fresh
 from libai_ext.data.sampler import SampleKey
-from libai_ext.placement import batch_sbp, seed_everything, to_global
+from libai_ext.placement import batch_sbp, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.pictures import panels, tile
 from projects.MAE.run import resolve
@@ -34,7 +34,7 @@ class Run(NamedTuple):
 def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run:
     """The model of a config, with the weights of its output directory or as initialised."""
     cfg = resolve(config_file, opts)
-    seed_everything(cfg.train.seed)
+    flow.manual_seed(cfg.train.seed)
     model = instantiate(fresh(cfg.model))
     if weights:
         checkpointer = Checkpointer(model, cfg.train.output_dir)

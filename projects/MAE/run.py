@@ -44,10 +44,7 @@ def resolve(config_file: str, opts: Sequence[str], **train) -> DictConfig:
     derive_layout(cfg)
     derive_batch(cfg)
     resolve_arch(cfg.model)
-    try:
-        rows, columns = grid_of(cfg.model.img_size, cfg.model.patch_size)
-    except ValueError as error:
-        raise config.ConfigError(f"model: {error}") from None
+    rows, columns = grid_of(cfg.model.img_size, cfg.model.patch_size)
     for split in ("train", "test"):
         if cfg.dataloader.get(split) is not None:
             cfg.dataloader[split].dataset.fields[0].num_patches = rows * columns

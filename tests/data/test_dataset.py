@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from libai_ext.data.dataset import KeyedDataset, collate
-from libai_ext.data.image_folder import DataError, ImageFolder
+from libai_ext.data.image_folder import ImageFolder
 from libai_ext.data.sampler import SampleKey
 from libai_ext.data.transforms import (
     CenterCrop,
@@ -15,6 +15,7 @@ from libai_ext.data.transforms import (
     Resize,
     ToArray,
 )
+from libai_ext.errors import DataError
 from projects.MAE.modeling.masking import MaskingNoise
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from libai_ext.config import ConfigError
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.engine.derive import derive_batch, derive_layout, derive_schedule
+from libai_ext.errors import ConfigError
 
 
 def config(**train):

@@ -7,7 +7,7 @@ from typing import Sequence
 
 from omegaconf import DictConfig
 
-from libai_ext.config import ConfigError
+from libai_ext.errors import ConfigError
 from projects.MAE.modeling.mae import MaskedAutoencoder
 
 _DECODER = dict(decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16)

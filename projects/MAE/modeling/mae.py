@@ -11,6 +11,7 @@ from libai.layers import LayerNorm, Linear, TransformerLayer
 from libai.models.build import MODEL_ARCH_REGISTRY
 from oneflow import nn
 
+from libai_ext.errors import ConfigError
 from libai_ext.layers import initialize as init
 from libai_ext.layers.patch_embedding import PatchEmbedding, patchify
 from libai_ext.placement import batch_sbp, broadcast_sbp, layer_placement, to_global
@@ -58,8 +59,8 @@ class MaskedAutoencoder(nn.Module):
         self.num_patches = self.patch_embed.num_patches
         self.keep = num_kept(self.num_patches, mask_ratio)
         if not 0 < self.keep <= self.num_patches:
-            raise ValueError(
-                f"mask_ratio {mask_ratio} leaves {self.keep} of {self.num_patches} patches"
+            raise ConfigError(
+                f"model.mask_ratio {mask_ratio} leaves {self.keep} of {self.num_patches} patches"
             )
 
         self.cls_token = _token(embed_dim, layer_idx=0)

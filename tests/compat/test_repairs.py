@@ -1,0 +1,104 @@
+"""Each repair, and the defect it removes."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import libai.data.data_utils as data_utils
+import libai.utils.distributed as dist
+import numpy as np
+import oneflow as flow
+import pytest
+from libai.layers import LayerNorm
+
+from libai_ext.compat import gather, layer_norm, nlp_helper, repairs
+
+
+def original(module_name: str, attribute: str):
+    """What LiBai's own source defines, before any repair."""
+    spec = importlib.util.find_spec(module_name)
+    fresh = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fresh)
+    return getattr(fresh, attribute)
+
+
+def global_tensor(array):
+    placement = flow.placement("cpu", [0])
+    return flow.from_numpy(array).to_global(placement=placement, sbp=flow.sbp.broadcast)
+
+
+def test_gather_stays_on_the_device():
+    assert dist.ttol is gather.ttol
+    loss = global_tensor(np.float32([1.5, 2.5]))
+    assert dist.tton(loss, ranks=[0]).tolist() == [1.5, 2.5]
+    with pytest.raises(Exception, match="there is no device"):
+        original("libai.utils.distributed", "ttol")(loss, ranks=[0])
+
+
+def test_nlp_helper_is_not_compiled_again():
+    assert data_utils.compile_helper is nlp_helper.compile_helper
+    data_utils.compile_helper()
+    with pytest.raises(SystemExit):
+        original("libai.data.data_utils.dataset_utils", "compile_helper")()
+
+
+def reference(x, eps, weight=1.0, bias=0.0):
+    x = x.astype(np.float64)
+    centred = x - x.mean(-1, keepdims=True)
+    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * weight + bias
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_layer_norm_on_cpu(monkeypatch, native, affine):
+    """With the native kernel and composed of plain ops, forward and gradients."""
+    if not native:
+        monkeypatch.setattr(layer_norm.kernels, "is_loaded", lambda: False)
+    rng = np.random.default_rng(0)
+    x, upstream = rng.normal(2, 3, (2, 5, 7)), rng.normal(size=(2, 5, 7))
+    norm = LayerNorm(7, eps=1e-6, elementwise_affine=affine)
+    weight, bias = (rng.normal(size=7), rng.normal(size=7)) if affine else (1.0, 0.0)
+    if affine:
+        with flow.no_grad():
+            norm.weight.copy_(global_tensor(weight.astype(np.float32)))
+            norm.bias.copy_(global_tensor(bias.astype(np.float32)))
+    tensor = global_tensor(x.astype(np.float32)).requires_grad_()
+    out = norm(tensor)
+    (out * global_tensor(upstream.astype(np.float32))).sum().backward()
+
+    np.testing.assert_allclose(out.numpy(), reference(x, 1e-6, weight, bias), atol=2e-6)
+    step = 1e-5
+    for index in ((0, 0, 0), (1, 4, 6), (0, 3, 2)):
+        shifted = [x.copy(), x.copy()]
+        shifted[0][index] += step
+        shifted[1][index] -= step
+        up, down = ((reference(s, 1e-6, weight, bias) * upstream).sum() for s in shifted)
+        assert tensor.grad.numpy()[index] == pytest.approx((up - down) / (2 * step), abs=1e-5)
+
+
+def test_without_the_repair_layer_norm_ends_the_process():
+    code = (
+        "import os; os.environ['LIBAI_EXT_NATIVE'] = '0'\n"
+        "from libai_ext.startup import start; start()\n"
+        "import oneflow as flow\n"
+        "x = flow.ones(2, 4)\n"
+        "flow._C.layer_norm(x, begin_norm_axis=1, begin_params_axis=1, epsilon=1e-6).numpy()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert result.returncode != 0
+
+
+def test_applying_twice_changes_nothing():
+    before = dist.ttol, data_utils.compile_helper, LayerNorm.forward
+    repairs.apply()
+    assert (dist.ttol, data_utils.compile_helper, LayerNorm.forward) == before
+
+
+def test_starting_prints_nothing():
+    code = "from libai_ext.startup import start; start(); start()"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, timeout=60, text=True, check=True
+    )
+    assert (result.stdout, result.stderr) == ("", "")

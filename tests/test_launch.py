@@ -1,0 +1,111 @@
+"""The launcher, with small programs as ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+LAUNCH = [sys.executable, "-m", "libai_ext.launch", "--nproc-per-node"]
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Writes a program and gives its path; ``pids`` gets a line from each rank."""
+
+    def write(body):
+        path = tmp_path / "program.py"
+        path.write_text(
+            "import os, signal, subprocess, sys, time\n"
+            "rank = int(os.environ['RANK'])\n"
+            f"open({str(tmp_path / 'pids')!r}, 'a').write(f'{{os.getpid()}}\\n')\n" + body
+        )
+        return path
+
+    return write
+
+
+def alive(tmp_path):
+    """Processes of the job that still run."""
+    pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
+    running = []
+    for pid in pids:
+        try:
+            state = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0]
+        except FileNotFoundError:
+            continue
+        if state != "Z":
+            running.append(pid)
+    return running
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
+
+
+def test_ranks_get_their_place_and_their_share_of_threads(program):
+    path = program(
+        "keys = 'RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS'.split()\n"
+        "os.write(1, (' '.join(os.environ[k] for k in keys) + '\\n').encode())\n"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    command = [*LAUNCH, "2", "--nnodes", "2", "--node-rank", "1"]
+    command += ["--master-addr", "10.0.0.1", "--master-port", "4567", path]
+    out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert sorted(out.stdout.splitlines()) == [
+        f"2 0 4 10.0.0.1 {threads}",
+        f"3 1 4 10.0.0.1 {threads}",
+    ]
+
+
+def test_a_failing_rank_ends_the_job(program, tmp_path):
+    path = program("if rank == 1: time.sleep(0.5); sys.exit(7)\ntime.sleep(600)\n")
+    start = time.monotonic()
+    out = subprocess.run([*LAUNCH, "3", path], capture_output=True, text=True, timeout=60)
+    assert (out.returncode, time.monotonic() - start < 30) == (7, True)
+    assert "rank 1 ended with exit status 7" in out.stderr
+    assert alive(tmp_path) == []
+
+
+def test_a_killed_rank_ends_the_job(program, tmp_path):
+    path = program("if rank == 0: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(600)\n")
+    out = subprocess.run([*LAUNCH, "2", path], capture_output=True, text=True, timeout=60)
+    assert out.returncode == 128 + signal.SIGKILL
+    assert "rank 0 ended with SIGKILL" in out.stderr
+    assert alive(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_ending_the_launcher_ends_the_job(program, tmp_path, number):
+    """Children of the ranks included, but for SIGKILL, which only the ranks hear of."""
+    child = "" if number == signal.SIGKILL else "subprocess.Popen(['sleep', '600'])\n"
+    path = program(child + "time.sleep(600)\n")
+    job = subprocess.Popen([*LAUNCH, "2", path], stderr=subprocess.DEVNULL)
+    wait_for(lambda: (tmp_path / "pids").exists() and len(alive(tmp_path)) == 2)
+    job.send_signal(number)
+    status = job.wait(30)
+    assert status == (-number if number == signal.SIGKILL else 128 + number)
+    wait_for(lambda: alive(tmp_path) == [])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["0", "x.py"], "--nproc-per-node >= 1"),
+        (["1", "--nnodes", "2", "x.py"], "same --master-port"),
+        (["1", "--nnodes", "2", "--node-rank", "2", "x.py"], "--node-rank < --nnodes"),
+        (["1"], "no script given"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    out = subprocess.run([*LAUNCH, *arguments], capture_output=True, text=True, timeout=60)
+    assert out.returncode == 2
+    assert message in out.stderr
