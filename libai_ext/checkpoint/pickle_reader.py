@@ -95,12 +95,11 @@ class PickleReader:
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
-        self.charge(count >> COPY_SHIFT)
-        taken = self._data[self.position : self.position + count]
-        if len(taken) != count:
+        if count > len(self._data) - self.position:
             raise IndexError
+        self.charge(count >> COPY_SHIFT)
         self.position += count
-        return taken
+        return self._data[self.position - count : self.position]
 
     def number(self, layout: str) -> Any:
         """The next number, as `struct` describes it."""
