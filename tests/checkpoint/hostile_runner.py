@@ -2,8 +2,8 @@
 
     python hostile_runner.py FOLDER MEGABYTES
 
-Prints one JSON object per file: name, outcome (exception type, or "read"), message, CPU seconds,
-and the audit events that reading has no business with.
+Prints one JSON object per file: name, outcome (exception type, or "read"), message, CPU seconds
+(of two reads), and the audit events that reading has no business with.
 """
 
 import contextlib
