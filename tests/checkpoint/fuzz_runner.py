@@ -59,13 +59,13 @@ def mutate(content, rng):
 def mutate_pickle(archive_bytes, rng):
     """A sound archive around a mutated pickle, which its checksum would protect otherwise."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(archive_bytes)) as source:
-        with zipfile.ZipFile(buffer, "w") as target:
-            for name in source.namelist():
-                content = source.read(name)
-                if name.endswith("data.pkl"):
-                    content = mutate(content, rng)
-                target.writestr(name, content)
+    source = zipfile.ZipFile(io.BytesIO(archive_bytes))
+    with source, zipfile.ZipFile(buffer, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith("data.pkl"):
+                content = mutate(content, rng)
+            target.writestr(name, content)
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+import traceback
 
 import numpy as np
 import torch
@@ -91,7 +92,18 @@ def interpolate(source, target):
     return {"source": table.tolist(), "target": resized.tolist()}
 
 
+def main():
+    """Answer requests, a line [check, *arguments] each, with a line [result, error]."""
+    torch.set_grad_enabled(False)
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        try:
+            answer = [globals()[name](*arguments), None]
+        except Exception:
+            answer = [None, traceback.format_exc()]
+        print(json.dumps(answer), file=sys.__stdout__, flush=True)
+
+
 if __name__ == "__main__":
-    name, *arguments = sys.argv[1:]
-    with torch.no_grad():
-        print(json.dumps(globals()[name](*arguments)))
+    sys.stdout = sys.stderr  # libraries print as they please, the answers have the pipe alone
+    main()
