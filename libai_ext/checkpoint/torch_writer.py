@@ -30,6 +30,7 @@ from libai_ext.checkpoint.torch_objects import STORAGE_TYPES
 FOLDER = "archive"
 ALIGNMENT = 64
 LOCAL_HEADER_SIZE = 30
+CHUNK = 1 << 18  # small enough that the checksum leaves it in the cache for the write
 STORAGE_NAMES = {
     NUMPY_TYPES[dtype]: name for name, dtype in STORAGE_TYPES.items() if dtype != BFLOAT16
 }
@@ -80,7 +81,8 @@ def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, content: bytes | m
     padding = -start % ALIGNMENT
     info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
     with archive.open(info, "w") as entry:
-        entry.write(content)
+        for start in range(0, len(content), CHUNK):
+            entry.write(content[start : start + CHUNK])
 
 
 class _Pickler:
