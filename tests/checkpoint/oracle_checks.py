@@ -81,6 +81,16 @@ def hf(path, outputs, architecture):
     return _difference(model(images, noise=noise).logits, data["output"])
 
 
+def hf_modules(path, config):
+    """Strict load of a bare state dict into ViTMAEForPreTraining; returns its number of tensors."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    model = ViTMAEForPreTraining(ViTMAEConfig.from_pretrained(config))
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state, strict=True)
+    return len(state)
+
+
 def interpolate(source, target):
     """The official function on random tables: seed, then grids as HxW; returns a .npy path."""
     (height, width), size = (tuple(map(int, grid.split("x"))) for grid in (source, target))

@@ -74,6 +74,30 @@ def test_bfloat16_is_widened_and_said_to_be(golden, tmp_path):
         assert array.tobytes() == expected.tobytes(), name
 
 
+def test_the_grid_of_text_lines_goes_into_the_configuration(golden, tmp_path):
+    result = convert(
+        golden / "fb_text_line.pth", tmp_path / "hf", "--to", "hf", "--grid", "2x8", *HEADS
+    )
+    assert result.returncode == 0, result.stderr
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    expected = dict(
+        architectures=["ViTMAEForPreTraining"],
+        image_size=[4, 16],
+        patch_size=2,
+        num_channels=3,
+        hidden_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=48,
+        decoder_hidden_size=8,
+        decoder_num_hidden_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=32,
+        layer_norm_eps=1e-6,
+    )
+    assert {key: config[key] for key in expected} == expected
+
+
 def test_inspect_shows_names_shapes_types_style_and_size(golden):
     result = convert("--inspect", golden / "fb_finetune.pth")
     assert (result.returncode, result.stderr) == (0, "")

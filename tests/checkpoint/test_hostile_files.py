@@ -11,6 +11,8 @@ import sys
 import hostile_files
 import pytest
 
+from libai_ext.checkpoint import torch_file
+from libai_ext.checkpoint.pickle_writer import global_name, text
 from projects.MAE.weights.files import read_weights
 
 MEGABYTES = 500
@@ -73,6 +75,20 @@ def test_the_same_files_are_read_when_they_are_sound(tmp_path):
         (tmp_path / name).write_bytes(content)
         weights, _ = read_weights(tmp_path / name)
         assert weights["blocks.0.input_layernorm.weight"].tobytes() == b"0123456789abcdef"
+
+
+def test_sound_weights_are_read_from_beside_a_call(tmp_path):
+    sentinel = tmp_path / "executed"
+    call = text("args") + global_name("os", "system") + text(f"touch {sentinel}") + b"\x85R"
+    model = text("model") + b"}" + text(hostile_files.NAME) + hostile_files.tensor() + b"s"
+    path = tmp_path / "state.pth"
+    path.write_bytes(hostile_files.zip_file(b"}(" + model + call + b"u.", {"0": bytes(16)}))
+    tree = torch_file.load(path)
+    assert tree["model"][hostile_files.NAME].shape == (2, 2)
+    placeholder = tree["args"]
+    assert (placeholder.module, placeholder.name) == ("os", "system")
+    assert placeholder.args == (f"touch {sentinel}",)
+    assert not sentinel.exists()
 
 
 def test_the_watch_sees_what_python_would_run(tmp_path):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from numpy_models import classify, reconstruct
 
+from libai_ext.checkpoint import torch_writer
 from libai_ext.checkpoint.errors import CheckpointError
 from projects.MAE.weights import files
+from projects.MAE.weights.mapping import from_ours
 from projects.MAE.weights.packing import Heads
 from projects.MAE.weights.pos_embed import interpolate
 
@@ -113,6 +115,17 @@ def test_vitmae_of_transformers_runs_what_we_write(golden, tmp_path, oracle, nam
     files.write_hf(weights, str(tmp_path / "ours"), HEADS)
     arguments = tmp_path / "ours", _outputs(golden, name), "ViTMAEForPreTraining"
     assert oracle("hf", *arguments) < 1e-5
+
+
+@pytest.mark.oracle
+def test_the_names_of_transformers_5_are_those_of_its_modules(golden, tmp_path, oracle):
+    weights, _ = files.read_weights(golden / "fb_pretrain.pth", HEADS)
+    state = {
+        name if name.startswith("decoder.") else f"vit.{name}": array
+        for name, array in from_ours(weights, "hf5", HEADS).items()
+    }
+    torch_writer.save(state, tmp_path / "modules.bin")
+    assert oracle("hf_modules", tmp_path / "modules.bin", golden / "hf_pretrain") == len(state)
 
 
 @pytest.mark.oracle
