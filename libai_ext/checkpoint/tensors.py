@@ -72,7 +72,7 @@ class Storage:
             data = self.fetch()
             if len(data) != self.nbytes:
                 raise CheckpointError(
-                    f"storage {self.name!r} has {len(data)} bytes where {self.numel} elements "
+                    f"storage {self.name!r:.80} has {len(data)} bytes where {self.numel} elements "
                     f"of {self.dtype} need {self.nbytes}"
                 )
             array = np.frombuffer(data, NUMPY_TYPES[self.dtype])

@@ -9,6 +9,8 @@ import subprocess
 import sys
 
 import hostile_files
+import hostile_parts
+import hostile_pickles
 import pytest
 
 from libai_ext.checkpoint import torch_file
@@ -62,11 +64,11 @@ def test_none_takes_long(reports):
 
 def test_the_same_files_are_read_when_they_are_sound(tmp_path):
     sound = {
-        "zip": hostile_files.zip_file(
-            hostile_files.state_dict(hostile_files.tensor()), {"0": b"0123456789abcdef"}
+        "zip": hostile_parts.zip_file(
+            hostile_parts.state_dict(hostile_parts.tensor()), {"0": b"0123456789abcdef"}
         ),
-        "legacy": hostile_files.legacy_file(
-            hostile_files.state_dict(hostile_files.tensor()),
+        "legacy": hostile_parts.legacy_file(
+            hostile_parts.state_dict(hostile_parts.tensor()),
             ["0"],
             struct.pack("<q", 4) + b"0123456789abcdef",
         ),
@@ -80,11 +82,11 @@ def test_the_same_files_are_read_when_they_are_sound(tmp_path):
 def test_sound_weights_are_read_from_beside_a_call(tmp_path):
     sentinel = tmp_path / "executed"
     call = text("args") + global_name("os", "system") + text(f"touch {sentinel}") + b"\x85R"
-    model = text("model") + b"}" + text(hostile_files.NAME) + hostile_files.tensor() + b"s"
+    model = text("model") + b"}" + text(hostile_parts.NAME) + hostile_parts.tensor() + b"s"
     path = tmp_path / "state.pth"
-    path.write_bytes(hostile_files.zip_file(b"}(" + model + call + b"u.", {"0": bytes(16)}))
+    path.write_bytes(hostile_parts.zip_file(b"}(" + model + call + b"u.", {"0": bytes(16)}))
     tree = torch_file.load(path)
-    assert tree["model"][hostile_files.NAME].shape == (2, 2)
+    assert tree["model"][hostile_parts.NAME].shape == (2, 2)
     placeholder = tree["args"]
     assert (placeholder.module, placeholder.name) == ("os", "system")
     assert placeholder.args == (f"touch {sentinel}",)
@@ -94,7 +96,7 @@ def test_sound_weights_are_read_from_beside_a_call(tmp_path):
 def test_the_watch_sees_what_python_would_run(tmp_path):
     """The corpus is dangerous: Python's own unpickler runs it, and the watch notices."""
     sentinel = tmp_path / "executed"
-    content = dict(hostile_files.calls(str(sentinel)))["call_raw"]
+    content = dict(hostile_pickles.calls(str(sentinel)))["call_raw"]
     script = (
         "import pickle, sys; sys.path.insert(0, sys.argv[1]); import hostile_runner\n"
         "sys.addaudithook(hostile_runner.watch)\n"

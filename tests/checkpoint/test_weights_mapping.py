@@ -179,3 +179,9 @@ def test_wrappers_and_prefixes():
     ):
         with pytest.raises(CheckpointError, match=message):
             find_state_dict(tree)
+
+
+def test_names_that_fall_together_are_an_error(golden):
+    state = _golden_state(golden, "hf_classifier")
+    with pytest.raises(CheckpointError, match="differ in a prefix only"):
+        to_ours({**state, "layernorm.bias": state["vit.layernorm.bias"]}, "hf", HEADS)
