@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -109,6 +110,23 @@ def test_inspect_shows_names_shapes_types_style_and_size(golden):
     assert rows[-2].startswith("32 tensors under 'model', 4,229 elements")
     assert rows[-1] == "style: fb"
     assert "bfloat16 [4]" in convert("--inspect", golden / "tensors.safetensors").stdout
+
+
+def test_a_bit_that_changes_on_the_way_is_noticed(golden, tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("convert", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    write = script.files.write_fb
+
+    def write_wrongly(weights, path, heads):
+        flipped = weights["norm.bias"].copy()
+        flipped.view(np.uint32)[3] ^= 1
+        write({**weights, "norm.bias": flipped}, path, heads)
+
+    monkeypatch.setattr(script.files, "write_fb", write_wrongly)
+    arguments = [str(golden / "hf_pretrain"), str(tmp_path / "x.pth"), "--to", "fb"]
+    assert script.main(arguments) == 2
+    assert capsys.readouterr().err.endswith("x.pth: the round trip changed layernorm.bias\n")
 
 
 @pytest.mark.parametrize(
