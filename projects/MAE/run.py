@@ -75,8 +75,13 @@ def run(args: argparse.Namespace) -> None:
         trainer.test(max_batches=2)
 
 
+def pipeline_layers(model: DictConfig) -> int:
+    """Encoder and decoder layers form one pipeline."""
+    return model.depth + model.decoder_depth
+
+
 def _build(cfg: DictConfig) -> PretrainTrainer:
-    set_up(cfg, pipeline_layers=cfg.model.depth + cfg.model.decoder_depth)
+    set_up(cfg, pipeline_layers(cfg.model))
     return PretrainTrainer(cfg)
 
 

@@ -32,7 +32,7 @@ ARCHS = {
     "mae_vit_small_patch4": _arch((32, 128), 4, 384, 12, 6),
     "mae_vit_base_patch4": _arch((32, 128), 4, 768, 12, 12),
     "mae_vit_digits": _arch(
-        (32, 32), 4, 96, 4, 4, decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4
+        (32, 32), 4, 64, 4, 4, decoder_embed_dim=64, decoder_depth=1, decoder_num_heads=4
     ),
 }
 
