@@ -50,7 +50,7 @@ def test_everything_it_names_is_there(quickstart):
     for path in re.findall(rf"^({folder}\S+) ", text, re.MULTILINE):
         assert Path(path).exists(), path
     picture = np.asarray(Image.open(folder / "reconstructions.png")).astype(float)
-    assert picture.shape == (402, 1216) and picture.std() > 50
+    assert picture.shape == (394, 1202) and picture.std() > 50
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     points = events.Scalars("total_loss")
     assert [point.step for point in points] == json.loads(STORED.read_text())["iteration"]
