@@ -1,8 +1,4 @@
-"""The native kernels are loaded before any test of this folder makes a tensor."""
-
-from libai_ext.kernels.threads import configure_environment
-
-configure_environment()
+"""Tools for comparing the native kernels, which tests/conftest.py has loaded, with NumPy."""
 
 import numpy as np
 import oneflow as flow
@@ -10,11 +6,13 @@ import pytest
 
 from libai_ext import kernels
 
-STATUS = kernels.load()
-if not STATUS.loaded:
-    raise RuntimeError(f"these tests need the native kernels: {STATUS.message}")
-
 TOLERANCE = 2e-6  # of the largest finite value expected
+
+
+@pytest.fixture(autouse=True, scope="session")
+def native():
+    status = kernels.load()
+    assert status.loaded, f"these tests need the native kernels: {status.message}"
 
 
 @pytest.fixture
