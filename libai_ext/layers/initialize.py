@@ -57,3 +57,19 @@ def normal(std: float) -> Initializer:
 
 def constant(value: float) -> Initializer:
     return lambda rng, shape: np.full(shape, value)
+
+
+def truncated_normal(std: float) -> Initializer:
+    """Normal within [-2, 2] in absolute units, as the official MAE's ``trunc_normal_``."""
+    return lambda rng, shape: np.clip(rng.normal(0.0, std, shape), -2.0, 2.0)
+
+
+def transformer_initializer(name: str, parameter: flow.Tensor) -> Initializer:
+    """MAE's rules: tokens N(0, 0.02), biases 0, normalisation scales 1, matrices Xavier-uniform."""
+    if name.endswith("token"):
+        return normal(0.02)
+    if name.endswith("bias"):
+        return constant(0.0)
+    if parameter.ndim == 1:
+        return constant(1.0)
+    return xavier_uniform

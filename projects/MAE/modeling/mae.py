@@ -63,14 +63,14 @@ class MaskedAutoencoder(nn.Module):
                 f"model.mask_ratio {mask_ratio} leaves {self.keep} of {self.num_patches} patches"
             )
 
-        self.cls_token = _token(embed_dim, layer_idx=0)
+        self.cls_token = token(embed_dim, layer_idx=0)
         self.blocks = _layers(embed_dim, num_heads, mlp_ratio, range(depth))
         self.norm = LayerNorm(embed_dim, eps=LAYER_NORM_EPS, layer_idx=depth - 1)
 
         self.decoder_embed = Linear(
             embed_dim, decoder_embed_dim, init_method=init.no_init, layer_idx=depth
         )
-        self.mask_token = _token(decoder_embed_dim, layer_idx=depth)
+        self.mask_token = token(decoder_embed_dim, layer_idx=depth)
         self.decoder_blocks = _layers(
             decoder_embed_dim, decoder_num_heads, mlp_ratio, range(depth, depth + decoder_depth)
         )
@@ -89,7 +89,7 @@ class MaskedAutoencoder(nn.Module):
         ):
             table = sincos_pos_embed(self.patch_embed.grid_size, width)
             self.register_buffer(name, to_global(table, broadcast_sbp(), layer_idx))
-        init.initialize(self, _initializer)
+        init.initialize(self, init.transformer_initializer)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -149,7 +149,7 @@ class MaskedAutoencoder(nn.Module):
         ids_restore = ids_restore.to_global(placement=stage)
 
         removed = self.num_patches - self.keep
-        mask_tokens = _spread(self.mask_token, tokens, removed)
+        mask_tokens = spread(self.mask_token, tokens, removed)
         patches = gather_tokens(flow.cat([tokens[:, 1:], mask_tokens], dim=1), ids_restore)
         tokens = flow.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
 
@@ -158,20 +158,21 @@ class MaskedAutoencoder(nn.Module):
 
     def _prepend_class_token(self, tokens: flow.Tensor) -> flow.Tensor:
         class_token = self.cls_token + self.pos_embed[:, :1]
-        return flow.cat([_spread(class_token, tokens, 1), tokens], dim=1)
+        return flow.cat([spread(class_token, tokens, 1), tokens], dim=1)
 
     @property
     def _patch_size(self) -> int:
         return self.patch_embed.patch_size
 
 
-def _token(dim: int, layer_idx: int) -> nn.Parameter:
+def token(dim: int, layer_idx: int, count: int = 1) -> nn.Parameter:
+    """Uninitialised tokens [1, count, dim] that every sample shares."""
     return nn.Parameter(
-        flow.empty(1, 1, dim, placement=layer_placement(layer_idx), sbp=broadcast_sbp())
+        flow.empty(1, count, dim, placement=layer_placement(layer_idx), sbp=broadcast_sbp())
     )
 
 
-def _spread(token: flow.Tensor, like: flow.Tensor, count: int) -> flow.Tensor:
+def spread(token: flow.Tensor, like: flow.Tensor, count: int) -> flow.Tensor:
     """token [1, 1, D] to [B, count, D], B and layout taken from ``like``."""
     return token.expand(like.shape[0], count, -1).to_global(sbp=like.sbp)
 
@@ -190,13 +191,3 @@ def _layers(dim: int, num_heads: int, mlp_ratio: float, layer_indices) -> nn.Seq
             for layer_idx in layer_indices
         ]
     )
-
-
-def _initializer(name: str, parameter: flow.Tensor) -> init.Initializer:
-    if name in ("cls_token", "mask_token"):
-        return init.normal(0.02)
-    if name.endswith("bias"):
-        return init.constant(0.0)
-    if parameter.ndim == 1:  # the scale of a LayerNorm
-        return init.constant(1.0)
-    return init.xavier_uniform

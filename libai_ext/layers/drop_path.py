@@ -1,0 +1,47 @@
+"""Stochastic depth whose decisions are inputs: they depend on the sample, not on the layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import oneflow as flow
+from libai.layers import TransformerLayer
+
+from libai_ext.placement import layer_placement
+
+
+class DropPathNoise:
+    """Data field: uniform noise [depth, 2] float32 of one sample, one value for each residual
+    branch (attention, MLP) of each layer."""
+
+    name = "path_noise"
+
+    def __init__(self, depth: int):
+        self.depth = depth
+
+    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.random((self.depth, 2), dtype=np.float32)
+
+
+class DropPathLayer(TransformerLayer):
+    """LiBai's pre-norm transformer layer with stochastic depth (Huang et al., 2016) decided from
+    outside; LiBai's own draws per shard, so that its decisions follow the layout.
+
+    Args:
+        drop_path: probability that a residual branch is dropped for a sample.
+    """
+
+    def __init__(self, *args, drop_path: float = 0.0, **keywords):
+        super().__init__(*args, **keywords)
+        self.keep_prob = 1.0 - drop_path
+
+    def forward(self, hidden_states: flow.Tensor, noise: flow.Tensor | None = None) -> flow.Tensor:
+        """[B, N, D] to [B, N, D]; ``noise`` [B, 2] in [0, 1), None to drop nothing."""
+        stage = layer_placement(self.layer_idx)
+        x = hidden_states.to_global(placement=stage)
+        attention, mlp = self.self_attention, self.mlp
+        if noise is None or self.keep_prob == 1.0:
+            x = x + attention(self.input_layernorm(x))
+            return x + mlp(self.post_attention_layernorm(x))
+        kept = (noise.to_global(placement=stage) < self.keep_prob).to(x.dtype) / self.keep_prob
+        x = x + attention(self.input_layernorm(x)) * kept[:, 0:1].unsqueeze(-1)
+        return x + mlp(self.post_attention_layernorm(x)) * kept[:, 1:2].unsqueeze(-1)

@@ -1,0 +1,139 @@
+"""Vision transformer for classification, as MAE fine-tunes it (appendix A.1 of the paper).
+
+B batch, C channels, H x W pixels, L patches, D width, N classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import oneflow as flow
+from libai.config import configurable
+from libai.layers import LayerNorm, Linear
+from libai.models.build import MODEL_ARCH_REGISTRY
+from oneflow import nn
+
+from libai_ext.errors import ConfigError
+from libai_ext.layers import initialize as init
+from libai_ext.layers.drop_path import DropPathLayer
+from libai_ext.layers.patch_embedding import PatchEmbedding
+from libai_ext.placement import batch_sbp
+from projects.MAE.modeling.mae import LAYER_NORM_EPS, spread, token
+from projects.MAE.modeling.pos_embed import sincos_pos_embed
+
+POOLINGS = ("mean", "cls")
+
+
+@MODEL_ARCH_REGISTRY.register()
+class ViTClassifier(nn.Module):
+    """Encoder of :class:`MaskedAutoencoder` with trainable position embeddings and a head.
+
+    Args:
+        num_classes: N.
+        pooling: ``"mean"`` of the patch tokens, then ``fc_norm`` and the head; or ``"cls"``: the
+            class token after ``norm``.
+        drop_path: stochastic depth rate of the last layer; it grows linearly from 0.
+        head_std: of the head's truncated normal initialisation.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        img_size: tuple[int, int],
+        patch_size: int,
+        in_chans: int,
+        num_classes: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        pooling: str = "mean",
+        drop_path: float = 0.0,
+        head_std: float = 2e-5,
+    ):
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise ConfigError(f"model.pooling must be one of {POOLINGS}, not {pooling!r}")
+        self.pooling = pooling
+        self.head_std = head_std
+        self.patch_embed = PatchEmbedding(img_size, patch_size, in_chans, embed_dim)
+        self.cls_token = token(embed_dim, layer_idx=0)
+        self.pos_embed = token(embed_dim, layer_idx=0, count=1 + self.patch_embed.num_patches)
+        self.blocks = nn.ModuleList(
+            [
+                DropPathLayer(
+                    hidden_size=embed_dim,
+                    ffn_hidden_size=int(embed_dim * mlp_ratio),
+                    num_attention_heads=num_heads,
+                    layernorm_epsilon=LAYER_NORM_EPS,
+                    init_method=init.no_init,
+                    drop_path=float(rate),
+                    layer_idx=layer_idx,
+                )
+                for layer_idx, rate in enumerate(np.linspace(0, drop_path, depth))
+            ]
+        )
+        norm = LayerNorm(embed_dim, eps=LAYER_NORM_EPS, layer_idx=-1)
+        if pooling == "mean":
+            self.fc_norm = norm
+        else:
+            self.norm = norm
+        self.head = Linear(embed_dim, num_classes, init_method=init.no_init, layer_idx=-1)
+        init.initialize(self, self._initializer)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        return dict(cfg)
+
+    def forward(
+        self,
+        images: flow.Tensor,
+        labels: flow.Tensor | None = None,
+        path_noise: flow.Tensor | None = None,
+    ) -> dict[str, flow.Tensor]:
+        """One pass over a batch.
+
+        Args:
+            images: [B, C, H, W].
+            labels: class numbers [B], or soft targets [B, N]; needed for training.
+            path_noise: [B, depth, 2] that decides stochastic depth; without it nothing is
+                dropped.
+
+        Returns:
+            When training ``losses``, a scalar; when evaluating ``prediction_scores`` [B, N].
+        """
+        if not self.training:
+            path_noise = None
+        logits = self.head(self._pool(self._encode(images, path_noise)))
+        logits = logits.to_global(sbp=batch_sbp())
+        if not self.training:
+            return {"prediction_scores": logits}
+        return {"losses": cross_entropy(logits, labels.to_global(placement=logits.placement))}
+
+    def _encode(self, images: flow.Tensor, path_noise: flow.Tensor | None) -> flow.Tensor:
+        patches = self.patch_embed(images)
+        x = flow.cat([spread(self.cls_token, patches, 1), patches], dim=1) + self.pos_embed
+        for number, block in enumerate(self.blocks):
+            x = block(x, None if path_noise is None else path_noise[:, number])
+        return x
+
+    def _pool(self, x: flow.Tensor) -> flow.Tensor:
+        if self.pooling == "mean":
+            return self.fc_norm(x[:, 1:].mean(dim=1))
+        return self.norm(x)[:, 0]
+
+    def _initializer(self, name: str, parameter: flow.Tensor) -> init.Initializer:
+        if name == "head.weight":
+            return init.truncated_normal(self.head_std)
+        if name == "pos_embed":
+            table = sincos_pos_embed(self.patch_embed.grid_size, parameter.shape[-1])
+            return lambda rng, shape: table
+        return init.transformer_initializer(name, parameter)
+
+
+def cross_entropy(logits: flow.Tensor, labels: flow.Tensor) -> flow.Tensor:
+    """Mean cross-entropy of logits [B, N] with class numbers [B] or soft targets [B, N]."""
+    log_probabilities = flow.log_softmax(logits, dim=-1)
+    if labels.ndim == 1:
+        picked = flow.gather(log_probabilities, dim=1, index=labels.unsqueeze(-1))
+        return -picked.mean()
+    return -(labels * log_probabilities).sum(dim=-1).mean()

@@ -1,0 +1,99 @@
+"""The classifier against outputs of real PyTorch and of transformers' ViT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import oneflow as flow
+import pytest
+
+from libai_ext.errors import ConfigError
+from libai_ext.layers.initialize import assign
+from libai_ext.placement import batch_sbp, to_global
+from projects.MAE.modeling.vit import ViTClassifier, cross_entropy
+from projects.MAE.weights.files import read_weights
+from projects.MAE.weights.match import match
+from projects.MAE.weights.packing import Heads
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+def build(**changes):
+    sizes = dict(
+        img_size=(16, 16),
+        patch_size=4,
+        in_chans=3,
+        num_classes=5,
+        embed_dim=48,
+        depth=2,
+        num_heads=4,
+    )
+    return ViTClassifier(**dict(sizes, **changes))
+
+
+@pytest.mark.parametrize(
+    "name, pooling",
+    [("fb_finetune.pth", "mean"), ("timm_cls.safetensors", "cls"), ("hf_classifier", "cls")],
+)
+def test_logits(name, pooling):
+    numbers = np.load(GOLDEN / f"{name.split('.')[0]}.npz")
+    weights, source = read_weights(str(GOLDEN / name), Heads(encoder=4))
+    width, _, patch, _ = weights["patch_embed.proj.weight"].shape
+    depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
+    model = build(
+        img_size=numbers["images"].shape[2:],
+        patch_size=patch,
+        pooling=pooling,
+        embed_dim=width,
+        depth=depth,
+        num_classes=len(weights["head.bias"]),
+    ).eval()
+    state = model.state_dict()
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    with flow.no_grad():
+        for key, array in match(shapes, weights).weights.items():
+            assign(state[key], array)
+    images = to_global(np.float32(numbers["images"]), batch_sbp())
+    logits = model(images)["prediction_scores"].numpy()
+    np.testing.assert_allclose(logits, numbers["output"], atol=1e-4)
+
+
+def test_initial_values():
+    model = build(head_std=0.01)
+    assert model.head.weight.numpy().std() == pytest.approx(0.01, rel=0.15)
+    assert model.pos_embed.requires_grad
+    assert not model.pos_embed.numpy()[0, 0].any()
+    assert [block.keep_prob for block in build(depth=3, drop_path=0.2).blocks] == [1, 0.9, 0.8]
+
+
+def test_drop_path_follows_the_noise():
+    """Branches of a sample whose noise is not below the keep probability vanish, the others
+    are scaled up by its inverse."""
+    model = build(depth=1, drop_path=0.0)
+    block = model.blocks[0]
+    block.keep_prob = 0.5
+    x = to_global(np.random.default_rng(0).normal(size=(3, 7, 48)).astype(np.float32), batch_sbp())
+    noise = to_global(np.float32([[0.6, 0.5], [0.1, 0.9], [0.4, 0.49]]), batch_sbp())
+    out = block(x, noise).numpy()
+    np.testing.assert_array_equal(out[0], x.numpy()[0])
+    attention = block.self_attention(block.input_layernorm(x))
+    np.testing.assert_allclose(out[1], (x + 2 * attention).numpy()[1], atol=1e-6)
+    both = x + 2 * attention
+    both = both + 2 * block.mlp(block.post_attention_layernorm(both))
+    np.testing.assert_allclose(out[2], both.numpy()[2], atol=1e-6)
+
+
+def test_cross_entropy_of_numbers_and_of_soft_targets():
+    logits = flow.tensor([[0.0, np.log(3.0)], [np.log(7.0), 0.0]])
+    labels = flow.tensor([1, 1])
+    expected = (np.log(4 / 3) + np.log(8)) / 2
+    assert float(cross_entropy(logits, labels).numpy()) == pytest.approx(expected, rel=1e-6)
+    soft = flow.tensor([[0.0, 1.0], [0.5, 0.5]])
+    expected = (np.log(4 / 3) + 0.5 * (np.log(8 / 7) + np.log(8))) / 2
+    assert float(cross_entropy(logits, soft).numpy()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_unknown_pooling():
+    with pytest.raises(ConfigError, match="model.pooling must be one of .* not 'max'"):
+        build(pooling="max")
