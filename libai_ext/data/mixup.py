@@ -1,0 +1,132 @@
+"""Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899): decisions, images and soft targets.
+
+A decision is keyed by (seed, iteration, group), never by rank. timm mixes a batch with its
+mirror image; here each sample is mixed with its neighbour in the global batch. The batch is a
+random permutation, so both are the same thing in distribution, but neighbours stay together on
+any number of processes and in any even micro-batch: nothing is sent, nothing decoded twice.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+# Apart from the samples' own streams: see KeyedDataset.
+_MIX_STREAM = 1
+
+
+class Mix(NamedTuple):
+    """How samples are mixed with their partners.
+
+    ``lam`` is the weight of the sample's own label; ``box`` (top, left, bottom, right) is what
+    CutMix takes from the partner, None for Mixup.
+    """
+
+    lam: float
+    box: tuple[int, int, int, int] | None = None
+
+
+NO_MIX = Mix(1.0)
+
+
+def decide(
+    seed: int,
+    iteration: int,
+    height: int,
+    width: int,
+    mixup_alpha: float = 0.8,
+    cutmix_alpha: float = 1.0,
+    probability: float = 1.0,
+    switch_probability: float = 0.5,
+    group: int = 0,
+) -> Mix:
+    """The decision for one group of samples in the global batch of an iteration.
+
+    Args:
+        height, width: of the images.
+        mixup_alpha, cutmix_alpha: of the Beta distributions; 0 switches one of them off.
+        probability: of mixing at all.
+        switch_probability: of CutMix where both are on.
+        group: samples of a global batch can be mixed in several groups, each with a weight of
+            its own, as they are where each GPU draws one.
+    """
+    rng = np.random.default_rng(
+        np.random.SeedSequence([seed, iteration, group], spawn_key=(_MIX_STREAM,))
+    )
+    mixed, cut = rng.random() < probability, rng.random() < switch_probability
+    if not mixed or not (mixup_alpha > 0 or cutmix_alpha > 0):
+        return NO_MIX
+    cut = cutmix_alpha > 0 and (cut or not mixup_alpha > 0)
+    alpha = cutmix_alpha if cut else mixup_alpha
+    lam = float(rng.beta(alpha, alpha))
+    if not cut:
+        return Mix(lam)
+    center = int(rng.integers(height)), int(rng.integers(width))
+    return cutmix(height, width, lam, center)
+
+
+def cutmix(height: int, width: int, lam: float, center: tuple[int, int]) -> Mix:
+    """A box of share ``1 - lam`` around ``center``, cut off at the borders; the mix's ``lam``
+    is the share of the image that it really leaves."""
+    side = math.sqrt(1 - lam)
+    # Half sides are rounded down, as in the timm of the official code (newer ones do not).
+    half_height, half_width = int(height * side) // 2, int(width * side) // 2
+    top, bottom = max(center[0] - half_height, 0), min(center[0] + half_height, height)
+    left, right = max(center[1] - half_width, 0), min(center[1] + half_width, width)
+    lam = 1.0 - (bottom - top) * (right - left) / float(height * width)
+    return Mix(lam, (top, left, bottom, right))
+
+
+def neighbours(count: int) -> np.ndarray:
+    """Partner of each of ``count`` consecutive samples: 1, 0, 3, 2, ...
+
+    Raises:
+        ValueError: the last one would have none.
+    """
+    if count % 2:
+        raise ValueError(f"mixup pairs samples: a micro-batch of {count} must be even")
+    return np.arange(count) ^ 1
+
+
+def mix_images(images: np.ndarray, partners: np.ndarray, mix: Mix) -> np.ndarray:
+    """Images [N, C, H, W] (or one, [C, H, W]) mixed with their partners; inputs are kept."""
+    if mix.box is None:
+        if mix.lam == 1.0:
+            return images
+        lam = images.dtype.type(mix.lam)
+        return images * lam + partners * images.dtype.type(1.0 - mix.lam)
+    top, left, bottom, right = mix.box
+    out = images.copy()
+    out[..., top:bottom, left:right] = partners[..., top:bottom, left:right]
+    return out
+
+
+def one_hot(labels: np.ndarray, num_classes: int, smoothing: float = 0.0) -> np.ndarray:
+    """float32 [N, K]: ``smoothing / K`` everywhere, plus ``1 - smoothing`` at the label.
+
+    Raises:
+        ValueError: a label is no class.
+    """
+    labels = np.asarray(labels)
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if wrong.size:
+        raise ValueError(f"label {wrong[0]} is not one of {num_classes} classes")
+    off = smoothing / num_classes
+    out = np.full((len(labels), num_classes), off, np.float32)
+    out[np.arange(len(labels)), labels] = 1.0 - smoothing + off
+    return out
+
+
+def mix_targets(
+    labels: np.ndarray,
+    partner_labels: np.ndarray,
+    mix: Mix,
+    num_classes: int,
+    smoothing: float = 0.1,
+) -> np.ndarray:
+    """Soft targets float32 [N, K] of the mixed images; each row sums to 1."""
+    own = one_hot(labels, num_classes, smoothing)
+    others = one_hot(partner_labels, num_classes, smoothing)
+    return own * np.float32(mix.lam) + others * np.float32(1.0 - mix.lam)
