@@ -5,6 +5,7 @@ timm's ``rand-m9-mstd0.5-inc1`` is ``RandAugment(mean)``: what the official fine
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
@@ -39,8 +40,8 @@ def _nothing(level, sign):
     return None
 
 
-def _signed(largest):
-    return lambda level, sign: sign * (level / MAX_LEVEL) * largest
+def _signed(largest, level, sign):
+    return sign * (level / MAX_LEVEL) * largest
 
 
 def _bits_kept(level, sign):
@@ -74,8 +75,16 @@ def _factor_increasing(level, sign):
     return 1.0 + sign * (level / MAX_LEVEL * 0.9)
 
 
-def _enhance(enhancer):
-    return lambda image, factor, paint: enhancer(image).enhance(factor)
+def _plain(function, image, nothing, paint):
+    return function(image)
+
+
+def _with_number(function, image, number, paint):
+    return function(image, number)
+
+
+def _enhance(enhancer, image, factor, paint):
+    return enhancer(image).enhance(factor)
 
 
 def _rotate(image, degrees, paint):
@@ -109,23 +118,23 @@ def operations(increasing: bool = True) -> list[Operation]:
     threshold = _threshold_increasing if increasing else _threshold
     factor = _factor_increasing if increasing else _factor
     return [
-        Operation("AutoContrast", _nothing, lambda image, _, paint: ImageOps.autocontrast(image)),
-        Operation("Equalize", _nothing, lambda image, _, paint: ImageOps.equalize(image)),
-        Operation("Invert", _nothing, lambda image, _, paint: ImageOps.invert(image)),
-        Operation("Rotate", _signed(30.0), _rotate),
-        Operation("Posterize", bits, lambda image, kept, paint: ImageOps.posterize(image, kept)),
-        Operation("Solarize", threshold, lambda image, at, paint: ImageOps.solarize(image, at)),
+        Operation("AutoContrast", _nothing, partial(_plain, ImageOps.autocontrast)),
+        Operation("Equalize", _nothing, partial(_plain, ImageOps.equalize)),
+        Operation("Invert", _nothing, partial(_plain, ImageOps.invert)),
+        Operation("Rotate", partial(_signed, 30.0), _rotate),
+        Operation("Posterize", bits, partial(_with_number, ImageOps.posterize)),
+        Operation("Solarize", threshold, partial(_with_number, ImageOps.solarize)),
         Operation("SolarizeAdd", _added, _solarize_add),
-        Operation("Color", factor, _enhance(ImageEnhance.Color)),
-        Operation("Contrast", factor, _enhance(ImageEnhance.Contrast)),
-        Operation("Brightness", factor, _enhance(ImageEnhance.Brightness)),
-        Operation("Sharpness", factor, _enhance(ImageEnhance.Sharpness)),
-        Operation("ShearX", _signed(0.3), _shear_x),
-        Operation("ShearY", _signed(0.3), _shear_y),
+        Operation("Color", factor, partial(_enhance, ImageEnhance.Color)),
+        Operation("Contrast", factor, partial(_enhance, ImageEnhance.Contrast)),
+        Operation("Brightness", factor, partial(_enhance, ImageEnhance.Brightness)),
+        Operation("Sharpness", factor, partial(_enhance, ImageEnhance.Sharpness)),
+        Operation("ShearX", partial(_signed, 0.3), _shear_x),
+        Operation("ShearY", partial(_signed, 0.3), _shear_y),
         # Shares of the image's own size. timm's "translate_const" belongs to AutoAugment's
         # absolute translations, which RandAugment does not use.
-        Operation("TranslateX", _signed(0.45), _translate_x),
-        Operation("TranslateY", _signed(0.45), _translate_y),
+        Operation("TranslateX", partial(_signed, 0.45), _translate_x),
+        Operation("TranslateY", partial(_signed, 0.45), _translate_y),
     ]
 
 

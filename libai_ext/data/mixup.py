@@ -9,9 +9,11 @@ any number of processes and in any even micro-batch: nothing is sent, nothing de
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Sequence
 
 import numpy as np
+
+from libai_ext.errors import ConfigError
 
 # Apart from the samples' own streams: see KeyedDataset.
 _MIX_STREAM = 1
@@ -79,15 +81,9 @@ def cutmix(height: int, width: int, lam: float, center: tuple[int, int]) -> Mix:
     return Mix(lam, (top, left, bottom, right))
 
 
-def neighbours(count: int) -> np.ndarray:
-    """Partner of each of ``count`` consecutive samples: 1, 0, 3, 2, ...
-
-    Raises:
-        ValueError: the last one would have none.
-    """
-    if count % 2:
-        raise ValueError(f"mixup pairs samples: a micro-batch of {count} must be even")
-    return np.arange(count) ^ 1
+def partner(position: int) -> int:
+    """Whom the sample at a position of the global batch is mixed with: 0 and 1, 2 and 3, ..."""
+    return position ^ 1
 
 
 def mix_images(images: np.ndarray, partners: np.ndarray, mix: Mix) -> np.ndarray:
@@ -130,3 +126,71 @@ def mix_targets(
     own = one_hot(labels, num_classes, smoothing)
     others = one_hot(partner_labels, num_classes, smoothing)
     return own * np.float32(mix.lam) + others * np.float32(1.0 - mix.lam)
+
+
+class Mixer:
+    """Mixes the samples of one rank's micro-batch, in a worker process, before collating.
+
+    Args:
+        seed: of the run.
+        num_classes: length of the soft targets.
+        smoothing: of the labels.
+        group_size: samples of the global batch that share a decision; None: all of them. The
+            official runs draw one on each GPU, for 32 samples.
+        options: of :func:`decide`.
+
+    Raises:
+        ConfigError: ``group_size`` would part neighbours.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        num_classes: int,
+        smoothing: float = 0.1,
+        group_size: int | None = None,
+        **options: float,
+    ):
+        if group_size is not None and (group_size < 2 or group_size % 2):
+            raise ConfigError(f"mixup's group_size must be even, not {group_size}")
+        self.seed = seed
+        self.num_classes = num_classes
+        self.smoothing = smoothing
+        self.group_size = group_size
+        self.options = options
+
+    def __call__(
+        self, samples: Sequence[dict], iteration: int, positions: Sequence[int]
+    ) -> list[dict]:
+        """The samples with mixed ``images``, and soft ``targets`` [K] in place of ``labels``.
+
+        Args:
+            samples: with ``images`` [C, H, W] and ``labels``; they are left as they are.
+            positions: of the samples in the global batch of the iteration.
+
+        Raises:
+            ConfigError: a sample's partner is not among them.
+        """
+        place = {position: number for number, position in enumerate(positions)}
+        height, width = samples[0]["images"].shape[-2:]
+        decisions: dict[int, Mix] = {}
+        mixed = []
+        for sample, position in zip(samples, positions):
+            if partner(position) not in place:
+                raise ConfigError(
+                    f"mixup pairs neighbours: a micro-batch of {len(samples)} samples of one "
+                    "process must be even (train.train_micro_batch_size)"
+                )
+            other = samples[place[partner(position)]]
+            group = position // self.group_size if self.group_size else 0
+            if group not in decisions:
+                decisions[group] = decide(
+                    self.seed, iteration, height, width, group=group, **self.options
+                )
+            mix = decisions[group]
+            out = {name: value for name, value in sample.items() if name != "labels"}
+            out["images"] = mix_images(sample["images"], other["images"], mix)
+            labels = [sample["labels"]], [other["labels"]]
+            out["targets"] = mix_targets(*labels, mix, self.num_classes, self.smoothing)[0]
+            mixed.append(out)
+        return mixed

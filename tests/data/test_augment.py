@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import random
 from pathlib import Path
 
@@ -91,6 +92,15 @@ def test_augmented_images_keep_size_and_mode_and_follow_the_seed(size, mode):
         one, again = (augment(image, np.random.default_rng(seed)) for _ in range(2))
         assert (one.size, one.mode) == (size, mode)
         np.testing.assert_array_equal(one, again)
+
+
+def test_transforms_can_be_sent_to_workers():
+    """Workers that are spawned, not forked, get them pickled."""
+    augment = pickle.loads(pickle.dumps(RandAugment(IMAGENET, probability=1.0)))
+    image = Image.effect_noise((16, 16), 80).convert("RGB")
+    for seed in range(20):
+        expected = RandAugment(IMAGENET, probability=1.0)(image, np.random.default_rng(seed))
+        np.testing.assert_array_equal(augment(image, np.random.default_rng(seed)), expected)
 
 
 class PythonRandom:

@@ -8,13 +8,14 @@ import pytest
 from libai_ext.data.mixup import (
     NO_MIX,
     Mix,
+    Mixer,
     cutmix,
     decide,
     mix_images,
     mix_targets,
-    neighbours,
     one_hot,
 )
+from libai_ext.errors import ConfigError
 
 GOLDEN = np.load(Path(__file__).resolve().parents[1] / "golden" / "augment_numbers.npz")
 
@@ -67,35 +68,51 @@ def test_boxes_are_those_of_timm():
         assert mix.lam == left_over
 
 
-def test_neighbours():
-    assert neighbours(6).tolist() == [1, 0, 3, 2, 5, 4]
-    with pytest.raises(ValueError, match="micro-batch of 3 must be even"):
-        neighbours(3)
-
-
-@pytest.mark.parametrize("ranks, micro_steps", [(1, 1), (2, 1), (4, 1), (2, 2), (3, 2)])
-def test_every_layout_mixes_the_same(ranks, micro_steps):
-    """A rank that knows its piece of the batch only makes that piece of the mixed batch."""
+def batch_of(count, size=8):
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(24, 3, 8, 8)).astype(np.float32)
-    labels = rng.integers(0, 7, 24)
+    images = rng.normal(size=(count, 3, size, size)).astype(np.float32)
+    return [{"images": image, "labels": np.int64(i % 7)} for i, image in enumerate(images)]
+
+
+@pytest.mark.parametrize("group_size", [None, 6])
+@pytest.mark.parametrize("ranks, micro_steps", [(2, 1), (4, 1), (2, 2), (3, 2), (12, 1)])
+def test_every_layout_mixes_the_same(ranks, micro_steps, group_size):
+    """A piece of the batch, mixed by who knows no other piece, is that of the mixed batch."""
+    mixer, samples = Mixer(3, 7, group_size=group_size), batch_of(24)
     for iteration in range(6):
-        mix = decide(3, iteration, 8, 8)
-        whole = _mixed(images, labels, mix)
+        whole = mixer(samples, iteration, range(24))
         parts = [
-            _mixed(images[rows], labels[rows], decide(3, iteration, 8, 8))
+            mixer([samples[i] for i in rows], iteration, rows.tolist())
             for rows in np.split(np.arange(24), ranks * micro_steps)
         ]
-        for expected, pieces in zip(whole, zip(*parts)):
-            np.testing.assert_array_equal(np.concatenate(pieces), expected)
+        for expected, got in zip(whole, [sample for part in parts for sample in part]):
+            assert got.keys() == {"images", "targets"}
+            np.testing.assert_array_equal(got["images"], expected["images"])
+            np.testing.assert_array_equal(got["targets"], expected["targets"])
 
 
-def _mixed(images, labels, mix):
-    partner = neighbours(len(images))
-    return (
-        mix_images(images, images[partner], mix),
-        mix_targets(labels, labels[partner], mix, 7),
-    )
+def test_neighbours_are_mixed_by_their_groups_decision():
+    samples = batch_of(8)
+    samples[3]["noise"] = "stays"
+    mixed = Mixer(3, 7, smoothing=0.2, group_size=4, cutmix_alpha=0)(samples, 5, range(8))
+    for position, out in enumerate(mixed):
+        mix = decide(3, 5, 8, 8, cutmix_alpha=0, group=position // 4)
+        other = position ^ 1
+        images = samples[position]["images"], samples[other]["images"]
+        np.testing.assert_array_equal(out["images"], mix_images(*images, mix))
+        np.testing.assert_array_equal(
+            out["targets"], mix_targets([position % 7], [other % 7], mix, 7, 0.2)[0]
+        )
+    assert mixed[3]["noise"] == "stays" and "labels" in samples[3]
+
+
+def test_samples_without_partner():
+    samples = batch_of(3)
+    for positions in ([0, 1, 2], [1, 2, 3]):
+        with pytest.raises(ConfigError, match="a micro-batch of 3 samples"):
+            Mixer(0, 7)(samples, 0, positions)
+    with pytest.raises(ConfigError, match="group_size must be even, not 3"):
+        Mixer(0, 7, group_size=3)
 
 
 def test_decisions_follow_their_key():
