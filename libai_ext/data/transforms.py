@@ -40,9 +40,7 @@ class Resize:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if isinstance(self.size, int):
-            width, height = image.size
-            scale = self.size / min(width, height)
-            target = (max(1, int(width * scale)), max(1, int(height * scale)))
+            target = _scaled(image, self.size, min(image.size))
         else:
             target = (self.size[1], self.size[0])
         return image.resize(target, self.interpolation)
@@ -58,6 +56,35 @@ class CenterCrop:
         left = round((image.width - self.width) / 2)
         top = round((image.height - self.height) / 2)
         return image.crop((left, top, left + self.width, top + self.height))
+
+
+class EvalCrop:
+    """The official evaluation: a bicubic resize that leaves a margin, then the middle.
+
+    The margin is that of 256 pixels around 224 up to inputs of 224, none above. Where (height,
+    width) is no square, the image is scaled to cover both.
+    """
+
+    def __init__(self, size, interpolation: str = "bicubic"):
+        share = 224 / 256 if max(size) <= 224 else 1.0
+        self.cover = [int(side / share) for side in size]
+        self.interpolation = INTERPOLATIONS[interpolation]
+        self.crop = CenterCrop(size)
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        height, width = self.cover
+        # The side that needs the larger scale gets its size exactly.
+        if width * image.height >= height * image.width:
+            target = _scaled(image, width, image.width)
+        else:
+            target = _scaled(image, height, image.height)
+        return self.crop(image.resize(target, self.interpolation), rng)
+
+
+def _scaled(image: Image.Image, numerator: int, denominator: int) -> tuple[int, int]:
+    """(width, height) times a fraction, rounded down but never to nothing. In integers:
+    49 * (256 / 49) is less than 256."""
+    return tuple(max(1, side * numerator // denominator) for side in image.size)
 
 
 class RandomResizedCrop:

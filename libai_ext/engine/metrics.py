@@ -1,0 +1,164 @@
+"""What a classifier's logits say about labelled samples."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple, Sequence
+
+import numpy as np
+
+from libai_ext.errors import DataError
+
+
+class ClassResult(NamedTuple):
+    """One class: nan where a share has no samples to be a share of."""
+
+    name: str
+    support: int  # samples of the class
+    predicted: int  # samples said to be of it
+    correct: int
+
+    @property
+    def recall(self) -> float:
+        return self.correct / self.support if self.support else math.nan
+
+    @property
+    def precision(self) -> float:
+        return self.correct / self.predicted if self.predicted else math.nan
+
+
+class Classification:
+    """Evaluator: top-1 and top-5 accuracy and cross entropy, each sample once.
+
+    Hits are counted as integers and losses are summed exactly, in float64: the results do not
+    depend on how the samples came in batches. Equal logits rank by class number, lowest first;
+    nan ranks below everything.
+
+    Args:
+        classes: their names, or how many there are; the model must have as many outputs.
+        labels, logits: names of the input [N] and of the output [N, K].
+    """
+
+    def __init__(
+        self, classes: Sequence[str] | int, labels: str = "labels", logits: str = "logits"
+    ):
+        if isinstance(classes, int):
+            classes = [str(number) for number in range(classes)]
+        self.classes = list(classes)
+        self.names = labels, logits
+        self._batches: list[tuple[np.ndarray, ...]] = []
+
+    def process(self, inputs, outputs) -> None:
+        """Add a batch.
+
+        Raises:
+            DataError: the model does not have one output a class, or a label is no class.
+        """
+        labels, logits = inputs[self.names[0]], outputs[self.names[1]].astype(np.float64)
+        count = len(self.classes)
+        if logits.shape[1] != count:
+            raise DataError(
+                f"the data set has {count} classes, the model's head {logits.shape[1]} outputs: "
+                "evaluate on the data the model was trained for, or set model.num_classes"
+            )
+        wrong = labels[(labels < 0) | (labels >= count)]
+        if wrong.size:
+            raise DataError(f"label {wrong[0]} is not one of the data set's {count} classes")
+        rows = np.arange(len(labels))
+        ranked = np.where(np.isnan(logits), -np.inf, logits)
+        own = ranked[rows, labels][:, None]
+        above = (ranked > own) | ((ranked == own) & (np.arange(count) < labels[:, None]))
+        log_shares = _log_softmax(logits)
+        predicted = ranked.argmax(axis=1)
+        self._batches.append(
+            (
+                labels.astype(np.int64),
+                predicted,
+                above.sum(axis=1),
+                -log_shares[rows, labels],
+                np.exp(log_shares[rows, predicted]),
+            )
+        )
+
+    def results(self) -> dict[str, float]:
+        """``top1`` and ``top5`` in per cent (top5 of all classes where there are fewer), and
+        ``loss``, the mean cross entropy in nats.
+
+        Raises:
+            DataError: nothing was evaluated.
+        """
+        ranks, losses = self._column(2), self._column(3)
+        return {
+            "top1": 100 * int((ranks < 1).sum()) / len(ranks),
+            "top5": 100 * int((ranks < 5).sum()) / len(ranks),
+            "loss": _exact_sum(losses) / len(losses),
+        }
+
+    def confusion(self) -> np.ndarray:
+        """int64 [K, K]: samples by true class (row) and predicted class (column)."""
+        count = len(self.classes)
+        cells = self._column(0) * count + self._column(1)
+        return np.bincount(cells, minlength=count**2).reshape(count, count)
+
+    def per_class(self) -> list[ClassResult]:
+        count = len(self.classes)
+        labels, predicted = self._column(0), self._column(1)
+        columns = [
+            np.bincount(which, minlength=count).tolist()
+            for which in (labels, predicted, labels[labels == predicted])
+        ]
+        return [ClassResult(*row) for row in zip(self.classes, *columns)]
+
+    def table(self) -> str:
+        """:meth:`per_class` for reading; shares in per cent."""
+        width = max(len("class"), *(len(name) for name in self.classes))
+        lines = [f"{'class':<{width}}  support  recall  precision"]
+        for row in self.per_class():
+            recall, precision = (_percent(share) for share in (row.recall, row.precision))
+            lines.append(f"{row.name:<{width}}  {row.support:>7}  {recall:>6}  {precision:>9}")
+        return "\n".join(lines)
+
+    def write_predictions(self, path: str, samples: Sequence[str] | None = None) -> None:
+        """CSV, one line a sample in the order they came: sample, label, predicted (names), the
+        predicted class's probability, the label's rank (0 = hit) and loss.
+
+        Args:
+            samples: their names, such as file paths; their number from 0 where not given.
+        """
+        columns = [self._column(number) for number in range(5)]
+        if samples is None:
+            samples = range(len(columns[0]))
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(target.name + ".tmp")
+        with unfinished.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["sample", "label", "predicted", "probability", "rank", "loss"])
+            for sample, label, predicted, rank, loss, share in zip(samples, *columns):
+                names = self.classes[label], self.classes[predicted]
+                writer.writerow([sample, *names, f"{share:.6g}", rank, f"{loss:.6g}"])
+        os.replace(unfinished, target)
+
+    def _column(self, number: int) -> np.ndarray:
+        if not self._batches:
+            raise DataError("there was no sample to evaluate")
+        return np.concatenate([batch[number] for batch in self._batches])
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    # An infinite logit has no loss that means anything: it gives nan, and no warning.
+    with np.errstate(invalid="ignore", divide="ignore"):
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _exact_sum(values: np.ndarray) -> float:
+    """Rounded once, so the same in any order; fsum raises on infinities of both signs."""
+    return math.fsum(values) if np.isfinite(values).all() else float(values.sum())
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.2f}"
