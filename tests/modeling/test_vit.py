@@ -38,7 +38,7 @@ def build(**changes):
 )
 def test_logits(name, pooling):
     numbers = np.load(GOLDEN / f"{name.split('.')[0]}.npz")
-    weights, source = read_weights(str(GOLDEN / name), Heads(encoder=4))
+    weights, source = read_weights(str(GOLDEN / name), Heads(encoder=3))
     width, _, patch, _ = weights["patch_embed.proj.weight"].shape
     depth = len({key.split(".")[1] for key in weights if key.startswith("blocks.")})
     model = build(
@@ -47,6 +47,7 @@ def test_logits(name, pooling):
         pooling=pooling,
         embed_dim=width,
         depth=depth,
+        num_heads=3,
         num_classes=len(weights["head.bias"]),
     ).eval()
     state = model.state_dict()
@@ -88,10 +89,10 @@ def test_cross_entropy_of_numbers_and_of_soft_targets():
     logits = flow.tensor([[0.0, np.log(3.0)], [np.log(7.0), 0.0]])
     labels = flow.tensor([1, 1])
     expected = (np.log(4 / 3) + np.log(8)) / 2
-    assert float(cross_entropy(logits, labels).numpy()) == pytest.approx(expected, rel=1e-6)
+    assert float(cross_entropy(logits, labels).numpy()) == pytest.approx(expected, rel=1e-5)
     soft = flow.tensor([[0.0, 1.0], [0.5, 0.5]])
     expected = (np.log(4 / 3) + 0.5 * (np.log(8 / 7) + np.log(8))) / 2
-    assert float(cross_entropy(logits, soft).numpy()) == pytest.approx(expected, rel=1e-6)
+    assert float(cross_entropy(logits, soft).numpy()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_unknown_pooling():
