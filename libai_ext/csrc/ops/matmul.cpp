@@ -4,10 +4,10 @@
 namespace libai_ext {
 namespace {
 
-// Copies what is to be added to, unless the output has taken over its memory.
+// Copies what is to be added to, where the graph compiler has made matmul and a sum one op.
 bool PrepareAccumulation(Context* ctx, float* out) {
   const float* addend = OptionalInput(ctx, "_add_to_output");
-  if (addend && addend != out) { std::memcpy(out, addend, Size(ctx, "out") * sizeof(float)); }
+  if (addend) { std::memcpy(out, addend, Size(ctx, "out") * sizeof(float)); }
   return addend != nullptr;
 }
 
@@ -87,11 +87,10 @@ void ComputeBroadcastMatmulGradB(Context* ctx) {
 }  // namespace
 
 void RegisterMatmul() {
-  const Inplace accumulate{"out", "_add_to_output"};
   for (const char* op : {"matmul", "batch_matmul", "broadcast_matmul"}) {
-    Register<ComputeMatmul>(op, OnCpu("out"), accumulate);
+    Register<ComputeMatmul>(op, OnCpu("out"));
   }
-  Register<ComputeBroadcastMatmulGradB>("broadcast_matmul_grad_b", OnCpu("out"), accumulate);
+  Register<ComputeBroadcastMatmulGradB>("broadcast_matmul_grad_b", OnCpu("out"));
 }
 
 }  // namespace libai_ext
