@@ -56,8 +56,8 @@ class FunctionKernel final : public oneflow::user_op::OpKernel {
   bool AlwaysComputeWhenAllOutputsEmpty() const override { return false; }
 };
 
-// The CPU kernel for ops whose tensor `name` has elements of type `type`. Combine with && to decline
-// what a kernel does not handle: OneFlow's own kernel runs then.
+// Matches ops on CPU whose tensor `name` has elements of type `type`. Combine it by && with what
+// else a kernel needs: OneFlow's own kernel runs where that does not hold.
 inline auto OnCpu(const std::string& name, DataType type = DataType::kFloat) {
   return (oneflow::user_op::HobDeviceType() == DeviceType::kCPU)
          && (oneflow::user_op::HobDataType(name, 0) == type);

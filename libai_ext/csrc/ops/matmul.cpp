@@ -70,7 +70,8 @@ void ComputeMatmul(Context* ctx) {
   }
 }
 
-// The gradient of a weight: out[m, n] = alpha a^T b, all leading axes of a[..., m], b[..., n] summed
+// The gradient of a weight: out[m, n] = alpha a^T b, summed over the leading axes of a[..., m] and
+// b[..., n]
 void ComputeBroadcastMatmulGradB(Context* ctx) {
   const ShapeView a_shape = Shape(ctx, "a");
   const ShapeView b_shape = Shape(ctx, "b");
