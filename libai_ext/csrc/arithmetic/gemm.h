@@ -4,8 +4,8 @@
 // Matrix Multiplication", 2008): A and B are copied block by block into panels that the innermost
 // loop reads front to back, and that loop keeps a kTileRows x kTileCols tile of C in registers.
 //
-// Every element of C is one chain of fused multiply-adds over k, in an order that depends on k alone.
-// How C is cut among threads, and whether a tile is full or at the edge, does not change a bit.
+// Every element of C is summed over k by fused multiply-adds in an order that depends on k alone:
+// how C is cut among threads, and whether a tile is full or at the edge, does not change a bit.
 #pragma once
 
 #include <cstring>
@@ -119,7 +119,8 @@ void PackPanel(const float* src, int64_t across, int64_t along, int width, int d
   }
 }
 
-// One tile of C, kVectors vectors wide; m x n of it are valid. The panel of B has rows of kTileCols.
+// One tile of C, kVectors vectors wide; m x n of it are valid. Rows of the panel of B are kTileCols
+// long in any case.
 template<int kVectors>
 void ComputeTile(int depth, const float* __restrict a, const float* __restrict b,
                  float* __restrict c, int64_t c_row, int m, int n, bool accumulate) {

@@ -56,8 +56,9 @@ void CheckGemm(int64_t batch, int64_t m, int64_t n, int64_t k, bool ta, bool tb,
 }
 
 void CheckGemms() {
-  const int64_t shapes[][4] = {{1, 1, 1, 1},    {1, 13, 33, 385},  {1, 241, 1025, 17}, {3, 50, 50, 64},
-                               {5, 197, 37, 9}, {1, 400, 96, 400}, {2, 0, 3, 4},       {2, 3, 4, 0}};
+  const int64_t shapes[][4] = {{1, 1, 1, 1},    {1, 13, 33, 385}, {1, 241, 1025, 17},
+                               {3, 50, 50, 64}, {5, 197, 37, 9},  {1, 400, 96, 400},
+                               {2, 0, 3, 4},    {2, 3, 4, 0}};
   for (const auto& s : shapes) {
     for (int mode = 0; mode < 8; ++mode) {
       CheckGemm(s[0], s[1], s[2], s[3], mode & 1, mode & 2, mode & 4);

@@ -31,12 +31,12 @@ void ComputeBiasAdd(Context* ctx) {
 }  // namespace
 
 void RegisterElementwise() {
-  Register<ComputeAddN>("add_n", OnCpu("out"), {"out", "in"});
+  Register<ComputeAddN>("add_n", OnCpu("out"));
   Register<ComputeBroadcast<std::plus<float>>>("broadcast_add", OnCpu("x"));
   Register<ComputeBroadcast<std::minus<float>>>("broadcast_sub", OnCpu("x"));
   Register<ComputeBroadcast<std::multiplies<float>>>("broadcast_mul", OnCpu("x"));
   Register<ComputeBroadcast<std::divides<float>>>("broadcast_div", OnCpu("x"));
-  Register<ComputeBiasAdd>("bias_add", OnCpu("out"), {"out", "a"});
+  Register<ComputeBiasAdd>("bias_add", OnCpu("out"));
 }
 
 }  // namespace libai_ext

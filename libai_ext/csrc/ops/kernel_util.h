@@ -49,46 +49,31 @@ T* OptionalOutput(Context* ctx, const char* name) {
   return ctx->has_output(name, 0) ? Output<T>(ctx, name) : nullptr;
 }
 
-template<void (*kCompute)(Context*), bool kComputeWhenEmpty>
+template<void (*kCompute)(Context*)>
 class FunctionKernel final : public oneflow::user_op::OpKernel {
   using oneflow::user_op::OpKernel::Compute;
   void Compute(Context* ctx) const override { kCompute(ctx); }
-  bool AlwaysComputeWhenAllOutputsEmpty() const override { return kComputeWhenEmpty; }
+  bool AlwaysComputeWhenAllOutputsEmpty() const override { return false; }
 };
 
-// The CPU kernel for ops whose tensor `name` has elements of type `type`. Combine with && to decline
-// what a kernel does not handle: OneFlow's own kernel runs then.
+// Matches ops on CPU whose tensor `name` has elements of type `type`. Combine it by && with what
+// else a kernel needs: OneFlow's own kernel runs where that does not hold.
 inline auto OnCpu(const std::string& name, DataType type = DataType::kFloat) {
   return (oneflow::user_op::HobDeviceType() == DeviceType::kCPU)
          && (oneflow::user_op::HobDataType(name, 0) == type);
 }
 
-// An output that may take over the memory of an input; empty names for none.
-struct Inplace {
-  std::string output;
-  std::string input;
-};
-
-// Registers kCompute as the kernel of `op` where `matches` holds.
-template<void (*kCompute)(Context*), bool kComputeWhenEmpty = false, typename Hob>
-void Register(const std::string& op, const Hob& matches, const Inplace& inplace = {}) {
+// Registers kCompute as the kernel of `op` where `matches` holds. It proposes no output to be
+// computed in place of an input: OneFlow 0.9.0's graphs share no memory between CPU ops at all.
+template<void (*kCompute)(Context*), typename Hob>
+void Register(const std::string& op, const Hob& matches) {
   namespace user_op = oneflow::user_op;
   auto& registries = user_op::UserOpRegistryMgr::Get();
   oneflow::CatchRegistryError([&]() -> Maybe<void> {
     auto registry = registries.CheckAndGetOpKernelRegistry(op);
-    registry.SetCreateFn<FunctionKernel<kCompute, kComputeWhenEmpty>>()
+    registry.SetCreateFn<FunctionKernel<kCompute>>()
         .SetIsMatchedHob(matches)
         .SetPriority(user_op::kKernelPriorityOptimized);
-    if (!inplace.output.empty()) {
-      registry.SetInplaceProposalFn(
-          [inplace](const user_op::InferContext& ctx,
-                    const user_op::AddInplaceArgPair& add) -> Maybe<void> {
-            if (ctx.has_input(inplace.input, 0)) {
-              JUST(add(inplace.output, 0, inplace.input, 0, /*is_mutable=*/true));
-            }
-            return Maybe<void>::Ok();
-          });
-    }
     return registries.Register(JUST(registry.Finish()).GetResult());
   });
 }

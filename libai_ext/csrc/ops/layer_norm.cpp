@@ -48,8 +48,7 @@ void ComputeLayerNormParamGrad(Context* ctx) {
 template<typename Float>
 void RegisterFor(DataType type) {
   Register<ComputeLayerNorm<Float>>("layer_norm", OnCpu("x", type));
-  Register<ComputeLayerNormGrad<Float>>("layer_norm_grad", OnCpu("dy", type),
-                                        {"dx", "_add_to_output"});
+  Register<ComputeLayerNormGrad<Float>>("layer_norm_grad", OnCpu("dy", type));
   Register<ComputeLayerNormParamGrad<Float>>("layer_norm_param_grad", OnCpu("dy", type));
 }
 

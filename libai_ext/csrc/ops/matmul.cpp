@@ -4,10 +4,10 @@
 namespace libai_ext {
 namespace {
 
-// Copies what is to be added to, unless the output has taken over its memory.
+// Copies what is to be added to, where the graph compiler has made matmul and a sum one op.
 bool PrepareAccumulation(Context* ctx, float* out) {
   const float* addend = OptionalInput(ctx, "_add_to_output");
-  if (addend && addend != out) { std::memcpy(out, addend, Size(ctx, "out") * sizeof(float)); }
+  if (addend) { std::memcpy(out, addend, Size(ctx, "out") * sizeof(float)); }
   return addend != nullptr;
 }
 
@@ -70,7 +70,8 @@ void ComputeMatmul(Context* ctx) {
   }
 }
 
-// The gradient of a weight: out[m, n] = alpha a^T b, all leading axes of a[..., m], b[..., n] summed
+// The gradient of a weight: out[m, n] = alpha a^T b, summed over the leading axes of a[..., m] and
+// b[..., n]
 void ComputeBroadcastMatmulGradB(Context* ctx) {
   const ShapeView a_shape = Shape(ctx, "a");
   const ShapeView b_shape = Shape(ctx, "b");
@@ -87,11 +88,10 @@ void ComputeBroadcastMatmulGradB(Context* ctx) {
 }  // namespace
 
 void RegisterMatmul() {
-  const Inplace accumulate{"out", "_add_to_output"};
   for (const char* op : {"matmul", "batch_matmul", "broadcast_matmul"}) {
-    Register<ComputeMatmul>(op, OnCpu("out"), accumulate);
+    Register<ComputeMatmul>(op, OnCpu("out"));
   }
-  Register<ComputeBroadcastMatmulGradB>("broadcast_matmul_grad_b", OnCpu("out"), accumulate);
+  Register<ComputeBroadcastMatmulGradB>("broadcast_matmul_grad_b", OnCpu("out"));
 }
 
 }  // namespace libai_ext

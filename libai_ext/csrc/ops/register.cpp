@@ -8,8 +8,8 @@
 
 extern "C" {
 
-// The streams that OneFlow has made so far. It makes the first one for the first tensor, op or random
-// generator, so 0 says that no kernel has been looked up yet.
+// The streams that OneFlow has made so far. It makes the first one for the first tensor, op or
+// seeded generator, so 0 says that no kernel has been looked up yet.
 int64_t libai_ext_stream_count() {
   const auto* streams = oneflow::Singleton<oneflow::StreamMgr>::Get();
   return streams ? static_cast<int64_t>(streams->UniqueStreamSize()) : 0;
