@@ -49,7 +49,7 @@ def test_cmyk():
 
 
 def test_palette_with_transparency():
-    palette = Image.fromarray(np.uint8([[0, 1], [2, 1]]), "L")
+    palette = Image.fromarray(np.uint8([[0, 1], [2, 1]]))
     palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
     data = encode(palette, "PNG", transparency=bytes([0, 128, 255]))
     assert Image.open(io.BytesIO(data)).mode == "P"

@@ -13,7 +13,7 @@ import pytest
 from image_files import encode, pixels
 from made_sets import write_lmdb, write_tar
 
-from libai_ext.data import tar_shards
+from libai_ext.data import lmdb_source, tar_shards
 from libai_ext.data.decode import BadImage
 from libai_ext.data.lmdb_source import LmdbImages
 from libai_ext.data.tar_shards import TarShards, expand_braces
@@ -99,6 +99,13 @@ def test_unusable_lmdbs(tmp_path):
     (tmp_path / "c/data.mdb").write_bytes(b"no database")
     with pytest.raises(DataError, match="cannot open the LMDB in .*/c"):
         LmdbImages(str(tmp_path / "c"))
+
+
+def test_without_the_lmdb_package(tmp_path, monkeypatch):
+    root = write_lmdb(tmp_path / "a", [png(0)])
+    monkeypatch.setattr(lmdb_source, "lmdb", None)
+    with pytest.raises(DataError, match="is an LMDB: install the package lmdb"):
+        LmdbImages(root)
 
 
 def members(first, count):
