@@ -1,4 +1,4 @@
-from setuptools import find_namespace_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 setup(
     name="libai-mae",
@@ -6,9 +6,13 @@ setup(
     description="Masked autoencoders on OneFlow and LiBai, with any parallel layout",
     license="Apache-2.0",
     python_requires=">=3.8,<3.11",
-    packages=find_namespace_packages(include=["libai_ext*", "projects.MAE*"])
+    # "projects" is a namespace that LiBai's own projects share.
+    packages=find_packages(include=["libai_ext*"])
+    + find_namespace_packages(include=["projects.MAE*"])
     + ["libai_ext.configs.common"],
     # Shared config nodes stand at the top of a checkout, and beside the code once installed.
     package_dir={"libai_ext.configs": "configs"},
+    # The native kernels are built on the machine that they run on.
+    package_data={"libai_ext": ["csrc/*.*", "csrc/*/*.*", "csrc/*/*/*.*"]},
     install_requires=["oneflow==0.9.0", "libai==0.1.1", "numpy<1.24", "Pillow", "omegaconf"],
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import oneflow as flow
 from libai.utils import distributed as dist
+from omegaconf import DictConfig, OmegaConf
 
 BROADCAST = [flow.sbp.broadcast, flow.sbp.broadcast]
 BATCH = [flow.sbp.split(0), flow.sbp.broadcast]
@@ -14,6 +16,19 @@ BATCH = [flow.sbp.split(0), flow.sbp.broadcast]
 def device_type() -> str:
     """``"cuda"`` where OneFlow sees a GPU, else ``"cpu"``. The one place that decides."""
     return "cuda" if flow.cuda.is_available() else "cpu"
+
+
+def set_layout(layout: DictConfig, pipeline_layers: int) -> None:
+    """Place the ranks of this job, before any layer is built.
+
+    Args:
+        layout: data, tensor and pipeline parallel sizes.
+        pipeline_layers: how many layers the model numbers with ``layer_idx``.
+    """
+    # LiBai warns of every size that it works out itself.
+    logging.getLogger("libai.utils.distributed").setLevel(logging.ERROR)
+    sizes = OmegaConf.to_container(layout)
+    dist.setup_dist_util(DictConfig(dict(sizes, pipeline_num_layers=pipeline_layers)))
 
 
 def layer_placement(layer_idx: int) -> flow.placement:

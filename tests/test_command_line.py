@@ -21,7 +21,6 @@ def options(digits, tmp_path):
         f"train.output_dir={tmp_path}/run",
         "train.train_micro_batch_size=16",
         "model.depth=1",
-        "model.decoder_depth=1",
     ]
 
 
@@ -29,7 +28,7 @@ def test_print_config(launch, options, tmp_path):
     out = launch.train(DIGITS, 1, "--print-config", *options, "optim.lr=0.5")
     shown = yaml.safe_load(out)
     assert (shown["optim"]["lr"], shown["train"]["global_batch_size"]) == (0.5, 16)
-    assert shown["model"]["embed_dim"] == 96
+    assert shown["model"]["embed_dim"] == 64
     assert shown["dataloader"]["train"]["dataset"]["fields"][0]["num_patches"] == 64
     assert not (tmp_path / "run").exists()
 
@@ -38,9 +37,9 @@ def test_dry_run(launch, options, tmp_path):
     out = launch.train(DIGITS, 1, "--dry-run", *options)
     for text in (
         "samples          1,198",
-        "iterations       4,493 (60.01 epochs), warm-up 375",
+        "iterations       4,792 (64 epochs), warm-up 375",
         "effective batch  16 = micro 16 x accumulation 1 x data parallel 1",
-        "learning rate    0.000125",
+        "learning rate    0.0005",
         "input images: [1, 32, 32] float32",
         "input noise: [64] float32",
         "one step:",
@@ -78,7 +77,7 @@ def test_fast_dev_run_then_eval_only_then_resume(launch, options, tmp_path):
         (["data.train=[/nowhere]"], "data folder /nowhere does not exist"),
         (["train.dist.tensor_parallel_size=3"], "= 3 processes, but 1 are running"),
         (["--resume"], "--resume: no checkpoint in"),
-        (["train.epoch_remainder=keep"], "train.epoch_remainder must be one of ('carry', 'drop'), not 'keep'"),
+        (["train.epoch_remainder=keep"], "must be one of ('carry', 'drop'), not 'keep'"),
         (["train.base_lr=null"], "set train.base_lr"),
         (["model.mask_ratio=1.0"], "mask_ratio 1.0 leaves 0 of 64 patches"),
     ],

@@ -47,20 +47,20 @@ def run(*command: str) -> None:
 def report(output: str, opts) -> None:
     """Draw reconstructions, probe the encoder, say where everything lies."""
     # OneFlow must be up before anything that imports it.
-    from projects.MAE.probe import load_run, probe_accuracy, reconstruction_picture
+    from projects.MAE.probe import accuracies, load_run, reconstruction_picture
 
     trained = load_run(CONFIG, opts)
     untrained = load_run(CONFIG, opts, weights=False)
     picture = Path(output) / "reconstructions.png"
     reconstruction_picture(trained, samples=16, scale=3).save(ROOT / picture)
 
-    after, before = probe_accuracy(trained), probe_accuracy(untrained)
+    before, after = accuracies(untrained), accuracies(trained)
+    print("\nDigits never seen in training, named from the encoder's features:")
+    print(f"{'':24s}untrained   pre-trained")
+    for name in after:
+        print(f"  {name:22s}{before[name]:7.1f} %{after[name]:12.1f} %")
     print(f"""
-A linear probe (logistic regression on frozen features, 599 digits never seen in training):
-  encoder as initialised  {before:5.1f} %
-  encoder as pre-trained  {after:5.1f} %
-
-{picture}   original | masked | reconstruction | with the visible patches kept
+{picture}   original | masked | reconstruction
 {output}/model_final           checkpoint
 {output}/metrics.jsonl         loss, learning rate and speed, a line per logging step
 {output}/tensorboard           the same: .venv/bin/tensorboard --logdir {output}/tensorboard

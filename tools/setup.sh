@@ -40,7 +40,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   pip=(.venv/bin/python -m pip --disable-pip-version-check install -q)
   "${pip[@]}" -c requirements.txt setuptools wheel pybind11
-  "${pip[@]}" --no-build-isolation -r requirements.txt
+  "${pip[@]}" --no-build-isolation --no-deps -r requirements.txt
   # Without their own requirements: LiBai's pin linters.
   "${pip[@]}" --no-build-isolation --no-deps flowvision==0.1.0 libai==0.1.1
   "${pip[@]}" --no-build-isolation --no-deps -e .

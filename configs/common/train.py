@@ -27,6 +27,8 @@ train = DictConfig(
         # epoch's permutation within the same batch, so that every sample is seen once an epoch;
         # "drop" leaves it out, as the official PyTorch code does.
         epoch_remainder="carry",
+        # Weights to start from: a file or folder of any known style. --resume goes first.
+        load_weight=None,
         log_period=20,
         checkpointer=dict(period=5000, max_to_keep=5),
         evaluation=dict(enabled=False, eval_period=5000),

@@ -9,6 +9,7 @@ Source of the format: `oneflow/framework/check_point_v2.py` of OneFlow 0.9.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from typing import Any
@@ -92,9 +93,7 @@ def _tensor(folder: str, leaf: Any) -> Any:
     if kind is None or kind.group(1) not in DATA_TYPES:
         raise CheckpointError(f"{name}/meta names no type that is read")
     shape = tuple(int(dimension) for dimension in re.findall(r"dim: ([0-9]{1,18})\b", meta))
-    storage = Storage(name, DATA_TYPES[kind.group(1)], 1)
-    for dimension in shape:
-        storage.numel *= dimension
+    storage = Storage(name, DATA_TYPES[kind.group(1)], math.prod(shape))
     elements = os.path.join(folder, name, "out")
     if not os.path.isfile(elements) or os.path.getsize(elements) != storage.nbytes:
         raise CheckpointError(f"{name}/out does not have {storage.nbytes} bytes")

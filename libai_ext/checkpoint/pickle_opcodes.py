@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable
 
-from libai_ext.checkpoint.plain import Placeholder
-
 if TYPE_CHECKING:
     from libai_ext.checkpoint.pickle_reader import PickleReader
 
 
 def _set(reader: PickleReader) -> None:
-    reader.push(Placeholder("builtins", "set", ()))
+    reader.push_placeholder("builtins", "set", ())
 
 
 def _frozen_set(reader: PickleReader) -> None:
-    reader.push(Placeholder("builtins", "frozenset", (reader.pop_to_mark(),)))
+    reader.push_placeholder("builtins", "frozenset", (reader.pop_to_mark(),))
 
 
 HANDLERS: dict[int, Callable[[PickleReader], Any]] = {
@@ -67,7 +65,7 @@ HANDLERS: dict[int, Callable[[PickleReader], Any]] = {
     ord("r"): lambda r: r.put(r.number("<I")),
     0x94: lambda r: r.memoize(),
     # Objects
-    ord("c"): lambda r: r.push(Placeholder(r.line(), r.line())),
+    ord("c"): lambda r: r.push_placeholder(r.line(), r.line()),
     0x93: lambda r: r.stack_global(),
     ord("R"): lambda r: r.reduce(),
     0x81: lambda r: r.reduce(),

@@ -25,6 +25,7 @@ STEP_BUDGET = 300_000
 # Longer numbers take super-linear time to parse or to hash, and no checkpoint has them.
 MAX_INTEGER_BYTES = 256
 MAX_LINE = 512
+PLACEHOLDER_COST = 5
 COPY_SHIFT = 6  # 64 bytes copied cost as much as a step: 32 MB in all
 
 
@@ -95,12 +96,11 @@ class PickleReader:
 
     def take(self, count: int) -> bytes:
         """The next `count` bytes."""
-        self.charge(count >> COPY_SHIFT)
-        taken = self._data[self.position : self.position + count]
-        if len(taken) != count:
+        if count > len(self._data) - self.position:
             raise IndexError
+        self.charge(count >> COPY_SHIFT)
         self.position += count
-        return taken
+        return self._data[self.position - count : self.position]
 
     def number(self, layout: str) -> Any:
         """The next number, as `struct` describes it."""
@@ -129,6 +129,10 @@ class PickleReader:
 
     def push(self, value: Any) -> None:
         self._stack.append(value)
+
+    def push_placeholder(self, module: str, name: str, args: Any = None) -> None:
+        self.charge(PLACEHOLDER_COST)
+        self.push(Placeholder(module, name, args))
 
     def pop(self) -> Any:
         return self._stack.pop()
@@ -185,7 +189,7 @@ class PickleReader:
         if constructor is not None:
             self.push(constructor(self, args))
         else:
-            self.push(Placeholder(callee.module, callee.name, args))
+            self.push_placeholder(callee.module, callee.name, args)
 
     def new_object_with_keywords(self) -> None:
         keywords = self.pop()
@@ -204,7 +208,7 @@ class PickleReader:
         name, module = self.pop(), self.pop()
         if type(name) is not str or type(module) is not str:
             raise ValueError("the name of a global is not text")
-        self.push(Placeholder(module, name))
+        self.push_placeholder(module, name)
 
     def build(self) -> None:
         """Record the state of a placeholder; a dictionary's attributes are not data."""

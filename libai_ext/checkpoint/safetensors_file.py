@@ -7,7 +7,9 @@ so the arrays are views of a memory map here, as they are of a `.pth` file.
 from __future__ import annotations
 
 import json
+import math
 import os
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -47,24 +49,22 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     try:
         with safe_open(path, "np"):
             header = json.loads(data[LENGTH_BYTES:header_end])
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        header.pop("__metadata__", None)
+        view = memoryview(data)[header_end:]
+        return {name: _tensor(name, entry, view) for name, entry in header.items()}
+    except (SafetensorError, OSError, ValueError, RecursionError, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from None
-    view = memoryview(data)
-    tensors = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        dtype = DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise CheckpointError(f"{path}: {name} has the type {entry['dtype']}: it is not read")
-        shape = tuple(entry["shape"])
-        start, end = (header_end + offset for offset in entry["data_offsets"])
-        storage = Storage(name, dtype, 1)
-        for dimension in shape:
-            storage.numel *= dimension
-        storage.fetch = lambda start=start, end=end: view[start:end]
-        tensors[name] = contiguous(storage, shape)
-    return tensors
+
+
+def _tensor(name: str, entry: dict[str, Any], view: memoryview) -> TensorInfo:
+    """The tensor of an entry that the library has checked."""
+    dtype = DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise CheckpointError(f"{name:.80} has the type {entry['dtype']}, which is not read")
+    start, end = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    storage = Storage(name, dtype, math.prod(shape), lambda: view[start:end])
+    return contiguous(storage, shape)
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

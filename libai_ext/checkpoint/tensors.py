@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Callable
 
@@ -26,6 +27,7 @@ NUMPY_TYPES = {
 }
 
 MAX_DIMENSIONS = 32  # NumPy's own limit
+MAX_ELEMENTS = 1 << 48  # what NumPy can address, whatever the type, an empty dimension aside
 # An expanded tensor (stride 0) may have more elements than its storage. A file of a few bytes
 # must not declare terabytes that the first copy would then allocate.
 MAX_EXPANDED_ELEMENTS = 1 << 20
@@ -70,7 +72,7 @@ class Storage:
             data = self.fetch()
             if len(data) != self.nbytes:
                 raise CheckpointError(
-                    f"storage {self.name!r} has {len(data)} bytes where {self.numel} elements "
+                    f"storage {self.name!r:.80} has {len(data)} bytes where {self.numel} elements "
                     f"of {self.dtype} need {self.nbytes}"
                 )
             array = np.frombuffer(data, NUMPY_TYPES[self.dtype])
@@ -109,8 +111,10 @@ class TensorInfo:
                 f"a tensor has {len(self.shape)} dimensions and {len(self.stride)} strides"
             )
         if any(type(number) is not int or not 0 <= number < 2**63 for number in numbers):
-            raise CheckpointError("a tensor's offset, shape or stride is not a positive integer")
+            raise CheckpointError("a tensor's offset, shape or stride is not a natural number")
         if self.numel == 0:
+            if math.prod(max(dimension, 1) for dimension in self.shape) > MAX_ELEMENTS:
+                raise CheckpointError(f"an empty tensor of shape {self.shape}")
             return
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride))
         if last >= self.storage.numel:
@@ -131,10 +135,7 @@ class TensorInfo:
     @property
     def numel(self) -> int:
         """Number of elements."""
-        count = 1
-        for dimension in self.shape:
-            count *= dimension
-        return count
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:

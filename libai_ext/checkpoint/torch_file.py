@@ -72,9 +72,9 @@ def _open_zip(data: mmap.mmap) -> Any:
     folder = pickles[0][: -len("data.pkl")]
     if folder + "constants.pkl" in archive.entries:
         raise CheckpointError("a TorchScript program, not a checkpoint: save its state_dict()")
-    if folder + "byteorder" in archive.entries:
-        if bytes(archive.read(folder + "byteorder")) != b"little":
-            raise CheckpointError("written on a big-endian machine, which is not supported")
+    byteorder = folder + "byteorder"
+    if byteorder in archive.entries and bytes(archive.read(byteorder)) != b"little":
+        raise CheckpointError("written on a big-endian machine, which is not supported")
     if archive.entries[pickles[0]].size > MAX_PICKLE:
         raise CheckpointError(f"its pickle is larger than {MAX_PICKLE:,} bytes")
     storages = Storages()

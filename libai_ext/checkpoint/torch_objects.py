@@ -10,7 +10,7 @@ from typing import Any
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.pickle_reader import PickleReader
 from libai_ext.checkpoint.plain import Placeholder
-from libai_ext.checkpoint.tensors import Storage, TensorInfo
+from libai_ext.checkpoint.tensors import MAX_ELEMENTS, Storage, TensorInfo
 
 STORAGE_TYPES = {
     "DoubleStorage": "float64",
@@ -77,7 +77,7 @@ class Storages:
             raise CheckpointError("a storage has no type")
         if kind.name not in STORAGE_TYPES:
             raise CheckpointError(f"storages of type {kind.name!r:.80} are not read")
-        if type(key) is not str or type(numel) is not int or not 0 <= numel < 2**48:
+        if type(key) is not str or type(numel) is not int or not 0 <= numel < MAX_ELEMENTS:
             raise CheckpointError("a storage is not described by a text key and a size")
         if view not in ([], [None]):
             raise CheckpointError("views of storages, which PyTorch wrote before 0.4, are not read")

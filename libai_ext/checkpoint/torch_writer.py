@@ -30,6 +30,7 @@ from libai_ext.checkpoint.torch_objects import STORAGE_TYPES
 FOLDER = "archive"
 ALIGNMENT = 64
 LOCAL_HEADER_SIZE = 30
+CHUNK = 1 << 18  # small enough that the checksum leaves it in the cache for the write
 STORAGE_NAMES = {
     NUMPY_TYPES[dtype]: name for name, dtype in STORAGE_TYPES.items() if dtype != BFLOAT16
 }
@@ -51,15 +52,19 @@ def save(tree: dict[str, Any], path: str | os.PathLike[str]) -> None:
         pickle = pickler.dump(tree)
     except CheckpointError as error:
         raise CheckpointError(f"{os.fspath(path)}: {error}") from None
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            _add(archive, file, "data.pkl", pickle)
-            _add(archive, file, ".format_version", b"1")
-            _add(archive, file, ".storage_alignment", str(ALIGNMENT).encode())
-            _add(archive, file, "byteorder", b"little")
-            for key, array in enumerate(pickler.arrays):
-                _add(archive, file, f"data/{key}", _little_endian_bytes(array))
-            _add(archive, file, "version", b"3\n")
+    with atomic_file(path) as temporary:
+        _write(temporary, pickle, pickler.arrays)
+
+
+def _write(path: str, pickle: bytes, arrays: list[np.ndarray]) -> None:
+    with open(path, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        _add(archive, file, "data.pkl", pickle)
+        _add(archive, file, ".format_version", b"1")
+        _add(archive, file, ".storage_alignment", str(ALIGNMENT).encode())
+        _add(archive, file, "byteorder", b"little")
+        for key, array in enumerate(arrays):
+            _add(archive, file, f"data/{key}", _little_endian_bytes(array))
+        _add(archive, file, "version", b"3\n")
 
 
 def _little_endian_bytes(array: np.ndarray) -> memoryview:
@@ -76,7 +81,8 @@ def _add(archive: zipfile.ZipFile, file: BinaryIO, name: str, content: bytes | m
     padding = -start % ALIGNMENT
     info.extra = struct.pack("<2sH", b"FB", padding) + b"Z" * padding
     with archive.open(info, "w") as entry:
-        entry.write(content)
+        for start in range(0, len(content), CHUNK):
+            entry.write(content[start : start + CHUNK])
 
 
 class _Pickler:

@@ -9,11 +9,11 @@ from pathlib import Path
 import oneflow as flow
 from libai.utils import distributed as dist
 from libai.utils.logger import setup_logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from libai_ext import kernels
 from libai_ext.config import dump
-from libai_ext.placement import device_type
+from libai_ext.placement import device_type, set_layout
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +29,10 @@ def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
         Path(train.output_dir).mkdir(parents=True, exist_ok=True)
     dist.synchronize()
     for name in ("libai", "libai_ext", "projects"):
-        setup_logger(train.output_dir, distributed_rank=dist.get_rank(), name=name)
-    # LiBai warns of every size that it can work out itself, and logs the exceptions that
-    # libai_ext.engine.main reports.
-    logging.getLogger("libai.utils.distributed").setLevel(logging.ERROR)
+        setup_logger(train.output_dir, distributed_rank=dist.get_rank(), name=name, abbrev_name="")
+    # It logs the exceptions that libai_ext.engine.main reports.
     logging.getLogger("libai.engine.trainer").setLevel(logging.CRITICAL)
-
-    layout = OmegaConf.to_container(train.dist)
-    dist.setup_dist_util(DictConfig(dict(layout, pipeline_num_layers=pipeline_layers)))
+    set_layout(train.dist, pipeline_layers)
     flow.boxing.nccl.set_fusion_threshold_mbytes(train.nccl_fusion_threshold_mb)
     flow.boxing.nccl.set_fusion_max_ops_num(train.nccl_fusion_max_ops)
     if dist.is_main_process():

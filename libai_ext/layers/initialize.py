@@ -38,7 +38,7 @@ def initialize(module: nn.Module, rule: Callable[[str, flow.Tensor], Initializer
 
 def assign(tensor: flow.Tensor, array: np.ndarray) -> None:
     """Copy an array that is the same on every rank into a global tensor, in place."""
-    local = flow.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    local = flow.from_numpy(np.array(array, dtype=np.float32))
     whole = local.to_global(placement=tensor.placement, sbp=broadcast_sbp())
     tensor.copy_(whole.to_global(sbp=tensor.sbp))
 

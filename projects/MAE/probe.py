@@ -10,16 +10,17 @@ from libai.config import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from libai_ext.checkpoint.native import Checkpointer
 from libai_ext.config import fresh
 from libai_ext.data.sampler import SampleKey
-from libai_ext.placement import batch_sbp, to_global
+from libai_ext.placement import batch_sbp, set_layout, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.pictures import panels, tile
-from projects.MAE.run import resolve
+from projects.MAE.run import pipeline_layers, resolve
 
 _BATCH = 128
 
@@ -34,6 +35,7 @@ class Run(NamedTuple):
 def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run:
     """The model of a config, with the weights of its output directory or as initialised."""
     cfg = resolve(config_file, opts)
+    set_layout(cfg.train.dist, pipeline_layers(cfg.model))
     flow.manual_seed(cfg.train.seed)
     model = instantiate(fresh(cfg.model))
     if weights:
@@ -68,15 +70,21 @@ def features(run: Run, split: str):
     return np.concatenate(parts), np.array(labels)
 
 
-def probe_accuracy(run: Run) -> float:
-    """Top-1 on the test split, in percent, of a logistic regression fitted on the train split."""
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    probe.fit(*features(run, "train"))
-    return 100 * probe.score(*features(run, "test"))
+def accuracies(run: Run) -> dict[str, float]:
+    """Top-1 on the test split, in percent, of classifiers of the frozen features."""
+    train, test = features(run, "train"), features(run, "test")
+    classifiers = {
+        "5 nearest neighbours": KNeighborsClassifier(5),
+        "linear probe": LogisticRegression(max_iter=2000),
+    }
+    return {
+        name: 100 * make_pipeline(StandardScaler(), classifier).fit(*train).score(*test)
+        for name, classifier in classifiers.items()
+    }
 
 
 def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
-    """:func:`panels` of test samples spread evenly over the split."""
+    """Test samples spread evenly over the split: original, masked, reconstruction."""
     cfg, model = run
     dataset = _dataset(cfg, "test")
     indices = np.linspace(0, len(dataset) - 1, samples).astype(int)
@@ -92,4 +100,4 @@ def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
         cfg.data.std,
         model.norm_pix_loss,
     )
-    return tile(pictures, scale=scale)
+    return tile(pictures[:, [0, 1, 3]], samples_per_row=4, scale=scale)

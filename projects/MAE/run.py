@@ -19,6 +19,7 @@ from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
 from libai_ext.layers.patch_embedding import grid_of
 from projects.MAE.modeling.archs import resolve_arch
+from projects.MAE.weights.load import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,7 @@ def run(args: argparse.Namespace) -> None:
             _dry_run(_build(cfg))
         return
     trainer = _build(cfg)
-    if args.resume or (args.eval_only and trainer.checkpointer.has_checkpoint()):
-        trainer.resume()
+    _set_state(trainer, args)
     log_summary(trainer)
     if args.eval_only:
         trainer.test()
@@ -75,9 +75,27 @@ def run(args: argparse.Namespace) -> None:
         trainer.test(max_batches=2)
 
 
+def pipeline_layers(model: DictConfig) -> int:
+    """Encoder and decoder layers form one pipeline."""
+    return model.depth + model.decoder_depth
+
+
 def _build(cfg: DictConfig) -> PretrainTrainer:
-    set_up(cfg, pipeline_layers=cfg.model.depth + cfg.model.decoder_depth)
+    set_up(cfg, pipeline_layers(cfg.model))
     return PretrainTrainer(cfg)
+
+
+def _set_state(trainer: PretrainTrainer, args: argparse.Namespace) -> None:
+    """Where the weights come from: a checkpoint to go on from, weights to start from, the
+    output directory's checkpoint when there is only something to evaluate, the initialisation.
+    """
+    load_weight = trainer.cfg.train.load_weight
+    if args.resume:
+        trainer.resume()
+    elif load_weight:
+        load_weights(trainer.model, load_weight)
+    elif args.eval_only and trainer.checkpointer.has_checkpoint():
+        trainer.resume()
 
 
 def _dry_run(trainer: PretrainTrainer) -> None:

@@ -21,13 +21,21 @@ def golden() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def oracle():
     """Runs a function of `oracle_checks.py` with real PyTorch: oracle("name", *arguments)."""
-    interpreter = os.environ["MAE_ORACLE_PYTHON"]
     script = pathlib.Path(__file__).with_name("oracle_checks.py")
+    process = subprocess.Popen(
+        [os.environ["MAE_ORACLE_PYTHON"], str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
     def run(check: str, *arguments: object):
-        command = [interpreter, str(script), check, *map(str, arguments)]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert result.returncode == 0, result.stderr
-        return json.loads(result.stdout.splitlines()[-1])
+        process.stdin.write(json.dumps([check, *map(str, arguments)]) + "\n")
+        process.stdin.flush()
+        result, error = json.loads(process.stdout.readline())
+        assert error is None, error
+        return result
 
-    return run
+    yield run
+    process.stdin.close()
+    process.wait(timeout=30)

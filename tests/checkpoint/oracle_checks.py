@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+import traceback
 
 import numpy as np
 import torch
@@ -80,6 +81,16 @@ def hf(path, outputs, architecture):
     return _difference(model(images, noise=noise).logits, data["output"])
 
 
+def hf_modules(path, config):
+    """Strict load of a bare state dict into ViTMAEForPreTraining; returns its number of tensors."""
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    model = ViTMAEForPreTraining(ViTMAEConfig.from_pretrained(config))
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state, strict=True)
+    return len(state)
+
+
 def interpolate(source, target):
     """The official function on random tables: seed, then grids as HxW; returns a .npy path."""
     (height, width), size = (tuple(map(int, grid.split("x"))) for grid in (source, target))
@@ -91,7 +102,18 @@ def interpolate(source, target):
     return {"source": table.tolist(), "target": resized.tolist()}
 
 
+def main():
+    """Answer requests, a line [check, *arguments] each, with a line [result, error]."""
+    torch.set_grad_enabled(False)
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        try:
+            answer = [globals()[name](*arguments), None]
+        except Exception:
+            answer = [None, traceback.format_exc()]
+        print(json.dumps(answer), file=sys.__stdout__, flush=True)
+
+
 if __name__ == "__main__":
-    name, *arguments = sys.argv[1:]
-    with torch.no_grad():
-        print(json.dumps(globals()[name](*arguments)))
+    sys.stdout = sys.stderr  # libraries print as they please, the answers have the pipe alone
+    main()

@@ -84,10 +84,10 @@ def test_a_file_without_checksums_is_read(golden, tmp_path):
 
 def test_compressed_entries_are_read(golden, tmp_path):
     path = tmp_path / "compressed.pth"
-    with zipfile.ZipFile(golden / "tensors.pth") as source:
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
-            for name in source.namelist():
-                target.writestr(name, source.read(name))
+    source = zipfile.ZipFile(golden / "tensors.pth")
+    with source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
     expected = np.load(golden / "tensors.npz")
     for key, array in torch_file.load(path)["tensors"].items():
         np.testing.assert_array_equal(array, expected[key], err_msg=key)

@@ -141,10 +141,10 @@ class VisionTransformer(Encoder):
 
 
 def randomise(model, seed):
-    """Fill every parameter, norms included, so that no two are alike."""
+    """Fill every parameter, norms included, with values that make attention far from uniform."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * (0.3 if parameter.ndim < 2 else 0.15))
+            parameter.copy_(noise * (0.3 if parameter.ndim < 2 else 0.5))
     return model.eval()

@@ -30,7 +30,6 @@ def train(launch, digits, tmp_path_factory):
             f"graph.enabled={mode == 'graph'}",
             "model.arch=mae_vit_digits",
             "model.depth=2",
-            "model.decoder_depth=1",
             "train.global_batch_size=16",
             "train.train_iter=20",
             "train.warmup_iter=4",

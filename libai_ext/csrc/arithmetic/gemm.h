@@ -66,6 +66,26 @@ struct PackBuffers {
   }
 };
 
+typedef float Vector4 __attribute__((vector_size(16), aligned(4), may_alias));
+
+// dst[i * dst_row + j] = scale * src[j * src_row + i] for i, j < 4.
+inline void Transpose4x4(const float* src, int64_t src_row, float scale, float* dst,
+                         int64_t dst_row) {
+  typedef int Index4 __attribute__((vector_size(16)));
+  const auto load = [=](int j) {
+    return scale * *reinterpret_cast<const Vector4*>(src + j * src_row);
+  };
+  const Vector4 r0 = load(0), r1 = load(1), r2 = load(2), r3 = load(3);
+  const Index4 low{0, 4, 1, 5}, high{2, 6, 3, 7};
+  const Vector4 t0 = __builtin_shuffle(r0, r2, low), t1 = __builtin_shuffle(r0, r2, high);
+  const Vector4 t2 = __builtin_shuffle(r1, r3, low), t3 = __builtin_shuffle(r1, r3, high);
+  const auto store = [=](int i, Vector4 v) { *reinterpret_cast<Vector4*>(dst + i * dst_row) = v; };
+  store(0, __builtin_shuffle(t0, t2, low));
+  store(1, __builtin_shuffle(t0, t2, high));
+  store(2, __builtin_shuffle(t1, t3, low));
+  store(3, __builtin_shuffle(t1, t3, high));
+}
+
 // Copies `depth` slices of `width` <= kWidth elements to dst[depth][kWidth], scaled, padded with 0.
 // Element j of slice k is src[j * across + k * along]; one of the strides is 1.
 template<int kWidth>
@@ -77,14 +97,18 @@ void PackPanel(const float* src, int64_t across, int64_t along, int width, int d
       const float* s = src + k * along;
       for (int j = 0; j < kWidth; ++j) { dst[k * kWidth + j] = scale * s[j]; }
     }
-  } else if (width == kWidth) {
-    // Blocks of 16 x kWidth: whole cache lines are read, and the block written stays in the cache.
-    constexpr int kBlock = 16;
-    for (; k + kBlock <= depth; k += kBlock) {
+  } else if (width == kWidth && along == 1) {
+    constexpr int kLine = 16;  // floats of a cache line: all are used while it is there
+    for (; k + kLine <= depth; k += kLine) {
       float* d = dst + k * kWidth;
-      for (int j = 0; j < kWidth; ++j) {
-        const float* s = src + j * across + k;
-        for (int q = 0; q < kBlock; ++q) { d[q * kWidth + j] = scale * s[q]; }
+      int j = 0;
+      for (; j + 4 <= kWidth; j += 4) {
+        for (int q = 0; q < kLine; q += 4) {
+          Transpose4x4(src + j * across + k + q, across, scale, d + q * kWidth + j, kWidth);
+        }
+      }
+      for (; j < kWidth; ++j) {
+        for (int q = 0; q < kLine; ++q) { d[q * kWidth + j] = scale * src[j * across + k + q]; }
       }
     }
   }

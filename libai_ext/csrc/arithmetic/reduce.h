@@ -10,9 +10,9 @@
 
 namespace libai_ext {
 
-constexpr int64_t kSumBlock = 4096;  // elements summed in float before going on in double
+constexpr int64_t kSumBlock = 4096;   // elements summed in float before going on in double
 constexpr int64_t kColumnStrip = 64;  // columns summed together
-constexpr int64_t kRowBlock = 128;    // rows summed before they are added to the total
+constexpr int64_t kRowBlock = 128;    // rows summed in Float before going on in double
 
 // Sum of f(0) ... f(n - 1).
 template<typename Float, typename F>
@@ -33,7 +33,7 @@ template<typename Float, typename F>
 void ColumnSums(int64_t rows, int64_t begin, int64_t end, const F& f, Float* sums) {
   for (int64_t c0 = begin; c0 < end; c0 += kColumnStrip) {
     const int64_t width = std::min(kColumnStrip, end - c0);
-    Float total[kColumnStrip] = {};
+    double total[kColumnStrip] = {};
     for (int64_t r0 = 0; r0 < rows; r0 += kRowBlock) {
       Float block[kColumnStrip] = {};
       for (int64_t r = r0; r < std::min(rows, r0 + kRowBlock); ++r) {
@@ -41,7 +41,7 @@ void ColumnSums(int64_t rows, int64_t begin, int64_t end, const F& f, Float* sum
       }
       for (int64_t c = 0; c < width; ++c) { total[c] += block[c]; }
     }
-    std::copy(total, total + width, sums + c0);
+    for (int64_t c = 0; c < width; ++c) { sums[c0 + c] = static_cast<Float>(total[c]); }
   }
 }
 

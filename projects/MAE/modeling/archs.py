@@ -40,7 +40,7 @@ ARCHS = {
         (96, 96), 8, 384, 12, 6, decoder_embed_dim=256, decoder_depth=4, decoder_num_heads=8
     ),
     "mae_vit_digits": _arch(
-        (32, 32), 4, 96, 4, 4, decoder_embed_dim=64, decoder_depth=2, decoder_num_heads=4
+        (32, 32), 4, 64, 4, 4, decoder_embed_dim=64, decoder_depth=1, decoder_num_heads=4
     ),
 }
 

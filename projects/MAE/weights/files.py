@@ -113,6 +113,7 @@ def write_hf(
 
     Args:
         grid: (rows, columns) of patches, for the folder's config.json; a square when not given.
+            ViTMAEForPreTraining of transformers computes its loss for square images only.
     """
     contents = contents_of(weights)
     # `from_pretrained` of the base class expects names without the prefix, of the others with it.

@@ -123,6 +123,8 @@ def to_ours(
     """
     rows = ROWS_BY_THEIRS[style]
     canonical = {without_alias(name): tensor for name, tensor in state.items()}
+    if len(canonical) != len(state):
+        raise CheckpointError("has names that differ in a prefix only")
     left_out = [name for name in canonical if name in LEFT_OUT]
     unknown = [
         name for name in canonical if split_number(name)[0] not in rows and name not in left_out

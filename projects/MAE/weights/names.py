@@ -17,68 +17,41 @@ from typing import Iterator
 PARAMETER = "parameter"  # one tensor, the same in every style
 COPY = "copy"  # a layer whose tensors are the same in every style
 LINEAR = "linear"  # PyTorch keeps the weight as [out, in], LiBai as [in, out]
-QKV = (
-    "qkv"  # a linear layer packed [3, heads, head_dim], or three layers; ours [heads, 3, head_dim]
-)
+QKV = "qkv"  # linear, packed [3, heads, head_dim] or three layers; ours [heads, 3, head_dim]
 
 STYLES = ("ours", "fb", "hf", "hf5")
 
-# kind, then the name in each of STYLES. "#" is the number of a block, None: the style has no such
-# layer, several names: the style has one layer for each.
+# Kind, then the name in each of STYLES; hf5 is hf where it is not given. "#" is the number of a
+# block, None: the style has no such layer, several names: the style has one layer for each.
+# fmt: off
 _OUTSIDE_BLOCKS = (
-    (PARAMETER, "cls_token", "cls_token", "embeddings.cls_token", "embeddings.cls_token"),
-    (
-        PARAMETER,
-        "pos_embed",
-        "pos_embed",
-        "embeddings.position_embeddings",
-        "embeddings.position_embeddings",
-    ),
-    (
-        COPY,
-        "patch_embed.proj",
-        "patch_embed.proj",
-        "embeddings.patch_embeddings.projection",
-        "embeddings.patch_embeddings.projection",
-    ),
-    (COPY, "norm", "norm", "layernorm", "layernorm"),
-    (COPY, "fc_norm", "fc_norm", None, None),
-    (LINEAR, "head", "head", "classifier", "classifier"),
-    (PARAMETER, "mask_token", "mask_token", "decoder.mask_token", "decoder.mask_token"),
-    (
-        PARAMETER,
-        "decoder_pos_embed",
-        "decoder_pos_embed",
-        "decoder.decoder_pos_embed",
-        "decoder.decoder_pos_embed",
-    ),
-    (LINEAR, "decoder_embed", "decoder_embed", "decoder.decoder_embed", "decoder.decoder_embed"),
-    (COPY, "decoder_norm", "decoder_norm", "decoder.decoder_norm", "decoder.decoder_norm"),
-    (LINEAR, "decoder_pred", "decoder_pred", "decoder.decoder_pred", "decoder.decoder_pred"),
+    (PARAMETER, "cls_token", "cls_token", "embeddings.cls_token"),
+    (PARAMETER, "pos_embed", "pos_embed", "embeddings.position_embeddings"),
+    (COPY, "patch_embed.proj", "patch_embed.proj", "embeddings.patch_embeddings.projection"),
+    (COPY, "norm", "norm", "layernorm"),
+    (COPY, "fc_norm", "fc_norm", None),
+    (LINEAR, "head", "head", "classifier"),
+    (PARAMETER, "mask_token", "mask_token", "decoder.mask_token"),
+    (PARAMETER, "decoder_pos_embed", "decoder_pos_embed", "decoder.decoder_pos_embed"),
+    (LINEAR, "decoder_embed", "decoder_embed", "decoder.decoder_embed"),
+    (COPY, "decoder_norm", "decoder_norm", "decoder.decoder_norm"),
+    (LINEAR, "decoder_pred", "decoder_pred", "decoder.decoder_pred"),
 )
 _BLOCK_PREFIXES = (
     ("blocks.#.", "blocks.#.", "encoder.layer.#.", "layers.#."),
-    (
-        "decoder_blocks.#.",
-        "decoder_blocks.#.",
-        "decoder.decoder_layers.#.",
-        "decoder.decoder_layers.#.",
-    ),
+    ("decoder_blocks.#.", "decoder_blocks.#.") + ("decoder.decoder_layers.#.",) * 2,
 )
 _INSIDE_BLOCKS = (
     (COPY, "input_layernorm", "norm1", "layernorm_before", "layernorm_before"),
-    (
-        QKV,
-        "self_attention.query_key_value",
-        "attn.qkv",
-        ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-        ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
-    ),
+    (QKV, "self_attention.query_key_value", "attn.qkv",
+     ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+     ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
     (LINEAR, "self_attention.dense", "attn.proj", "attention.output.dense", "attention.o_proj"),
     (COPY, "post_attention_layernorm", "norm2", "layernorm_after", "layernorm_after"),
     (LINEAR, "mlp.dense_h_to_4h", "mlp.fc1", "intermediate.dense", "mlp.fc1"),
     (LINEAR, "mlp.dense_4h_to_h", "mlp.fc2", "output.dense", "mlp.fc2"),
 )
+# fmt: on
 
 # What a style's files hold besides, which no model of ours has.
 LEFT_OUT = frozenset(
@@ -107,7 +80,7 @@ class Row:
 def _layers() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
     """Kind of every layer or parameter, with its names in each style."""
     for kind, *names in _OUTSIDE_BLOCKS:
-        yield kind, [() if name is None else (name,) for name in names]
+        yield kind, [() if name is None else (name,) for name in (*names, names[-1])]
     for prefixes in _BLOCK_PREFIXES:
         for kind, *names in _INSIDE_BLOCKS:
             parts = [(name,) if isinstance(name, str) else name for name in names]

@@ -1,0 +1,173 @@
+// The arithmetic without OneFlow, to run under the address and undefined-behaviour sanitizers:
+// every array is exactly as large as it must be, so that one element too far is found. Results are
+// compared with plain loops only to see that the work is done; tests/kernels tests the numbers.
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+
+#include "../arithmetic/adam.h"
+#include "../arithmetic/elementwise.h"
+#include "../arithmetic/gelu.h"
+#include "../arithmetic/gemm.h"
+#include "../arithmetic/layer_norm.h"
+#include "../arithmetic/reduce.h"
+
+namespace libai_ext {
+namespace {
+
+using Array = std::vector<float>;
+
+Array Random(int64_t size) {
+  static uint32_t state = 1;
+  Array result(size);
+  for (float& value : result) {
+    state = state * 1664525u + 1013904223u;
+    value = static_cast<float>(state >> 8) / (1 << 23) - 1;
+  }
+  return result;
+}
+
+void Expect(bool holds, const char* what) {
+  if (holds) { return; }
+  std::fprintf(stderr, "wrong result: %s\n", what);
+  std::exit(1);
+}
+
+bool Near(double actual, double expected) {
+  return std::fabs(actual - expected) <= 1e-3 * (1 + std::fabs(expected));
+}
+
+void CheckGemm(int64_t batch, int64_t m, int64_t n, int64_t k, bool ta, bool tb, bool accumulate) {
+  const Array a = Random(batch * m * k), b = Random(batch * k * n), start = Random(batch * m * n);
+  Array c = start;
+  const MatrixBatch left = MatrixBatch::Make(a.data(), ta, m, k, m * k);
+  const MatrixBatch right = MatrixBatch::Make(b.data(), tb, k, n, k * n);
+  Gemm(batch, m, n, k, 0.5f, left, right, c.data(), m * n, accumulate);
+  for (int64_t q = 0; q < batch; ++q) {
+    for (int64_t i = 0; i < m; i += 7) {
+      for (int64_t j = 0; j < n; j += 5) {
+        const int64_t at = q * m * n + i * n + j;
+        double sum = accumulate ? start[at] : 0;
+        for (int64_t x = 0; x < k; ++x) { sum += 0.5 * *left.At(q, i, x) * *right.At(q, x, j); }
+        Expect(Near(c[at], sum), "Gemm");
+      }
+    }
+  }
+}
+
+void CheckGemms() {
+  const int64_t shapes[][4] = {{1, 1, 1, 1},    {1, 13, 33, 385},  {1, 241, 1025, 17}, {3, 50, 50, 64},
+                               {5, 197, 37, 9}, {1, 400, 96, 400}, {2, 0, 3, 4},       {2, 3, 4, 0}};
+  for (const auto& s : shapes) {
+    for (int mode = 0; mode < 8; ++mode) {
+      CheckGemm(s[0], s[1], s[2], s[3], mode & 1, mode & 2, mode & 4);
+    }
+  }
+}
+
+void CheckLayerNorm(int64_t rows, int64_t cols) {
+  const Array x = Random(rows * cols), dy = Random(rows * cols), g = Random(cols), b = Random(cols);
+  Array y(rows * cols), dx = Random(rows * cols), mean(rows), inv_std(rows), dg(cols), db(cols);
+  const float* const none = nullptr;
+  for (const float* gamma : {g.data(), none}) {
+    for (const float* beta : {b.data(), none}) {
+      LayerNorm(rows, cols, 1e-6, x.data(), gamma, beta, y.data(), mean.data(), inv_std.data());
+    }
+    for (const float* addend : {static_cast<const float*>(dx.data()), none}) {
+      LayerNormGrad(rows, cols, dy.data(), x.data(), mean.data(), inv_std.data(), gamma, addend,
+                    dx.data());
+    }
+  }
+  LayerNormParamGrad(rows, cols, dy.data(), x.data(), mean.data(), inv_std.data(), dg.data(),
+                     db.data());
+  double sum = 0;
+  for (int64_t i = 0; i < rows; ++i) { sum += dy[i * cols]; }
+  Expect(Near(db[0], sum), "LayerNormParamGrad");
+}
+
+void CheckGelu() {
+  Array x = Random(70001);
+  const float limits[] = {0.f, 1e38f, -1e38f, std::numeric_limits<float>::infinity(),
+                          -std::numeric_limits<float>::infinity(),
+                          std::numeric_limits<float>::quiet_NaN()};
+  std::copy(std::begin(limits), std::end(limits), x.begin());
+  const Array dy = Random(x.size());
+  Array y(x.size()), dx(x.size());
+  Gelu(x.size(), x.data(), y.data());
+  GeluGrad(x.size(), x.data(), dy.data(), dx.data());
+  Expect(std::isnan(y[5]) && std::isnan(dx[5]) && y[0] == 0.f, "Gelu");
+}
+
+void CheckSum(const std::vector<int64_t>& dims) {
+  int64_t size = 1;
+  for (const int64_t dim : dims) { size *= dim; }
+  const Array x = Random(size);
+  double all = 0;
+  for (const float value : x) { all += value; }
+  for (unsigned mask = 0; mask < 1u << dims.size(); ++mask) {
+    std::vector<bool> reduced;
+    int64_t kept = 1;
+    for (size_t axis = 0; axis < dims.size(); ++axis) {
+      reduced.push_back(mask >> axis & 1);
+      if (!reduced.back()) { kept *= dims[axis]; }
+    }
+    Array y(kept);
+    SumAxes(dims, reduced, x.data(), y.data());
+    double total = 0;
+    for (const float value : y) { total += value; }
+    Expect(Near(total, all), "SumAxes");
+  }
+}
+
+void CheckElementwise() {
+  const std::vector<int64_t> z{8, 33, 70};
+  for (unsigned mask = 0; mask < 8; ++mask) {
+    std::vector<int64_t> shape;
+    int64_t size = 1;
+    for (size_t axis = 0; axis < 3; ++axis) {
+      shape.push_back(mask >> axis & 1 ? z[axis] : 1);
+      size *= shape.back();
+    }
+    const Array x = Random(8 * 33 * 70), y = Random(size);
+    Array out(x.size());
+    const auto minus = [](float a, float b) { return a - b; };
+    Broadcast(PlanBroadcast(z, shape, z), x.data(), y.data(), out.data(), minus);
+    Expect(out.back() == x.back() - y.back(), "Broadcast");
+    Broadcast(PlanBroadcast(shape, z, z), y.data(), x.data(), out.data(), minus);
+    Expect(out.back() == y.back() - x.back(), "Broadcast");
+  }
+  const Array a = Random(70001), b = Random(70001), c = Random(70001);
+  Array sum(70001);
+  AddAll(sum.size(), {a.data(), b.data()}, sum.data());
+  AddAll(sum.size(), {a.data(), b.data(), c.data()}, sum.data());
+  Expect(sum[7] == a[7] + b[7] + c[7], "AddAll");
+}
+
+void CheckAdam() {
+  const Array gradient = Random(70001);
+  Array weight = Random(70001), m(70001), v(70001);
+  const Array before = weight;
+  AdamUpdate(weight.size(), {1e-2f, 0.1f, 0.05f, 1.f, 0.f, 0.9f, 0.95f, 1e-8f, 0.05f},
+             gradient.data(), weight.data(), m.data(), v.data());
+  const double sign = gradient[9] > 0 ? 1 : -1;
+  Expect(Near(weight[9], before[9] * (1 - 1e-2 * 0.05) - 1e-2 * sign), "AdamUpdate");
+}
+
+}  // namespace
+}  // namespace libai_ext
+
+int main() {
+  using namespace libai_ext;
+  for (const int threads : {1, 2, 3}) {
+    omp_set_num_threads(threads);
+    CheckGemms();
+    for (const int64_t cols : {1, 33, 768, 5000}) { CheckLayerNorm(37, cols); }
+    CheckGelu();
+    for (const auto& dims : {std::vector<int64_t>{6, 70, 5, 9}, {1, 1}, {300, 65}, {200000}, {}}) {
+      CheckSum(dims);
+    }
+    CheckElementwise();
+    CheckAdam();
+  }
+  std::puts("no error found");
+}

@@ -1,0 +1,57 @@
+"""Run by test_two_processes.py, in one process and in two: saves loss and gradients of a block
+whose tensors are global. Usage: global_tensors_worker.py OUTPUT LAYOUT
+"""
+
+import os
+import sys
+import traceback
+
+import numpy as np
+import oneflow as flow
+
+from libai_ext import kernels
+
+
+def run(output, layout):
+    assert kernels.load().loaded
+    placement = flow.placement("cpu", list(range(flow.env.get_world_size())))
+    split, broadcast = flow.sbp.split, flow.sbp.broadcast
+    data = layout == "data"
+    rng = np.random.default_rng(0)
+
+    def leaf(shape, sbp):
+        array = rng.standard_normal(shape).astype(np.float32)
+        tensor = flow.tensor(array, placement=placement, sbp=broadcast).to_global(sbp=sbp)
+        return tensor.detach().requires_grad_()
+
+    x = leaf((6, 10, 16), split(0) if data else broadcast)
+    gamma, beta = leaf((16,), broadcast), leaf((16,), broadcast)
+    up = leaf((48, 16), broadcast if data else split(0))
+    bias = leaf((48,), broadcast if data else split(0))
+    down = leaf((16, 48), broadcast if data else split(1))
+
+    h = flow._C.layer_norm_affine(
+        x, gamma, beta, begin_norm_axis=2, begin_params_axis=2, epsilon=1e-6
+    )
+    h = flow.nn.functional.gelu(flow.matmul(h, up, transpose_b=True) + bias)
+    y = x + flow.matmul(h, down, transpose_b=True)
+    loss = (y * y).sum()
+    loss.backward()
+    results = {"loss": loss}
+    for name in ("x", "gamma", "beta", "up", "bias", "down"):
+        results[name] = locals()[name].grad
+    arrays = {name: tensor.to_global(sbp=broadcast).numpy() for name, tensor in results.items()}
+    if flow.env.get_rank() == 0:
+        np.savez(output, **arrays)
+
+
+if __name__ == "__main__":
+    code = 1
+    try:
+        run(*sys.argv[1:])
+        code = 0
+    except BaseException:  # noqa: BLE001
+        traceback.print_exc()
+    # A rank that raises or leaves by sys.exit waits for the others, for ever.
+    sys.stdout.flush()
+    os._exit(code)

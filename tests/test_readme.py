@@ -1,0 +1,71 @@
+"""Every command of the READMEs runs, with data and sizes that a test can afford."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["model.arch=mae_vit_digits", "train.train_iter=2", "train.log_period=1"]
+HEADS = ["--encoder-heads", "4", "--decoder-heads", "4"]
+
+
+def commands(readme):
+    """Shell commands in the fenced blocks, as lists of words, continuation lines joined."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / readme).read_text(), re.M | re.S)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(launch, digits, tmp_path_factory):
+    """A folder with ``output/model_final`` of a short run."""
+    folder = tmp_path_factory.mktemp("readme")
+    options = [f"data.train=[{digits}/train]", f"train.output_dir={folder}/output", *SMALL]
+    launch.train("projects/MAE/configs/mae_pretraining.py", 1, *options)
+    return folder
+
+
+def test_front_page(launch, digits, tmp_path):
+    quickstart, tests, general, imagenet, data = commands("README.md")
+    assert quickstart == ["bash", "tools/quickstart.sh"]  # run in tests/tools/test_quickstart.py
+
+    assert tests == ["bash", "tools/test.sh"]
+    assert "test_readme.py" in launch(*tests, "--collect-only", "-q", "tests/test_readme.py")
+
+    program = ["bash", "tools/train.sh", "projects/MAE/train_net.py"]
+    assert general == [*program, "CONFIG", "N", "[options]", "[key=value", "...]"]
+
+    assert imagenet[:3] == program and imagenet[4:6] == ["8", "data.train=[/data/imagenet/train]"]
+    imagenet[4:6] = ["2", f"data.train=[{digits}/train]"]
+    out = launch(*imagenet, "--dry-run", *SMALL, "train.global_batch_size=32")
+    assert "effective batch  32 = micro 2 x accumulation 8 x data parallel 2" in out
+
+    out = launch(*data, "--images", "8", "--size", "64")
+    assert re.search(r"= \d+ images/s per core", out)
+
+
+def test_options_that_the_front_page_names(launch, digits, tmp_path):
+    text = (ROOT / "README.md").read_text()
+    usage = launch.python("projects/MAE/train_net.py", "--help")
+    for option in re.findall(r"^\| `(--[a-z-]+)`", text, re.M):
+        assert option in usage
+    keys = re.findall(r"`((?:data|model|train|graph|optim)\.[a-z_.]+)`", text)
+    assert len(set(keys)) > 15
+    shown = launch.train("projects/MAE/configs/mae_pretraining.py", 1, "--print-config")
+    for key in keys:
+        assert re.search(rf"\b{key.rsplit('.', 1)[-1]}:", shown), key
+
+
+def test_conversions(launch, checkpoint):
+    to_fb, to_ours, inspect = commands("projects/MAE/README.md")
+    python, script = str(ROOT / ".venv/bin/python"), str(ROOT / "tools/convert.py")
+    for command in (to_fb, to_ours, inspect):
+        assert command[:2] == [".venv/bin/python", "tools/convert.py"]
+        heads = [] if "--inspect" in command else HEADS
+        out = launch(python, script, *command[2:], *heads, cwd=checkpoint)
+    assert "decoder_blocks.0.attn.qkv.weight" in out
+    assert (checkpoint / "weights").is_dir()

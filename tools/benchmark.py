@@ -1,0 +1,224 @@
+"""Time training steps against PyTorch, in pairs of alternating runs on this machine's CPU.
+
+    python tools/benchmark.py --oracle PYTHON_WITH_TORCH_AND_TRANSFORMERS [--sizes tiny base] ...
+
+The peer is Hugging Face's ViTMAE, same sizes, batch, float32, AdamW. Each side runs in a process
+of its own that waits while the other one works. Prints medians, the ratio within pairs, peak
+memory, and the share of the rate that the best matrix product of the same run reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+SIZES = {  # image, patch, encoder dim / depth / heads, decoder dim / depth / heads, batch
+    "tiny": ((32, 32), 4, (192, 4, 3), (128, 2, 4), 64),
+    "base": ((224, 224), 16, (768, 12, 12), (512, 8, 16), 8),
+}
+SIDES = {  # name: environment of the process
+    "graph": {},
+    "eager": {},
+    "graph-plain": {"LIBAI_EXT_NATIVE": "0"},
+    "eager-plain": {"LIBAI_EXT_NATIVE": "0"},
+}
+GEMM = (1576, 3072, 768)  # the largest product of ViT-B's decoder-side batch; multiplied 20 times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--oracle", help="interpreter that has torch and transformers")
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["graph", "eager"])
+    parser.add_argument("--pairs", type=int, default=7, help="steps timed on each side")
+    parser.add_argument("--serve", nargs=2, metavar=("SIDE", "SIZE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve(*args.serve)
+        return
+    if args.oracle is None:
+        parser.error("--oracle is needed, for example --oracle $(bash tools/oracle.sh)")
+    print("| size | side | step, s | x PyTorch | peak memory, GiB | of the best product's rate |")
+    print("|---|---|---|---|---|---|")
+    for size in args.sizes:
+        compare(size, args.sides, args.oracle, args.pairs)
+
+
+def compare(size: str, sides: list[str], oracle: str, pairs: int) -> None:
+    """Alternate steps of PyTorch and of each side; a line of the table for each."""
+    peers = {"PyTorch": Peer(oracle, "torch", size)}
+    peers.update({side: Peer(sys.executable, side, size, SIDES[side]) for side in sides})
+    times = {name: [] for name in peers}
+    rates = []
+    for _ in range(pairs):
+        for name, peer in peers.items():
+            times[name].append(peer.ask("step"))
+        rates += [peer.ask("gemm") for peer in peers.values()]
+    best = max(rates)
+    for name, peer in peers.items():
+        ratio = statistics.median(a / b for a, b in zip(times[name], times["PyTorch"]))
+        seconds = statistics.median(times[name])
+        share = flops(size) / seconds / best
+        print(
+            f"| {size} | {name} | {seconds:.3f} | {ratio:.2f} | {peer.ask('memory'):.1f} "
+            f"| {100 * share:.0f} % |",
+            flush=True,
+        )
+        peer.close()
+
+
+class Peer:
+    """A process that runs one command at a time."""
+
+    def __init__(self, python: str, side: str, size: str, env=None):
+        self.process = subprocess.Popen(
+            [python, os.path.abspath(__file__), "--serve", side, size],
+            env=dict(os.environ, **(env or {})),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.process.stdout.readline()  # built and warmed up
+
+    def ask(self, command: str) -> float:
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve(side: str, size: str) -> None:
+    """Answer "step" with seconds, "gemm" with FLOP/s, "memory" with peak GiB."""
+    step, product = torch_side(size) if side == "torch" else our_side(side, size)
+    answers = {
+        "step": lambda: seconds(step),
+        "gemm": lambda: 2 * 20 * GEMM[0] * GEMM[1] * GEMM[2] / seconds(product),
+        "memory": lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+    for _ in range(3):
+        step()
+    product()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(answers[line.strip()](), flush=True)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def seconds(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def inputs(size: str):
+    import numpy as np
+
+    (height, width), patch, _, _, batch = SIZES[size]
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(batch, 3, height, width)).astype(np.float32)
+    return images, rng.random((batch, height * width // patch**2), dtype=np.float32)
+
+
+def torch_side(size: str):
+    import torch
+    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+    image, patch, encoder, decoder, _ = SIZES[size]
+    config = ViTMAEConfig(
+        image_size=image,
+        patch_size=patch,
+        hidden_size=encoder[0],
+        num_hidden_layers=encoder[1],
+        num_attention_heads=encoder[2],
+        intermediate_size=4 * encoder[0],
+        decoder_hidden_size=decoder[0],
+        decoder_num_hidden_layers=decoder[1],
+        decoder_num_attention_heads=decoder[2],
+        decoder_intermediate_size=4 * decoder[0],
+        layer_norm_eps=1e-6,
+    )
+    model = ViTMAEForPreTraining(config).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
+    images, noise = map(torch.from_numpy, inputs(size))
+
+    def step():
+        loss = model(images, noise=noise).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    a, b = torch.ones(GEMM[0], GEMM[2]), torch.ones(GEMM[2], GEMM[1])
+    return step, lambda: [a @ b for _ in range(20)]
+
+
+def our_side(side: str, size: str):
+    from libai_ext.startup import start
+
+    start()
+    import oneflow as flow
+    from omegaconf import DictConfig
+
+    from libai_ext.engine.graph import Graph
+    from libai_ext.optim.param_groups import decay_matrices_only
+    from libai_ext.optim.schedule import warmup_cosine
+    from libai_ext.placement import batch_sbp, set_layout, to_global
+    from projects.MAE.modeling.mae import MaskedAutoencoder
+
+    image, patch, encoder, decoder, _ = SIZES[size]
+    sizes = dict(data_parallel_size=1, tensor_parallel_size=1, pipeline_parallel_size=1)
+    set_layout(DictConfig(sizes), encoder[1] + decoder[1])
+    model = MaskedAutoencoder(image, patch, 3, *encoder, *decoder).train()
+    groups = decay_matrices_only(model, weight_decay=0.05)
+    optimizer = flow.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95))
+    images, noise = (to_global(array, batch_sbp()) for array in inputs(size))
+
+    def eager():
+        loss = model(images, noise)["losses"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.numpy()
+
+    a, b = flow.ones(GEMM[0], GEMM[2]), flow.ones(GEMM[2], GEMM[1])
+
+    def product():
+        for _ in range(20):
+            c = flow.matmul(a, b)
+        c.numpy()
+
+    if side.startswith("eager"):
+        return eager, product
+    schedule = warmup_cosine(optimizer, 1000, 0)
+    graph = Graph(model=model, optimizer=optimizer, lr_scheduler=schedule)
+    return lambda: graph(images=images, noise=noise)["losses"].numpy(), product
+
+
+def flops(size: str) -> float:
+    """Of the matrix products of one step, forward and backward."""
+    (height, width), patch, encoder, decoder, batch = SIZES[size]
+    patches = height * width // patch**2
+    kept = patches // 4 + 1
+    pixels = 3 * patch**2
+
+    def layers(tokens, dim, depth, _):
+        return depth * (2 * 12 * tokens * dim**2 + 4 * tokens**2 * dim)
+
+    forward = layers(kept, *encoder) + layers(patches + 1, *decoder)
+    forward += 2 * (patches * pixels * encoder[0] + kept * encoder[0] * decoder[0])
+    forward += 2 * patches * decoder[0] * pixels
+    return 3 * batch * forward
+
+
+if __name__ == "__main__":
+    main()
