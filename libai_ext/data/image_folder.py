@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Sequence
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from libai_ext.data.decode import Decoder
 from libai_ext.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -21,15 +22,15 @@ class ImageFolder:
 
     Args:
         roots: folders, read in this order.
-        mode: Pillow mode that images are converted to, ``"RGB"`` or ``"L"``.
+        mode, decoding: arguments of :class:`Decoder`.
 
     Raises:
         DataError: a root is missing, or holds no image.
     """
 
-    def __init__(self, roots: Sequence[str], mode: str = "RGB"):
+    def __init__(self, roots: Sequence[str], mode: str = "RGB", **decoding):
         self.roots = [str(root) for root in ([roots] if isinstance(roots, str) else roots)]
-        self.mode = mode
+        self.decode = Decoder(mode, **decoding)
         if not self.roots:
             raise DataError("no data folder is given: set data.train to a list of folders")
         found: list[tuple[str, str]] = []
@@ -46,14 +47,15 @@ class ImageFolder:
         """The decoded image and its class number.
 
         Raises:
-            DataError: the file is no readable image.
+            BadImage: the file is no readable image.
+            DataError: the file itself cannot be read.
         """
         path, label = self.samples[index]
         try:
-            with Image.open(path) as image:
-                return image.convert(self.mode), label
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"cannot read image {path}: {error}") from error
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot open {path}: {error.strerror}") from error
+        return self.decode(data, path), label
 
 
 def _scan(root: str) -> list[tuple[str, str]]:

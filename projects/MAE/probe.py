@@ -59,13 +59,15 @@ def _stack(dataset, indices, name: str) -> np.ndarray:
 def features(run: Run, split: str):
     """Mean patch token [N, D] and class number [N] of every sample of a split."""
     dataset = _dataset(run.cfg, split)
-    parts = []
+    parts, labels = [], []
     for start in range(0, len(dataset), _BATCH):
         indices = range(start, min(start + _BATCH, len(dataset)))
-        images = to_global(_stack(dataset, indices, "images"), batch_sbp())
+        samples = [dataset[SampleKey(0, index)] for index in indices]
+        labels += [sample["labels"] for sample in samples]
+        images = to_global(np.stack([sample["images"] for sample in samples]), batch_sbp())
         with flow.no_grad():
             parts.append(run.model.features(images)[:, 1:].mean(dim=1).numpy())
-    return np.concatenate(parts), np.array([label for _, label in dataset.source.samples])
+    return np.concatenate(parts), np.array(labels)
 
 
 def accuracies(run: Run) -> dict[str, float]:

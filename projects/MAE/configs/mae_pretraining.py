@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from libai_ext.config import get_config
 from libai_ext.data.dataset import KeyedDataset
-from libai_ext.data.image_folder import ImageFolder
+from libai_ext.data.sources import open_source
 from libai_ext.data.transforms import (
     CenterCrop,
     Compose,
@@ -52,7 +52,8 @@ model = LazyCall(build_mae)(
     decoder_num_heads=None,
 )
 
-# Folders root/class/image; several roots are read as one data set.
+# Roots: folders root/class/image, LMDBs, tar shards, CIFAR and STL-10 (libai_ext.data.sources says
+# how each is written); several are read as one data set.
 data = DictConfig(
     dict(
         train=["/path/to/imagenet/train"],
@@ -60,6 +61,10 @@ data = DictConfig(
         mode="RGB",
         mean=[0.485, 0.456, 0.406],
         std=[0.229, 0.224, 0.225],
+        # Bad images are skipped; a process that meets a larger share of them stops the run.
+        max_bad_share=0.01,
+        # Fetch CIFAR and STL-10 where they are missing.
+        download=False,
     )
 )
 
@@ -69,7 +74,16 @@ _to_array = LazyCall(ToArray)(mean="${data.mean}", std="${data.std}")
 def _split(roots, transforms):
     return dict(
         dataset=LazyCall(KeyedDataset)(
-            source=LazyCall(ImageFolder)(roots=roots, mode="${data.mode}"),
+            source=LazyCall(open_source)(
+                roots=roots,
+                mode="${data.mode}",
+                max_bad_share="${data.max_bad_share}",
+                download="${data.download}",
+                # Larger images are bad ones; unset: those that Pillow refuses.
+                max_pixels=None,
+                # [height, width]: JPEGs of twice that or more are decoded at a reduced size.
+                draft_size=None,
+            ),
             transform=LazyCall(Compose)(transforms=transforms + [_to_array]),
             # num_patches follows from the model.
             fields=[LazyCall(MaskingNoise)(num_patches=None)],

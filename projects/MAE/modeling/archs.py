@@ -24,13 +24,21 @@ def _arch(size, patch_size: int, embed_dim: int, depth: int, num_heads: int, **d
     )
 
 
-# Sizes are (height, width). The patch4 models are Union14M's, for lines of text.
+# Sizes are (height, width).
 ARCHS = {
     "mae_vit_base_patch16": _arch((224, 224), 16, 768, 12, 12),
     "mae_vit_large_patch16": _arch((224, 224), 16, 1024, 24, 16),
     "mae_vit_huge_patch14": _arch((224, 224), 14, 1280, 32, 16),
+    # Union14M's, for lines of text.
     "mae_vit_small_patch4": _arch((32, 128), 4, 384, 12, 6),
     "mae_vit_base_patch4": _arch((32, 128), 4, 768, 12, 12),
+    # For images of 32 x 32 (CIFAR) and 96 x 96 (STL-10).
+    "mae_vit_tiny_patch4": _arch(
+        (32, 32), 4, 192, 12, 3, decoder_embed_dim=192, decoder_depth=4, decoder_num_heads=3
+    ),
+    "mae_vit_small_patch8": _arch(
+        (96, 96), 8, 384, 12, 6, decoder_embed_dim=256, decoder_depth=4, decoder_num_heads=8
+    ),
     "mae_vit_digits": _arch(
         (32, 32), 4, 64, 4, 4, decoder_embed_dim=64, decoder_depth=1, decoder_num_heads=4
     ),

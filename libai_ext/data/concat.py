@@ -1,0 +1,37 @@
+"""Several sources read as one."""
+
+from __future__ import annotations
+
+import bisect
+from itertools import accumulate
+from typing import Sequence
+
+from PIL import Image
+
+
+class Concat:
+    """The samples of each part in turn.
+
+    Classes are matched by name: the list that all parts share, else the sorted union of their
+    names, as :class:`ImageFolder` has it for several roots.
+    """
+
+    def __init__(self, parts: Sequence):
+        self.parts = list(parts)
+        self.ends = list(accumulate(len(part) for part in self.parts))
+        lists = [list(part.classes) for part in self.parts]
+        shared = all(names == lists[0] for names in lists)
+        self.classes = lists[0] if shared else sorted({name for names in lists for name in names})
+        number = {name: i for i, name in enumerate(self.classes)}
+        self._numbers = [[number[name] for name in names] for names in lists]
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which = bisect.bisect_right(self.ends, index)
+        first = self.ends[which - 1] if which else 0
+        image, label = self.parts[which][index - first]
+        return image, self._numbers[which][label]

@@ -1,0 +1,216 @@
+"""Tar files of samples as WebDataset writes them, read in any order.
+
+The members of a sample follow each other and share their name up to its first dot:
+``000123.jpg``, ``000123.cls``. The first one with an image extension is the image, ``.cls`` holds
+the class number as text; other members (``000123.mask.png``) are passed over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import tarfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple, Sequence
+
+import numpy as np
+from PIL import Image
+
+from libai_ext.checkpoint.files import atomic_file
+from libai_ext.data.decode import BadImage, Decoder
+from libai_ext.data.download import exclusive
+from libai_ext.data.image_folder import EXTENSIONS
+from libai_ext.errors import DataError, UserError
+
+logger = logging.getLogger(__name__)
+
+_OPEN_FILES = 128  # of one process; shards may be thousands
+_NO_LABEL = -1
+
+
+class ShardIndex(NamedTuple):
+    """Where the samples of one shard are, in its order."""
+
+    offset: np.ndarray  # int64: first byte of the image
+    size: np.ndarray  # int64: its bytes
+    label: np.ndarray  # int64: class number, or -1
+    name: np.ndarray  # UTF-8 bytes: the image member
+
+
+class TarShards:
+    """The samples of all shards in turn.
+
+    Each shard is scanned once, headers only; what was found is kept in a cache folder and used as
+    long as path, size and modification time of the shard stay. Pixels are then read by offset.
+
+    Args:
+        shards: paths; ``shard-{000000..000009}.tar`` stands for ten.
+        mode, decoding: arguments of :class:`Decoder`.
+
+    Raises:
+        DataError: a shard is missing or no plain tar file, none has an image, or only some of the
+            samples have a class.
+    """
+
+    def __init__(self, shards: str | Sequence[str], mode: str = "RGB", **decoding):
+        patterns = [shards] if isinstance(shards, str) else list(shards)
+        self.shards = [path for pattern in patterns for path in expand_braces(pattern)]
+        self.decode = Decoder(mode, **decoding)
+        parts = [load_index(path) for path in self.shards]
+        self._shard = np.repeat(np.arange(len(parts)), [len(part.offset) for part in parts])
+        self._offset, self._size, self.labels = (
+            np.concatenate([part[column] for part in parts]) for column in range(3)
+        )
+        self._names = [part.name for part in parts]
+        self._first = np.searchsorted(self._shard, np.arange(len(parts)))
+        if not len(self._shard):
+            raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {', '.join(patterns)}")
+        self.classes = self._classes()
+        self._files = (os.getpid(), OrderedDict())
+
+    def __getstate__(self):
+        return dict(self.__dict__, _files=(-1, OrderedDict()))
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """
+        Raises:
+            BadImage: the member is cut off or no readable image.
+            DataError: the shard cannot be read.
+        """
+        shard, size = int(self._shard[index]), int(self._size[index])
+        try:
+            data = os.pread(self._descriptor(shard), size, int(self._offset[index]))
+        except OSError as error:
+            raise DataError(f"cannot read {self.shards[shard]}: {error.strerror}") from error
+        if len(data) < size:
+            raise BadImage(self._name(index), f"the shard ends after {len(data)} of {size} bytes")
+        return self.decode(data, self._name(index)), int(self.labels[index])
+
+    def _name(self, index: int) -> str:
+        shard = int(self._shard[index])
+        member = bytes(self._names[shard][index - self._first[shard]])
+        return f"{self.shards[shard]}:{member.decode('utf-8', 'replace')}"
+
+    def _classes(self) -> list[str]:
+        missing = self.labels == _NO_LABEL
+        if missing.all():
+            self.labels = np.zeros_like(self.labels)
+            return [""]
+        if missing.any():
+            raise DataError(f"{self._name(int(missing.argmax()))} has no .cls, others have one")
+        return [str(number) for number in range(self.labels.max() + 1)]
+
+    def _descriptor(self, shard: int) -> int:
+        pid, files = self._files
+        if pid != os.getpid():  # the parent's, which may close its own at any time
+            files = OrderedDict()
+            self._files = (os.getpid(), files)
+        if shard not in files:
+            while len(files) >= _OPEN_FILES:
+                os.close(files.popitem(last=False)[1])
+            files[shard] = os.open(self.shards[shard], os.O_RDONLY)
+        files.move_to_end(shard)
+        return files[shard]
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """``a-{08..10}.tar`` and ``{train,val}.tar`` as the shell expands them, several in a path too.
+
+    >>> expand_braces("a-{08..10}.tar")
+    ['a-08.tar', 'a-09.tar', 'a-10.tar']
+    """
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        return [pattern]
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
+    if numbers:
+        first, last = numbers.groups()
+        width = len(first) if first.startswith("0") else 0
+        choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+    else:
+        choices = match[1].split(",")
+    head, tail = pattern[: match.start()], pattern[match.end() :]
+    return [path for choice in choices for path in expand_braces(head + choice + tail)]
+
+
+def load_index(shard: str) -> ShardIndex:
+    """From the cache folder, or by a scan that then fills it."""
+    try:
+        status = os.stat(shard)
+    except OSError as error:
+        raise DataError(f"shard {shard}: {error.strerror}") from error
+    key = f"{os.path.realpath(shard)}\n{status.st_size}\n{status.st_mtime_ns}"
+    cached = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        # The ranks of a job start together: one scans, the others wait for its result.
+        with exclusive(cached.with_suffix(".lock")):
+            index = _read_index(cached)
+            if index is None:
+                index = scan(shard)
+                with atomic_file(cached) as path, open(path, "wb") as file:
+                    np.savez(file, **index._asdict())
+            return index
+    except DataError:
+        raise
+    except (OSError, UserError) as error:
+        logger.warning(f"no index cache, {shard} is scanned at each start: {error}")
+        return scan(shard)
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base, "libai_ext", "tar")
+
+
+def _read_index(path: Path) -> ShardIndex | None:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return ShardIndex(*(content[column] for column in ShardIndex._fields))
+    except (OSError, ValueError, KeyError, EOFError):  # none yet, or one of another version
+        return None
+
+
+def scan(shard: str) -> ShardIndex:
+    """Read the headers of a shard.
+
+    Raises:
+        DataError: it is no plain tar file, or a ``.cls`` holds no number.
+    """
+    rows: list[list] = []
+    label, key = _NO_LABEL, None
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                tar.members = []  # tarfile keeps all it has seen
+                if not member.isreg():
+                    continue
+                folder, file = os.path.split(member.name)
+                stem, _, extension = file.partition(".")
+                if (folder, stem) != key:
+                    key, label, image = (folder, stem), _NO_LABEL, None
+                if extension == "cls":
+                    label = _class_number(tar.extractfile(member).read(), shard, member.name)
+                    if image is not None:
+                        image[2] = label
+                elif f".{extension.lower()}" in EXTENSIONS and image is None:
+                    image = [member.offset_data, member.size, label, member.name.encode()]
+                    rows.append(image)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"shard {shard} is no plain (uncompressed) tar file: {error}") from error
+    columns = list(zip(*rows)) or [(), (), (), ()]
+    numbers = [np.array(column, np.int64) for column in columns[:3]]
+    return ShardIndex(*numbers, np.array(columns[3], np.bytes_))
+
+
+def _class_number(content: bytes, shard: str, name: str) -> int:
+    text = content.decode("ascii", "replace").strip()
+    if not text.isdigit():
+        raise DataError(f"{shard}:{name} holds {text!r:.40}, not a class number")
+    return int(text)

@@ -1,0 +1,90 @@
+"""Skips bad images by a rule that every process follows alike, and stops at too many."""
+
+from __future__ import annotations
+
+import logging
+
+from PIL import Image
+
+from libai_ext.data.decode import BadImage
+from libai_ext.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# Fewer bad samples than these never stop a run: one of the first ten read is no share yet.
+MIN_BAD = 10
+# So many bad ones in a row are a wrong folder, not bad luck.
+MAX_RUN = 1000
+
+
+class Tolerant:
+    """A source that gives the next readable sample, in index order, for each bad one.
+
+    The replacement follows from the index alone, label included, so that every process of every
+    layout sees the same one. After the last sample comes the first.
+
+    Counts are per process (each worker reads its own part). A bad sample is logged once by each
+    process that meets it, with the count so far: the warnings in ``log.txt`` are the report.
+
+    Args:
+        source: gives (image, label); raises :class:`BadImage` for a sample to be skipped.
+        max_bad_share: of the samples drawn by this process. 0 allows none; other shares stop
+            after at least ``MIN_BAD`` bad ones.
+
+    Attributes:
+        drawn: samples asked of this process so far.
+        bad: how many of them were replaced.
+    """
+
+    def __init__(self, source, max_bad_share: float = 0.01):
+        self.source = source
+        self.max_bad_share = max_bad_share
+        self.classes = source.classes
+        self.drawn = 0
+        self.bad = 0
+        self._replacement: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """
+        Raises:
+            DataError: more bad samples than allowed, or ``MAX_RUN`` in a row.
+        """
+        self.drawn += 1
+        if index not in self._replacement:
+            try:
+                return self.source[index]
+            except BadImage as error:
+                self._count(error)
+                return self._next_readable(index, error)
+        self._count(None)
+        return self.source[self._replacement[index]]
+
+    def _next_readable(self, index: int, error: BadImage) -> tuple[Image.Image, int]:
+        for step in range(1, min(len(self), MAX_RUN)):
+            candidate = (index + step) % len(self)
+            candidate = self._replacement.get(candidate, candidate)
+            try:
+                sample = self.source[candidate]
+            except BadImage:
+                continue
+            self._replacement[index] = candidate
+            logger.warning(
+                f"{error}; sample {candidate} stands in for sample {index} "
+                f"({self.bad} bad of {self.drawn} read by this process)"
+            )
+            return sample
+        run = min(len(self), MAX_RUN)
+        raise DataError(f"no readable image among {run} from number {index} on; {error}") from error
+
+    def _count(self, error: BadImage | None) -> None:
+        self.bad += 1
+        enough = self.bad >= MIN_BAD or not self.max_bad_share
+        if enough and self.bad > self.max_bad_share * self.drawn:
+            last = f"; the last: {error}" if error else ""
+            raise DataError(
+                f"{self.bad} of the {self.drawn} images read by this process are bad, more than "
+                f"data.max_bad_share={self.max_bad_share:g} allows{last}"
+            ) from error

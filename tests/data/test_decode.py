@@ -1,0 +1,186 @@
+"""Each kind of odd image file, against what its maker put into it."""
+
+from __future__ import annotations
+
+import io
+import random
+import zlib
+
+import numpy as np
+import pytest
+from image_files import bad_files, encode, pixels
+from PIL import Image
+
+from libai_ext.data.decode import BadImage, Decoder
+from libai_ext.errors import DataError
+
+decode = Decoder()
+
+
+def decoded(data, **keywords):
+    image = Decoder(**keywords)(data, "x")
+    assert image.mode == keywords.get("mode", "RGB")
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("kind", bad_files())
+def test_bad_files(kind):
+    with pytest.raises(BadImage, match=r"^cannot read image folder/name: ."):
+        decode(bad_files()[kind], "folder/name")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_files_keep_their_pixels(kind):
+    np.testing.assert_array_equal(decoded(encode(pixels(), kind)), pixels())
+
+
+def test_jpeg_is_what_pillow_reads(tmp_path):
+    data = encode(pixels(), "JPEG", quality=90)
+    (tmp_path / "x.jpg").write_bytes(data)
+    with Image.open(tmp_path / "x.jpg") as image:
+        np.testing.assert_array_equal(decoded(data), image.convert("RGB"))
+        np.testing.assert_array_equal(decoded(data, mode="L"), image.convert("L"))
+
+
+def test_cmyk():
+    cmyk = Image.fromarray(pixels()).convert("CMYK")
+    np.testing.assert_array_equal(decoded(encode(cmyk, "TIFF")), pixels())
+    assert np.abs(decoded(encode(cmyk, "JPEG", quality=95)).astype(int) - pixels()).mean() < 3
+
+
+def test_palette_with_transparency():
+    palette = Image.fromarray(np.uint8([[0, 1], [2, 1]]))
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    data = encode(palette, "PNG", transparency=bytes([0, 128, 255]))
+    assert Image.open(io.BytesIO(data)).mode == "P"
+    expected = [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]]
+    assert decoded(data).tolist() == expected
+
+
+def test_alpha_is_dropped():
+    rgba = np.dstack([pixels(), np.full(pixels().shape[:2], 7, np.uint8)])
+    np.testing.assert_array_equal(decoded(encode(rgba)), pixels())
+    grey_alpha = Image.fromarray(rgba).convert("LA")
+    expected = np.asarray(Image.fromarray(pixels()).convert("L"))
+    np.testing.assert_array_equal(decoded(encode(grey_alpha), mode="L"), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_keep_the_high_byte(kind):
+    values = np.uint16([[0, 255, 256, 0x1234], [0x7FFF, 0x8000, 0xFEFF, 0xFFFF]])
+    high = [[0, 0, 1, 0x12], [0x7F, 0x80, 0xFE, 0xFF]]
+    assert decoded(encode(values, kind), mode="L").tolist() == high
+    assert decoded(encode(values, kind))[..., 2].tolist() == high
+
+
+def test_bilevel():
+    assert decoded(encode(Image.fromarray(np.eye(3) > 0)), mode="L").tolist() == [
+        [255, 0, 0],
+        [0, 255, 0],
+        [0, 0, 255],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_the_first_frame_of_an_animation(kind):
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ((200, 0, 0), (0, 200, 0))]
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert decoded(data)[0, 0].tolist() == [200, 0, 0]
+
+
+# Where each EXIF orientation puts the upright image: the stored one is turned back by its reader.
+STORED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_exif_rotation_is_undone(orientation, kind):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.ascontiguousarray(STORED[orientation](pixels()))
+    np.testing.assert_array_equal(decoded(encode(stored, kind, exif=exif)), pixels())
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_broken_exif_tag_costs_nothing():
+    data = encode(pixels(), "JPEG", exif=b"Exif\0\0MM\0*garbage")
+    np.testing.assert_array_equal(decoded(data), decoded(encode(pixels(), "JPEG")))
+
+
+def test_one_pixel():
+    assert decoded(encode(np.uint8([[[1, 2, 3]]]))).tolist() == [[[1, 2, 3]]]
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+def test_giants_are_refused_before_they_are_decoded():
+    data = encode(pixels(height=20, width=30))
+    assert decoded(data, max_pixels=600).shape == (20, 30, 3)
+    with pytest.raises(BadImage, match="600 pixels.* exceeds limit of 598"):
+        decode_small = Decoder(max_pixels=599)
+        decode_small(data, "x")
+    assert Image.MAX_IMAGE_PIXELS == 89478485
+    # 179 million pixels and one row, of which the file has none: only the header is looked at.
+    huge = Image.new("1", (1, 1))
+    header = bytearray(encode(huge))
+    header[16:24] = (20000).to_bytes(4, "big") + (8948).to_bytes(4, "big")
+    header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
+    with pytest.raises(BadImage, match="decompression bomb"):
+        decode(bytes(header), "x")
+
+
+def test_draft_size_reduces_jpegs_of_twice_the_size_and_more():
+    big = pixels(height=400, width=600)
+    data = encode(big, "JPEG", quality=95)
+    sizes = {
+        (50, 75): (50, 75),
+        (51, 75): (100, 150),
+        (200, 300): (200, 300),
+        (201, 300): (400, 600),
+    }
+    for asked, given in sizes.items():
+        assert decoded(data, draft_size=asked).shape[:2] == given
+    reduced = np.asarray(Image.fromarray(decoded(data)).reduce(2), int)
+    assert np.abs(decoded(data, draft_size=(200, 300)) - reduced).mean() < 1.5
+    turned = encode(np.ascontiguousarray(np.rot90(big)), "JPEG", exif=_turned())
+    assert decoded(turned, draft_size=(200, 300)).shape == (200, 300, 3)
+
+
+def _turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+def test_unknown_mode():
+    with pytest.raises(DataError, match="data.mode must be one of .* not 'RBG'"):
+        Decoder("RBG")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "PPM"])
+def test_damage_gives_an_image_or_a_bad_image(kind):
+    """Whatever a plug-in raises on it, nothing else comes out."""
+    draw = random.Random(0)
+    whole = encode(pixels(), kind)
+    outcomes = {"bad": 0, "image": 0}
+    for _ in range(150):
+        data = bytearray(whole[: draw.choice([len(whole), draw.randrange(len(whole))])])
+        for _ in range(draw.randrange(1, 6)):
+            if data:
+                data[draw.randrange(len(data))] = draw.randrange(256)
+        try:
+            decode(bytes(data), "x")
+            outcomes["image"] += 1
+        except BadImage:
+            outcomes["bad"] += 1
+    assert outcomes["bad"] > 10 and outcomes["image"] > 0

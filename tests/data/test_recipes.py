@@ -1,0 +1,136 @@
+"""The recipes that name a data set: what they derive, and that they run on made files."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from image_files import bad_files, encode
+from libai.config import instantiate
+from made_sets import cifar_pixels, write_cifar10, write_lmdb, write_stl10
+from PIL import Image, ImageDraw
+
+from libai_ext.config import fresh
+from libai_ext.data.sampler import GlobalOrder, SampleKey
+from libai_ext.engine.derive import derive_schedule
+from projects.MAE.run import resolve
+
+CONFIGS = "projects/MAE/configs"
+TEXT_LINES = f"{CONFIGS}/mae_text_lines.py"
+SMALL = ["model.depth=1", "model.embed_dim=48", "model.num_heads=4"]
+SMALL += ["model.decoder_depth=1", "model.decoder_embed_dim=48", "model.decoder_num_heads=4"]
+
+
+@pytest.mark.parametrize(
+    "name, samples, size, patches, batch, rate, iterations, warmup",
+    [
+        ("mae_text_lines", 10_000_000, [32, 128], 256, 1024, 6e-4, 195_313, 19_532),
+        ("mae_cifar10", 50_000, [32, 32], 64, 4096, 2.4e-3, 9_766, 489),
+        ("mae_cifar100", 50_000, [32, 32], 64, 4096, 2.4e-3, 9_766, 489),
+        ("mae_stl10", 105_000, [96, 96], 144, 4096, 2.4e-3, 20_508, 1_026),
+    ],
+)
+def test_derived_numbers(name, samples, size, patches, batch, rate, iterations, warmup):
+    cfg = resolve(f"{CONFIGS}/{name}.py", [])
+    train = cfg.train
+    derive_schedule(cfg, GlobalOrder(samples, train.global_batch_size, 0, train.epoch_remainder))
+    assert list(cfg.model.img_size) == size
+    assert cfg.dataloader.train.dataset.fields[0].num_patches == patches
+    assert (train.global_batch_size, cfg.optim.lr) == (batch, pytest.approx(rate))
+    assert (train.train_iter, train.warmup_iter) == (iterations, warmup)
+    assert (cfg.optim.params.weight_decay, list(cfg.optim.betas)) == (0.05, [0.9, 0.95])
+
+
+def test_union14m_recipe(tmp_path):
+    cfg = resolve(TEXT_LINES, ["model.arch=mae_vit_base_patch4"])
+    assert (cfg.model.embed_dim, cfg.model.patch_size, cfg.model.norm_pix_loss) == (768, 4, True)
+    # Resized as a whole, to [-1, 1], in training and evaluation alike.
+    line = text_line(0)
+    (tmp_path / "0.png").write_bytes(encode(line))
+    resized = line.resize((128, 32), Image.Resampling.BICUBIC)
+    expected = np.asarray(resized, np.float64).transpose(2, 0, 1) / 127.5 - 1
+    for split in ("train", "test"):
+        node = fresh(resolve(TEXT_LINES, [f"data.{split}=[{tmp_path}]"]).dataloader[split].dataset)
+        images = instantiate(node)[SampleKey(3, 0)]["images"]
+        np.testing.assert_allclose(images, expected, atol=1e-6)
+
+
+def test_cifar_images_are_evaluated_as_they_are(tmp_path):
+    write_cifar10(tmp_path)
+    cfg = resolve(f"{CONFIGS}/mae_cifar10.py", [f"data.test=['cifar10:test:{tmp_path}']"])
+    sample = instantiate(fresh(cfg.dataloader.test.dataset))[SampleKey(0, 1)]
+    pixels = cifar_pixels(0, 4)[1].reshape(3, 32, 32) / 255
+    mean, std = (np.array(cfg.data[key])[:, None, None] for key in ("mean", "std"))
+    np.testing.assert_allclose(sample["images"], (pixels - mean) / std, atol=1e-6)
+
+
+def text_line(seed):
+    """A few drawn words, of any length and colours."""
+    rng = np.random.default_rng(seed)
+    letters = list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+    words = ["".join(rng.choice(letters, rng.integers(2, 9))) for _ in range(rng.integers(1, 4))]
+    text = " ".join(words)
+    image = Image.new("RGB", (8 * len(text) + 8, 20), tuple(map(int, rng.integers(150, 256, 3))))
+    ImageDraw.Draw(image).text((4, 4), text, fill=tuple(map(int, rng.integers(0, 100, 3))))
+    return image
+
+
+@pytest.fixture(scope="module")
+def text_lines(tmp_path_factory):
+    """2,000 lines: a folder of half of them, 5 % of its files bad, and an LMDB of the others."""
+    root = tmp_path_factory.mktemp("lines")
+    (root / "folder").mkdir()
+    bad = list(bad_files().values())
+    for number in range(1000):
+        data = bad[number % len(bad)] if number % 20 == 7 else encode(text_line(number), "JPEG")
+        (root / f"folder/{number:04d}.jpg").write_bytes(data)
+    write_lmdb(root / "lmdb", [encode(text_line(number)) for number in range(1000, 2000)])
+    return [f"{root}/folder", f"{root}/lmdb"]
+
+
+@pytest.mark.slow
+def test_text_lines_from_the_launcher(launch, text_lines, tmp_path):
+    folder, lmdb = text_lines
+    options = [
+        *SMALL,
+        f"data.train=[{folder},{lmdb}]",
+        f"data.test=[{lmdb}]",
+        f"train.output_dir={tmp_path}/run",
+        "train.global_batch_size=64",
+        "train.test_micro_batch_size=16",
+        "dataloader.train.num_workers=2",
+    ]
+    out = launch.train(TEXT_LINES, 1, "--fast-dev-run", *options, "data.max_bad_share=0.1")
+    assert "samples          2,000" in out and "[4/4]" in out
+    assert "evaluation on 1000 samples: loss" in out
+    log = (tmp_path / "run/log.txt").read_text()
+    skipped = [line for line in log.splitlines() if "stands in for sample" in line]
+    # 256 samples of which 2.5 % are bad, and those that the workers read ahead.
+    assert 2 <= len(skipped) <= 20
+    assert all(f"cannot read image {folder}/" in line for line in skipped)
+    losses = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert len(losses) == 4
+
+    out = launch.train(TEXT_LINES, 1, "--fast-dev-run", *options, "data.max_bad_share=0", status=2)
+    assert "are bad, more than data.max_bad_share=0 allows" in out
+    assert out.count("error:") == 1 and "Traceback" not in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, root", [("mae_cifar10", "cifar10:train:{}"), ("mae_stl10", "stl10:unlabeled:{}")]
+)
+def test_small_recipes_from_the_launcher(launch, tmp_path, name, root):
+    write_cifar10(tmp_path)
+    write_stl10(tmp_path)
+    root = root.format(tmp_path)
+    out = launch.train(
+        f"{CONFIGS}/{name}.py",
+        1,
+        "--dry-run",
+        *SMALL,
+        f"data.train=['{root}']",
+        "train.global_batch_size=4",
+    )
+    assert "one step:" in out
