@@ -2,7 +2,8 @@
 
     python tools/benchmark.py --oracle PYTHON_WITH_TORCH_AND_TRANSFORMERS [--sizes tiny base] ...
 
-The peer is Hugging Face's ViTMAE, same sizes, batch, float32, AdamW. Each side runs in a process
+The peers are Hugging Face's ViTMAE (pre-training) and ViT (fine-tuning; it has no stochastic
+depth, ours runs with 0.1), with the same sizes, batch, float32 and AdamW. Each side runs in a process
 of its own that waits while the other one works. Prints medians, the ratio within pairs, peak
 memory, and the share of the rate that the best matrix product of the same run reached.
 """
@@ -27,6 +28,8 @@ SIDES = {  # name: environment of the process
     "graph-plain": {"LIBAI_EXT_NATIVE": "0"},
     "eager-plain": {"LIBAI_EXT_NATIVE": "0"},
 }
+TASKS = ("pretrain", "finetune")
+CLASSES = 1000
 GEMM = (1576, 3072, 768)  # the largest product of ViT-B's decoder-side batch; multiplied 20 times
 
 
@@ -34,25 +37,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--oracle", help="interpreter that has torch and transformers")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["graph", "eager"])
     parser.add_argument("--pairs", type=int, default=7, help="steps timed on each side")
-    parser.add_argument("--serve", nargs=2, metavar=("SIDE", "SIZE"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--serve", nargs=3, metavar=("SIDE", "TASK", "SIZE"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     if args.serve:
         serve(*args.serve)
         return
     if args.oracle is None:
         parser.error("--oracle is needed, for example --oracle $(bash tools/oracle.sh)")
-    print("| size | side | step, s | x PyTorch | peak memory, GiB | of the best product's rate |")
-    print("|---|---|---|---|---|---|")
-    for size in args.sizes:
-        compare(size, args.sides, args.oracle, args.pairs)
+    print(
+        "| task | size | side | step, s | x PyTorch | peak memory, GiB | of the best product's rate |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for task in args.tasks:
+        for size in args.sizes:
+            compare(task, size, args.sides, args.oracle, args.pairs)
 
 
-def compare(size: str, sides: list[str], oracle: str, pairs: int) -> None:
+def compare(task: str, size: str, sides: list[str], oracle: str, pairs: int) -> None:
     """Alternate steps of PyTorch and of each side; a line of the table for each."""
-    peers = {"PyTorch": Peer(oracle, "torch", size)}
-    peers.update({side: Peer(sys.executable, side, size, SIDES[side]) for side in sides})
+    peers = {"PyTorch": Peer(oracle, "torch", task, size)}
+    peers.update({side: Peer(sys.executable, side, task, size, SIDES[side]) for side in sides})
     times = {name: [] for name in peers}
     rates = []
     for _ in range(pairs):
@@ -63,9 +72,9 @@ def compare(size: str, sides: list[str], oracle: str, pairs: int) -> None:
     for name, peer in peers.items():
         ratio = statistics.median(a / b for a, b in zip(times[name], times["PyTorch"]))
         seconds = statistics.median(times[name])
-        share = flops(size) / seconds / best
+        share = flops(task, size) / seconds / best
         print(
-            f"| {size} | {name} | {seconds:.3f} | {ratio:.2f} | {peer.ask('memory'):.1f} "
+            f"| {task} | {size} | {name} | {seconds:.3f} | {ratio:.2f} | {peer.ask('memory'):.1f} "
             f"| {100 * share:.0f} % |",
             flush=True,
         )
@@ -75,9 +84,9 @@ def compare(size: str, sides: list[str], oracle: str, pairs: int) -> None:
 class Peer:
     """A process that runs one command at a time."""
 
-    def __init__(self, python: str, side: str, size: str, env=None):
+    def __init__(self, python: str, side: str, task: str, size: str, env=None):
         self.process = subprocess.Popen(
-            [python, os.path.abspath(__file__), "--serve", side, size],
+            [python, os.path.abspath(__file__), "--serve", side, task, size],
             env=dict(os.environ, **(env or {})),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -95,9 +104,9 @@ class Peer:
         self.process.wait()
 
 
-def serve(side: str, size: str) -> None:
+def serve(side: str, task: str, size: str) -> None:
     """Answer "step" with seconds, "gemm" with FLOP/s, "memory" with peak GiB."""
-    step, product = torch_side(size) if side == "torch" else our_side(side, size)
+    step, product = torch_side(task, size) if side == "torch" else our_side(side, task, size)
     answers = {
         "step": lambda: seconds(step),
         "gemm": lambda: 2 * 20 * GEMM[0] * GEMM[1] * GEMM[2] / seconds(product),
@@ -119,40 +128,55 @@ def seconds(work) -> float:
     return time.perf_counter() - start
 
 
-def inputs(size: str):
+def inputs(task: str, size: str) -> dict:
+    """Arguments of the model as arrays."""
     import numpy as np
 
     (height, width), patch, _, _, batch = SIZES[size]
     rng = np.random.default_rng(0)
     images = rng.normal(size=(batch, 3, height, width)).astype(np.float32)
-    return images, rng.random((batch, height * width // patch**2), dtype=np.float32)
+    if task == "pretrain":
+        noise = rng.random((batch, height * width // patch**2), dtype=np.float32)
+        return {"images": images, "noise": noise}
+    depth = SIZES[size][2][1]
+    path_noise = rng.random((batch, depth, 2), dtype=np.float32)
+    return {"images": images, "labels": rng.integers(0, CLASSES, batch), "path_noise": path_noise}
 
 
-def torch_side(size: str):
+def torch_side(task: str, size: str):
     import torch
-    from transformers import ViTMAEConfig, ViTMAEForPreTraining
+    import transformers
 
     image, patch, encoder, decoder, _ = SIZES[size]
-    config = ViTMAEConfig(
+    common = dict(
         image_size=image,
         patch_size=patch,
         hidden_size=encoder[0],
         num_hidden_layers=encoder[1],
         num_attention_heads=encoder[2],
         intermediate_size=4 * encoder[0],
-        decoder_hidden_size=decoder[0],
-        decoder_num_hidden_layers=decoder[1],
-        decoder_num_attention_heads=decoder[2],
-        decoder_intermediate_size=4 * decoder[0],
         layer_norm_eps=1e-6,
     )
-    model = ViTMAEForPreTraining(config).train()
+    if task == "pretrain":
+        config = transformers.ViTMAEConfig(
+            decoder_hidden_size=decoder[0],
+            decoder_num_hidden_layers=decoder[1],
+            decoder_num_attention_heads=decoder[2],
+            decoder_intermediate_size=4 * decoder[0],
+            **common,
+        )
+        model = transformers.ViTMAEForPreTraining(config).train()
+    else:
+        config = transformers.ViTConfig(num_labels=CLASSES, **common)
+        model = transformers.ViTForImageClassification(config).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
-    images, noise = map(torch.from_numpy, inputs(size))
+    batch = {name: torch.from_numpy(array) for name, array in inputs(task, size).items()}
+    batch["pixel_values"] = batch.pop("images")
+    batch.pop("path_noise", None)
 
     def step():
-        loss = model(images, noise=noise).loss
+        loss = model(**batch).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -162,7 +186,7 @@ def torch_side(size: str):
     return step, lambda: [a @ b for _ in range(20)]
 
 
-def our_side(side: str, size: str):
+def our_side(side: str, task: str, size: str):
     from libai_ext.startup import start
 
     start()
@@ -174,17 +198,21 @@ def our_side(side: str, size: str):
     from libai_ext.optim.schedule import warmup_cosine
     from libai_ext.placement import batch_sbp, set_layout, to_global
     from projects.MAE.modeling.mae import MaskedAutoencoder
+    from projects.MAE.modeling.vit import ViTClassifier
 
     image, patch, encoder, decoder, _ = SIZES[size]
     sizes = dict(data_parallel_size=1, tensor_parallel_size=1, pipeline_parallel_size=1)
     set_layout(DictConfig(sizes), encoder[1] + decoder[1])
-    model = MaskedAutoencoder(image, patch, 3, *encoder, *decoder).train()
+    if task == "pretrain":
+        model = MaskedAutoencoder(image, patch, 3, *encoder, *decoder).train()
+    else:
+        model = ViTClassifier(image, patch, 3, CLASSES, *encoder, drop_path=0.1).train()
     groups = decay_matrices_only(model, weight_decay=0.05)
     optimizer = flow.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95))
-    images, noise = (to_global(array, batch_sbp()) for array in inputs(size))
+    batch = {name: to_global(array, batch_sbp()) for name, array in inputs(task, size).items()}
 
     def eager():
-        loss = model(images, noise)["losses"]
+        loss = model(**batch)["losses"]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -201,10 +229,10 @@ def our_side(side: str, size: str):
         return eager, product
     schedule = warmup_cosine(optimizer, 1000, 0)
     graph = Graph(model=model, optimizer=optimizer, lr_scheduler=schedule)
-    return lambda: graph(images=images, noise=noise)["losses"].numpy(), product
+    return lambda: graph(**batch)["losses"].numpy(), product
 
 
-def flops(size: str) -> float:
+def flops(task: str, size: str) -> float:
     """Of the matrix products of one step, forward and backward."""
     (height, width), patch, encoder, decoder, batch = SIZES[size]
     patches = height * width // patch**2
@@ -214,9 +242,11 @@ def flops(size: str) -> float:
     def layers(tokens, dim, depth, _):
         return depth * (2 * 12 * tokens * dim**2 + 4 * tokens**2 * dim)
 
-    forward = layers(kept, *encoder) + layers(patches + 1, *decoder)
-    forward += 2 * (patches * pixels * encoder[0] + kept * encoder[0] * decoder[0])
-    forward += 2 * patches * decoder[0] * pixels
+    forward = 2 * patches * pixels * encoder[0]
+    if task == "finetune":
+        return 3 * batch * (forward + layers(patches + 1, *encoder))
+    forward += layers(kept, *encoder) + layers(patches + 1, *decoder)
+    forward += 2 * decoder[0] * (kept * encoder[0] + patches * pixels)
     return 3 * batch * forward
 
 
