@@ -5,6 +5,8 @@ The library lies in `$LIBAI_EXT_CACHE`, else `$XDG_CACHE_HOME/libai_ext`, else
 OneFlow, and the instructions of the CPU. Another machine or version therefore gets another one.
 """
 
+from __future__ import annotations
+
 import contextlib
 import fcntl
 import hashlib
@@ -61,7 +63,7 @@ class OneFlowWheel:
     libraries: Path
 
     @classmethod
-    def find(cls) -> "OneFlowWheel":
+    def find(cls) -> OneFlowWheel:
         """Find it without importing it. Raises BuildError if there is none."""
         spec = importlib.util.find_spec("oneflow")
         if spec is None or not spec.submodule_search_locations:

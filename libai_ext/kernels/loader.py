@@ -1,5 +1,7 @@
 """Put the native kernels in the place of OneFlow's own."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 from dataclasses import dataclass

@@ -4,6 +4,8 @@ OneFlow itself cannot run under them, so this compiles `csrc/check/sanitize.cpp`
 arithmetic directly, with the address and undefined-behaviour sanitizers of g++.
 """
 
+from __future__ import annotations
+
 import subprocess
 import sys
 import tempfile

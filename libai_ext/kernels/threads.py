@@ -3,6 +3,8 @@
 They are read once, while libraries load: call `configure_environment` before `import oneflow`.
 """
 
+from __future__ import annotations
+
 import math
 import os
 from collections.abc import MutableMapping

@@ -20,7 +20,7 @@ def curve(folder):
 def train(launch, digits, tmp_path_factory):
     """Runs 20 iterations with augmentation and masking; gives the output folder."""
 
-    def run(processes, mode, *options, folder=None):
+    def run(processes, mode, *options, folder=None, env=None):
         folder = folder or tmp_path_factory.mktemp("run")
         launch.train(
             CONFIG,
@@ -37,6 +37,7 @@ def train(launch, digits, tmp_path_factory):
             "train.log_period=1",
             "train.checkpointer.period=8",
             *options,
+            env=env,
         )
         return folder
 
@@ -65,6 +66,14 @@ def test_same_curve_on_more_processes(one_process, train, processes, mode):
 
 def test_graph_and_eager_agree(one_process):
     assert curve(one_process["graph"]) == pytest.approx(curve(one_process["eager"]), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["graph", "eager"])
+def test_same_curve_without_native_kernels(one_process, train, mode):
+    folder = train(1, mode, env={"LIBAI_EXT_NATIVE": "0"})
+    assert curve(folder) == pytest.approx(curve(one_process[mode]), rel=1e-4)
+    assert "off (LIBAI_EXT_NATIVE=0)" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.slow
