@@ -14,5 +14,20 @@ setup(
     package_dir={"libai_ext.configs": "configs"},
     # The native kernels are built on the machine that they run on.
     package_data={"libai_ext": ["csrc/*.*", "csrc/*/*.*", "csrc/*/*/*.*"]},
-    install_requires=["oneflow==0.9.0", "libai==0.1.1", "numpy<1.24", "Pillow", "omegaconf"],
+    # tools/setup.sh installs LiBai itself, without the linters that its requirements pin.
+    install_requires=[
+        "oneflow==0.9.0",
+        "libai==0.1.1",
+        "numpy<1.24",
+        "Pillow",
+        "omegaconf",
+        "hydra-core",
+        "PyYAML",
+        "psutil",
+        "safetensors",
+        "tensorboardX",
+        "tqdm",
+        "lmdb",
+        "scikit-learn",
+    ],
 )

@@ -96,6 +96,8 @@ def _set_state(trainer: PretrainTrainer, args: argparse.Namespace) -> None:
         load_weights(trainer.model, load_weight)
     elif args.eval_only and trainer.checkpointer.has_checkpoint():
         trainer.resume()
+    elif args.eval_only:
+        logger.warning("neither train.load_weight nor a checkpoint: evaluating untrained weights")
 
 
 def _dry_run(trainer: PretrainTrainer) -> None:
