@@ -32,6 +32,8 @@ train = DictConfig(
         log_period=20,
         checkpointer=dict(period=5000, max_to_keep=5),
         evaluation=dict(enabled=False, eval_period=5000),
+        # Moving average of the weights, evaluated beside them.
+        ema=dict(enabled=False, decay=0.9999),
         amp=dict(enabled=False),
         activation_checkpoint=dict(enabled=False),
         zero_optimization=dict(enabled=False, stage=1),

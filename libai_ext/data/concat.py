@@ -29,9 +29,17 @@ class Concat:
         return self.ends[-1]
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        which, inner = self._locate(index)
+        image, label = self.parts[which][inner]
+        return image, self._numbers[which][label]
+
+    def name(self, index: int) -> str:
+        which, inner = self._locate(index)
+        return getattr(self.parts[which], "name", str)(inner)
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """(part, index in it)."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         which = bisect.bisect_right(self.ends, index)
-        first = self.ends[which - 1] if which else 0
-        image, label = self.parts[which][index - first]
-        return image, self._numbers[which][label]
+        return which, index - (self.ends[which - 1] if which else 0)

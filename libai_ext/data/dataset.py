@@ -8,6 +8,7 @@ import numpy as np
 import oneflow as flow
 from libai.data.structures import DistTensorData, Instance
 
+from libai_ext.data.mixup import Mixer
 from libai_ext.data.sampler import SampleKey
 
 _TRANSFORM_STREAM, _FIELD_STREAM = 0, 1
@@ -22,6 +23,7 @@ class KeyedDataset:
         fields: further model inputs of a sample; each has a ``name`` and is called with a
             generator. Their stream is their own: another augmentation leaves them as they are.
         labels: give the class number as ``labels`` too.
+        mixer: mixes the samples of a micro-batch, see :class:`libai_ext.data.mixup.Mixer`.
         seed: of the run.
     """
 
@@ -31,12 +33,14 @@ class KeyedDataset:
         transform: Callable,
         fields: Sequence[Callable] = (),
         labels: bool = False,
+        mixer: Mixer | None = None,
         seed: int = 0,
     ):
         self.source = source
         self.transform = transform
         self.fields = list(fields)
         self.labels = labels
+        self.mixer = mixer
         self.seed = seed
 
     def __len__(self) -> int:
@@ -49,7 +53,17 @@ class KeyedDataset:
             sample[field.name] = field(self._generator(key, _FIELD_STREAM))
         if self.labels:
             sample["labels"] = np.int64(label)
+        if self.mixer is not None:
+            sample["key"] = key
         return sample
+
+    def collate(self, samples: Sequence[dict]) -> Instance:
+        """A batch of samples, mixed where there is a mixer."""
+        if self.mixer is not None:
+            keys = [sample.pop("key") for sample in samples]
+            positions = [key.position for key in keys]
+            samples = self.mixer(samples, self.seed, keys[0].iteration, positions)
+        return collate(samples)
 
     def _generator(self, key: SampleKey, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, key.epoch, key.index, stream])

@@ -57,6 +57,10 @@ class ImageFolder:
             raise DataError(f"cannot open {path}: {error.strerror}") from error
         return self.decode(data, path), label
 
+    def name(self, index: int) -> str:
+        """Path of a sample."""
+        return self.samples[index][0]
+
 
 def _scan(root: str) -> list[tuple[str, str]]:
     """(class name, path) of each image under a root, sorted."""

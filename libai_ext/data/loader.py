@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from oneflow.utils.data import DataLoader
 
-from libai_ext.data.dataset import KeyedDataset, collate
+from libai_ext.data.dataset import KeyedDataset
 from libai_ext.data.sampler import EvalSampler, GlobalOrder, TrainSampler
 from libai_ext.kernels.threads import available_cpus
 from libai_ext.placement import data_parallel_rank, local_process_count
@@ -34,7 +34,9 @@ def build_eval_loader(
 def _loader(dataset, sampler, num_workers: int | None) -> DataLoader:
     if num_workers is None:
         num_workers = default_workers()
-    return DataLoader(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate)
+    return DataLoader(
+        dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=dataset.collate
+    )
 
 
 def default_workers() -> int:

@@ -132,7 +132,6 @@ class Mixer:
     """Mixes the samples of one rank's micro-batch, in a worker process, before collating.
 
     Args:
-        seed: of the run.
         num_classes: length of the soft targets.
         smoothing: of the labels.
         group_size: samples of the global batch that share a decision; None: all of them. The
@@ -145,7 +144,6 @@ class Mixer:
 
     def __init__(
         self,
-        seed: int,
         num_classes: int,
         smoothing: float = 0.1,
         group_size: int | None = None,
@@ -153,19 +151,19 @@ class Mixer:
     ):
         if group_size is not None and (group_size < 2 or group_size % 2):
             raise ConfigError(f"mixup's group_size must be even, not {group_size}")
-        self.seed = seed
         self.num_classes = num_classes
         self.smoothing = smoothing
         self.group_size = group_size
         self.options = options
 
     def __call__(
-        self, samples: Sequence[dict], iteration: int, positions: Sequence[int]
+        self, samples: Sequence[dict], seed: int, iteration: int, positions: Sequence[int]
     ) -> list[dict]:
-        """The samples with mixed ``images``, and soft ``targets`` [K] in place of ``labels``.
+        """The samples with mixed ``images``, and soft targets [K] in place of ``labels``.
 
         Args:
             samples: with ``images`` [C, H, W] and ``labels``; they are left as they are.
+            seed: of the run.
             positions: of the samples in the global batch of the iteration.
 
         Raises:
@@ -185,12 +183,12 @@ class Mixer:
             group = position // self.group_size if self.group_size else 0
             if group not in decisions:
                 decisions[group] = decide(
-                    self.seed, iteration, height, width, group=group, **self.options
+                    seed, iteration, height, width, group=group, **self.options
                 )
             mix = decisions[group]
-            out = {name: value for name, value in sample.items() if name != "labels"}
+            out = dict(sample)
             out["images"] = mix_images(sample["images"], other["images"], mix)
             labels = [sample["labels"]], [other["labels"]]
-            out["targets"] = mix_targets(*labels, mix, self.num_classes, self.smoothing)[0]
+            out["labels"] = mix_targets(*labels, mix, self.num_classes, self.smoothing)[0]
             mixed.append(out)
         return mixed

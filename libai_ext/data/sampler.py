@@ -12,10 +12,16 @@ REMAINDERS = ("carry", "drop")
 
 
 class SampleKey(NamedTuple):
-    """One visit of one sample. Every random decision about it is keyed by (seed, *key)."""
+    """One visit of one sample.
+
+    Random decisions about the sample are keyed by (seed, epoch, index), those about its batch by
+    (seed, iteration) and its ``position`` in the global batch.
+    """
 
     epoch: int
     index: int
+    iteration: int = 0
+    position: int = 0
 
 
 class GlobalOrder:
@@ -65,7 +71,8 @@ class GlobalOrder:
         if self._permutation[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
             self._permutation = (epoch, rng.permutation(self.num_samples))
-        return SampleKey(epoch, int(self._permutation[1][offset]))
+        index = int(self._permutation[1][offset])
+        return SampleKey(epoch, index, *divmod(position, self.global_batch))
 
 
 class TrainSampler:

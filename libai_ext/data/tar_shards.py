@@ -89,10 +89,10 @@ class TarShards:
         except OSError as error:
             raise DataError(f"cannot read {self.shards[shard]}: {error.strerror}") from error
         if len(data) < size:
-            raise BadImage(self._name(index), f"the shard ends after {len(data)} of {size} bytes")
-        return self.decode(data, self._name(index)), int(self.labels[index])
+            raise BadImage(self.name(index), f"the shard ends after {len(data)} of {size} bytes")
+        return self.decode(data, self.name(index)), int(self.labels[index])
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
         shard = int(self._shard[index])
         member = bytes(self._names[shard][index - self._first[shard]])
         return f"{self.shards[shard]}:{member.decode('utf-8', 'replace')}"
@@ -103,7 +103,7 @@ class TarShards:
             self.labels = np.zeros_like(self.labels)
             return [""]
         if missing.any():
-            raise DataError(f"{self._name(int(missing.argmax()))} has no .cls, others have one")
+            raise DataError(f"{self.name(int(missing.argmax()))} has no .cls, others have one")
         return [str(number) for number in range(self.labels.max() + 1)]
 
     def _descriptor(self, shard: int) -> int:

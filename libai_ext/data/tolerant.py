@@ -62,6 +62,10 @@ class Tolerant:
         self._count(None)
         return self.source[self._replacement[index]]
 
+    def name(self, index: int) -> str:
+        """Path of a sample, its number where the source knows none."""
+        return getattr(self.source, "name", str)(index)
+
     def _next_readable(self, index: int, error: BadImage) -> tuple[Image.Image, int]:
         for step in range(1, min(len(self), MAX_RUN)):
             candidate = (index + step) % len(self)

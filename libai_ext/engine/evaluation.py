@@ -7,6 +7,7 @@ from typing import Callable
 
 import numpy as np
 import oneflow as flow
+from libai.engine.trainer import HookBase
 from libai.evaluation.evaluator import inference_context
 from libai.utils import distributed as dist
 
@@ -27,8 +28,10 @@ def evaluate(
     Returns:
         The results on rank 0, an empty dict elsewhere.
     """
+    # Kept alive: OneFlow 0.9.0 can crash when batches that were fetched ahead are freed.
+    batches = loader.batches = iter(loader)
     with inference_context(model), flow.no_grad():
-        for number, data in enumerate(islice(loader, max_batches)):
+        for number, data in enumerate(islice(batches, max_batches)):
             inputs = get_batch(data)
             outputs = model(**inputs)
             valid = loader.batch_sampler.valid(number)
@@ -39,6 +42,20 @@ def evaluate(
             if dist.is_main_process():
                 evaluator.process(*rows)
     return evaluator.results() if dist.is_main_process() else {}
+
+
+class Evaluation(HookBase):
+    """Evaluates every ``period`` iterations and after the last one."""
+
+    def __init__(self, period: int):
+        self.period = period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period and done != self.trainer.max_iter:
+            return
+        results = self.trainer.test()
+        self.trainer.storage.put_scalars(**results, smoothing_hint=False)
 
 
 def _on_rank_0(tensor: flow.Tensor) -> np.ndarray:

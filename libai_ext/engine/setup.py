@@ -43,17 +43,13 @@ def summary(trainer) -> dict[str, str]:
     """What a run will do, as (heading, text) in the order to be shown."""
     cfg, train = trainer.cfg, trainer.cfg.train
     layout = train.dist
-    epochs = trainer.max_iter * train.global_batch_size / trainer.order.epoch_length
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    parameters = list(trainer.model.parameters())
+    total = sum(p.numel() for p in parameters)
+    trainable = sum(p.numel() for p in parameters if p.requires_grad)
     mode = "graph" if cfg.graph.enabled else "eager"
     return {
-        "samples": f"{len(trainer.dataset):,}",
-        "iterations": f"{trainer.max_iter:,} ({epochs:.4g} epochs), warm-up {train.warmup_iter:,}",
-        "effective batch": f"{train.global_batch_size} = micro {train.train_micro_batch_size} x "
-        f"accumulation {train.num_accumulation_steps} x data parallel "
-        f"{layout.data_parallel_size}",
-        "learning rate": f"{cfg.optim.lr:.4g}",
-        "parameters": f"{trainable:,} trainable",
+        **(_training_rows(trainer) if trainer.order is not None else {}),
+        "parameters": f"{total:,}, {trainable:,} trainable",
         "layout": f"data {layout.data_parallel_size} x tensor {layout.tensor_parallel_size} x "
         f"pipeline {layout.pipeline_parallel_size}, {mode} mode",
         "device": f"{device_type()}, {os.environ['OMP_NUM_THREADS']} threads a process",
@@ -62,8 +58,21 @@ def summary(trainer) -> dict[str, str]:
     }
 
 
+def _training_rows(trainer) -> dict[str, str]:
+    train = trainer.cfg.train
+    epochs = trainer.max_iter * train.global_batch_size / trainer.order.epoch_length
+    return {
+        "samples": f"{len(trainer.dataset):,}",
+        "iterations": f"{trainer.max_iter:,} ({epochs:.4g} epochs), warm-up {train.warmup_iter:,}",
+        "effective batch": f"{train.global_batch_size} = micro {train.train_micro_batch_size} x "
+        f"accumulation {train.num_accumulation_steps} x data parallel "
+        f"{train.dist.data_parallel_size}",
+        "learning rate": f"{trainer.cfg.optim.lr:.4g}",
+    }
+
+
 def log_summary(trainer) -> None:
     lines = [f"  {name:16s} {text}" for name, text in summary(trainer).items()]
     logger.info("run\n" + "\n".join(lines))
-    if trainer.cfg.train.warmup_iter >= trainer.max_iter:
+    if trainer.order is not None and trainer.cfg.train.warmup_iter >= trainer.max_iter:
         logger.warning("the warm-up is no shorter than the run: the rate only climbs")

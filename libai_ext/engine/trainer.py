@@ -22,9 +22,11 @@ from libai_ext.config import fresh
 from libai_ext.data.loader import build_eval_loader, build_train_loader
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.engine.derive import derive_schedule
-from libai_ext.engine.evaluation import evaluate
-from libai_ext.engine.writers import Progress, writers
+from libai_ext.engine.evaluation import Evaluation, evaluate
+from libai_ext.engine.writers import Progress, Writing, writers
 from libai_ext.errors import ConfigError, DataError
+from libai_ext.optim.ema import WeightAverage
+from libai_ext.optim.lr_scale import scaled
 
 logger = logging.getLogger(__name__)
 
@@ -37,37 +39,50 @@ class Trainer(DefaultTrainer):
     piece is built is LiBai's.
     """
 
-    def __init__(self, cfg: DictConfig):
+    def __init__(self, cfg: DictConfig, training: bool = True):
+        """
+        Args:
+            training: False for a trainer that is only to evaluate; it needs no training data and
+                holds no optimizer.
+        """
         TrainerBase.__init__(self)
         self.cfg = cfg
-        train = cfg.train
-        self.dataset = self.build_dataset(cfg, "train")
+        self.dataset = self.order = self.optimizer = self.lr_scheduler = None
+        self._batches = None
+        # Of the last evaluation: metric name -> value, on rank 0.
+        self.results: dict[str, float] = {}
+        if training:
+            self._build_order()
+        flow.manual_seed(cfg.train.seed)
+        self.model = self.build_model(cfg)
+        ema = cfg.train.ema
+        self.average = WeightAverage(self.model, ema.decay) if ema.enabled else None
+        if training:
+            self.optimizer = self.build_optimizer(cfg, self.model)
+            self.lr_scheduler = self.build_lr_scheduler(cfg, self.optimizer)
+        self.checkpointer = self.build_checkpointer()
+
+    def _build_order(self) -> None:
+        train = self.cfg.train
+        self.dataset = self.build_dataset("train")
         self.order = GlobalOrder(
             len(self.dataset), train.global_batch_size, train.seed, train.epoch_remainder
         )
-        derive_schedule(cfg, self.order)
+        derive_schedule(self.cfg, self.order)
         self.max_iter = train.train_iter
         self.global_batch_size = train.global_batch_size
 
-        flow.manual_seed(train.seed)
-        self.model = self.build_model(cfg)
-        self.optimizer = self.build_optimizer(cfg, self.model)
-        self.lr_scheduler = self.build_lr_scheduler(cfg, self.optimizer)
-        self.checkpointer = self.build_checkpointer()
-        self._batches = None
-
-    @classmethod
-    def build_dataset(cls, cfg: DictConfig, split: str):
+    def build_dataset(self, split: str):
         """The data set of ``dataloader.<split>``.
 
         Raises:
             ConfigError: the config has no such split.
         """
-        node = cfg.dataloader.get(split)
+        node = self.cfg.dataloader.get(split)
         if node is None:
             raise ConfigError(f"the config has no dataloader.{split}")
         node = fresh(node.dataset)
-        node.seed = cfg.train.seed
+        node.seed = self.cfg.train.seed
         return instantiate(node)
 
     @classmethod
@@ -89,17 +104,22 @@ class Trainer(DefaultTrainer):
     def build_checkpointer(self) -> Checkpointer:
         """In graph mode the graph owns the optimizer's state; the schedule of the eager side is
         kept as well, since it is what the log shows."""
-        items = {"lr_scheduler": self.lr_scheduler}
+        items = {}
+        if self.average is not None:
+            items["ema"] = self.average
         if self.cfg.graph.enabled:
             cfg = self.cfg.copy()
             cfg.graph = fresh(cfg.graph)
-            self.graph_train = self.build_graph(
-                cfg, self.model, self.optimizer, self.lr_scheduler, is_train=True
-            )
             self.graph_eval = self.build_graph(cfg, self.model, is_train=False)
-            items["graph"] = self.graph_train
-        else:
-            items["optimizer"] = self.optimizer
+        if self.optimizer is not None:
+            items["lr_scheduler"] = self.lr_scheduler
+            if self.cfg.graph.enabled:
+                self.graph_train = self.build_graph(
+                    cfg, self.model, self.optimizer, self.lr_scheduler, is_train=True
+                )
+                items["graph"] = self.graph_train
+            else:
+                items["optimizer"] = self.optimizer
         return Checkpointer(self.model, self.cfg.train.output_dir, **items)
 
     def resume(self) -> None:
@@ -130,6 +150,8 @@ class Trainer(DefaultTrainer):
             loss_dict, data_time = self._graph_step()
         else:
             loss_dict, data_time = self._eager_step()
+        if self.average is not None:
+            self.average.update()
         self.write_metrics(loss_dict, data_time)
 
     def _endless_batches(self):
@@ -172,7 +194,8 @@ class Trainer(DefaultTrainer):
             for name, loss in losses.items():
                 total[name] = total[name] + loss.detach() if name in total else loss.detach()
         self.optimizer.clip_grad()
-        self.optimizer.step()
+        with scaled(self.optimizer):
+            self.optimizer.step()
         self.optimizer.zero_grad()
         return total, data_time
 
@@ -184,35 +207,52 @@ class Trainer(DefaultTrainer):
             Checkpointing(self.checkpointer, **train.checkpointer),
         ]
         if train.evaluation.enabled:
-            built.append(hooks.EvalHook(train.evaluation.eval_period, self.test))
+            built.append(Evaluation(train.evaluation.eval_period))
         if dist.is_main_process():
-            built.append(
-                hooks.PeriodicWriter(writers(train.output_dir, self.start_iter), train.log_period)
-            )
+            files = writers(train.output_dir, self.start_iter)
+            built.append(Writing(files, train.log_period))
             built.append(Progress(train.log_period, self.global_batch_size))
         return built
 
-    def build_evaluator(self):
+    def build_evaluator(self, dataset):
         """What to measure in :meth:`test`; a task's trainer says."""
         raise NotImplementedError(f"{type(self).__name__} does not evaluate")
 
+    def report(self, evaluator, dataset) -> None:
+        """What a task writes after an evaluation, on rank 0."""
+
     def test(self, max_batches: int | None = None) -> dict[str, float]:
-        """Evaluate on ``dataloader.test``; results on rank 0, an empty dict elsewhere."""
+        """Evaluate on ``dataloader.test``; results on rank 0, an empty dict elsewhere.
+
+        Where weights are averaged, the results of the averages have names that begin with
+        ``ema_``.
+        """
+        dataset = self.build_dataset("test")
+        evaluator = self.build_evaluator(dataset)
+        self.results = self._evaluate(dataset, evaluator, max_batches)
+        if self.average is not None:
+            with self.average.in_model():
+                averaged = self._evaluate(dataset, self.build_evaluator(dataset), max_batches)
+            self.results.update({f"ema_{name}": value for name, value in averaged.items()})
+        if dist.is_main_process():
+            text = ", ".join(f"{name} {value:.6g}" for name, value in self.results.items())
+            logger.info(f"evaluation on {len(dataset)} samples: {text}")
+            if max_batches is None:
+                self.report(evaluator, dataset)
+        return self.results
+
+    def _evaluate(self, dataset, evaluator, max_batches: int | None) -> dict[str, float]:
         train = self.cfg.train
-        loader = build_eval_loader(
-            self.build_dataset(self.cfg, "test"),
+        self._eval_loader = build_eval_loader(
+            dataset,
             train.test_micro_batch_size,
             train.dist.data_parallel_size,
             self.cfg.dataloader.test.num_workers,
         )
         model = self.graph_eval if self.cfg.graph.enabled else self.model
-        results = evaluate(
-            model, loader, self.get_batch, self.build_evaluator(), max_batches=max_batches
+        return evaluate(
+            model, self._eval_loader, self.get_batch, evaluator, max_batches=max_batches
         )
-        if results:
-            text = ", ".join(f"{name} {value:.6g}" for name, value in results.items())
-            logger.info(f"evaluation on {len(loader.dataset)} samples: {text}")
-        return results
 
 
 class Checkpointing(HookBase):

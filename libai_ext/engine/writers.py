@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from libai.engine import hooks
 from libai.engine.trainer import HookBase
 from libai.utils.events import EventStorage, EventWriter, get_event_storage
 from tensorboardX import SummaryWriter
@@ -74,6 +75,20 @@ class TensorBoard(EventWriter):
         self.writer.close()
 
 
+class Writing(hooks.PeriodicWriter):
+    """Writes every ``period`` iterations, and whenever there was an evaluation."""
+
+    def after_step(self) -> None:
+        _, evaluated = next(
+            (self.trainer.storage.latest()[name] for name in self.trainer.results), (0, None)
+        )
+        if evaluated == self.trainer.iter:
+            for writer in self._writers:
+                writer.write()
+        else:
+            super().after_step()
+
+
 class Progress(HookBase):
     """A live bar on a terminal, a line per ``period`` iterations elsewhere."""
 
@@ -111,6 +126,8 @@ class Progress(HookBase):
             seconds = latest["time"]
             text += f", {self.samples_per_iter / seconds:.0f} images/s"
             text += f", data wait {100 * latest['data_time'] / seconds:.0f} %"
+        for name, value in self.trainer.results.items():
+            text += f", {name} {value:.4g}"
         return text
 
     def _eta(self) -> str:

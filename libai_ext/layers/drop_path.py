@@ -27,21 +27,26 @@ class DropPathLayer(TransformerLayer):
     outside; LiBai's own draws per shard, so that its decisions follow the layout.
 
     Args:
-        drop_path: probability that a residual branch is dropped for a sample.
+        drop_rates: probability that a residual branch (attention, MLP) is dropped for a sample.
     """
 
-    def __init__(self, *args, drop_path: float = 0.0, **keywords):
+    def __init__(self, *args, drop_rates: tuple[float, float] = (0.0, 0.0), **keywords):
         super().__init__(*args, **keywords)
-        self.keep_prob = 1.0 - drop_path
+        self.drop_rates = drop_rates
 
     def forward(self, hidden_states: flow.Tensor, noise: flow.Tensor | None = None) -> flow.Tensor:
         """[B, N, D] to [B, N, D]; ``noise`` [B, 2] in [0, 1), None to drop nothing."""
         stage = layer_placement(self.layer_idx)
         x = hidden_states.to_global(placement=stage)
         attention, mlp = self.self_attention, self.mlp
-        if noise is None or self.keep_prob == 1.0:
-            x = x + attention(self.input_layernorm(x))
-            return x + mlp(self.post_attention_layernorm(x))
-        kept = (noise.to_global(placement=stage) < self.keep_prob).to(x.dtype) / self.keep_prob
-        x = x + attention(self.input_layernorm(x)) * kept[:, 0:1].unsqueeze(-1)
-        return x + mlp(self.post_attention_layernorm(x)) * kept[:, 1:2].unsqueeze(-1)
+        if noise is not None:
+            noise = noise.to_global(placement=stage)
+        x = x + self._survivors(attention(self.input_layernorm(x)), noise, 0)
+        return x + self._survivors(mlp(self.post_attention_layernorm(x)), noise, 1)
+
+    def _survivors(self, out: flow.Tensor, noise: flow.Tensor | None, branch: int) -> flow.Tensor:
+        keep = 1.0 - self.drop_rates[branch]
+        if noise is None or keep == 1.0:
+            return out
+        kept = (noise[:, branch : branch + 1] < keep).to(out.dtype) / keep
+        return out * kept.unsqueeze(-1)

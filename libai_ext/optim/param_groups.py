@@ -1,4 +1,4 @@
-"""Which parameters are decayed."""
+"""Which parameters are decayed, and how fast each learns."""
 
 from __future__ import annotations
 
@@ -15,4 +15,34 @@ def decay_matrices_only(model: nn.Module, weight_decay: float) -> list[dict]:
     for _, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[parameter.ndim > 1]["params"].append(parameter)
-    return groups
+    return [group for group in groups if group["params"]]
+
+
+def layer_decay(model: nn.Module, weight_decay: float, decay: float) -> list[dict]:
+    """Groups by layer and decay: layer i of n learns at ``decay ** (n - i)`` times the rate, as
+    in the official MAE's fine-tuning (``util/lr_decay.py``; BEiT, arXiv:2106.08254).
+
+    The factor is the group's ``lr_scale``, which graphs honour by themselves; in eager mode see
+    :func:`libai_ext.optim.lr_scale.scaled`.
+
+    Args:
+        model: has ``layer_number(name)``, 0 for embeddings, and ``num_layers``, the n of
+            whatever follows the last block; ``undecayed``, names that are not decayed beside
+            those of one dimension.
+    """
+    groups: dict[tuple[int, bool], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decayed = parameter.ndim > 1 and name not in model.undecayed
+        layer = model.layer_number(name)
+        group = groups.setdefault(
+            (layer, decayed),
+            {
+                "params": [],
+                "weight_decay": weight_decay if decayed else 0.0,
+                "lr_scale": decay ** (model.num_layers - layer),
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())

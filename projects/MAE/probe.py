@@ -20,7 +20,7 @@ from libai_ext.data.sampler import SampleKey
 from libai_ext.placement import batch_sbp, set_layout, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.pictures import panels, tile
-from projects.MAE.run import pipeline_layers, resolve
+from projects.MAE.run import resolve
 
 _BATCH = 128
 
@@ -35,7 +35,7 @@ class Run(NamedTuple):
 def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run:
     """The model of a config, with the weights of its output directory or as initialised."""
     cfg = resolve(config_file, opts)
-    set_layout(cfg.train.dist, pipeline_layers(cfg.model))
+    set_layout(cfg.train.dist, instantiate(cfg.task).pipeline_layers(cfg.model))
     flow.manual_seed(cfg.train.seed)
     model = instantiate(fresh(cfg.model))
     if weights:

@@ -9,28 +9,41 @@ import time
 from typing import Sequence
 
 import psutil
+from libai.config import instantiate
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
 from libai_ext import config
 from libai_ext.engine.derive import derive_batch, derive_layout
-from libai_ext.engine.evaluation import MeanOf
 from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
-from libai_ext.layers.patch_embedding import grid_of
-from projects.MAE.modeling.archs import resolve_arch
-from projects.MAE.weights.load import load_weights
+from libai_ext.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 _DEV_RUN = dict(train_iter=4, warmup_iter=1, log_period=1)
 
 
-class PretrainTrainer(Trainer):
-    """Evaluates the reconstruction loss, with masks that are the same at each evaluation."""
+class TaskTrainer(Trainer):
+    """The trainer of a config's ``task`` (see :mod:`projects.MAE.tasks`)."""
 
-    def build_evaluator(self) -> MeanOf:
-        return MeanOf(loss="sample_losses")
+    def __init__(self, cfg: DictConfig, training: bool = True):
+        self.task = instantiate(cfg.task)
+        super().__init__(cfg, training)
+
+    def build_dataset(self, split: str):
+        dataset = super().build_dataset(split)
+        self.task.check_data(dataset, self.cfg)
+        trained = self.dataset.source.classes if self.dataset is not None else None
+        if trained is not None and split == "test" and trained != dataset.source.classes:
+            raise DataError("data.test does not have the classes of data.train")
+        return dataset
+
+    def build_evaluator(self, dataset):
+        return self.task.evaluator(dataset)
+
+    def report(self, evaluator, dataset) -> None:
+        self.task.report(evaluator, dataset, self.cfg.train.output_dir)
 
 
 def resolve(config_file: str, opts: Sequence[str], **train) -> DictConfig:
@@ -44,11 +57,7 @@ def resolve(config_file: str, opts: Sequence[str], **train) -> DictConfig:
     cfg.train.update(train)
     derive_layout(cfg)
     derive_batch(cfg)
-    resolve_arch(cfg.model)
-    rows, columns = grid_of(cfg.model.img_size, cfg.model.patch_size)
-    for split in ("train", "test"):
-        if cfg.dataloader.get(split) is not None:
-            cfg.dataloader[split].dataset.fields[0].num_patches = rows * columns
+    instantiate(cfg.task).prepare(cfg)
     return cfg
 
 
@@ -64,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
             cfg.train.output_dir = scratch
             _dry_run(_build(cfg))
         return
-    trainer = _build(cfg)
+    trainer = _build(cfg, training=not args.eval_only)
     _set_state(trainer, args)
     log_summary(trainer)
     if args.eval_only:
@@ -75,32 +84,29 @@ def run(args: argparse.Namespace) -> None:
         trainer.test(max_batches=2)
 
 
-def pipeline_layers(model: DictConfig) -> int:
-    """Encoder and decoder layers form one pipeline."""
-    return model.depth + model.decoder_depth
+def _build(cfg: DictConfig, training: bool = True) -> TaskTrainer:
+    set_up(cfg, instantiate(cfg.task).pipeline_layers(cfg.model))
+    return TaskTrainer(cfg, training)
 
 
-def _build(cfg: DictConfig) -> PretrainTrainer:
-    set_up(cfg, pipeline_layers(cfg.model))
-    return PretrainTrainer(cfg)
-
-
-def _set_state(trainer: PretrainTrainer, args: argparse.Namespace) -> None:
+def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
     """Where the weights come from: a checkpoint to go on from, weights to start from, the
-    output directory's checkpoint when there is only something to evaluate, the initialisation.
+    initialisation. An evaluation is of ``train.load_weight``, or of the output directory's
+    checkpoint.
     """
-    load_weight = trainer.cfg.train.load_weight
-    if args.resume:
+    cfg = trainer.cfg
+    if args.resume or (
+        args.eval_only and not cfg.train.load_weight and trainer.checkpointer.has_checkpoint()
+    ):
         trainer.resume()
-    elif load_weight:
-        load_weights(trainer.model, load_weight)
-    elif args.eval_only and trainer.checkpointer.has_checkpoint():
-        trainer.resume()
-    elif args.eval_only:
+        return
+    if not trainer.task.start_from(trainer.model, cfg) and args.eval_only:
         logger.warning("neither train.load_weight nor a checkpoint: evaluating untrained weights")
+    if trainer.average is not None:
+        trainer.average.reset()
 
 
-def _dry_run(trainer: PretrainTrainer) -> None:
+def _dry_run(trainer: TaskTrainer) -> None:
     log_summary(trainer)
     cfg = trainer.cfg
     cfg.train.log_period = 1

@@ -78,41 +78,41 @@ def batch_of(count, size=8):
 @pytest.mark.parametrize("ranks, micro_steps", [(2, 1), (4, 1), (2, 2), (3, 2), (12, 1)])
 def test_every_layout_mixes_the_same(ranks, micro_steps, group_size):
     """A piece of the batch, mixed by who knows no other piece, is that of the mixed batch."""
-    mixer, samples = Mixer(3, 7, group_size=group_size), batch_of(24)
+    mixer, samples = Mixer(7, group_size=group_size), batch_of(24)
     for iteration in range(6):
-        whole = mixer(samples, iteration, range(24))
+        whole = mixer(samples, 3, iteration, range(24))
         parts = [
-            mixer([samples[i] for i in rows], iteration, rows.tolist())
+            mixer([samples[i] for i in rows], 3, iteration, rows.tolist())
             for rows in np.split(np.arange(24), ranks * micro_steps)
         ]
         for expected, got in zip(whole, [sample for part in parts for sample in part]):
-            assert got.keys() == {"images", "targets"}
+            assert got.keys() == {"images", "labels"}
             np.testing.assert_array_equal(got["images"], expected["images"])
-            np.testing.assert_array_equal(got["targets"], expected["targets"])
+            np.testing.assert_array_equal(got["labels"], expected["labels"])
 
 
 def test_neighbours_are_mixed_by_their_groups_decision():
     samples = batch_of(8)
     samples[3]["noise"] = "stays"
-    mixed = Mixer(3, 7, smoothing=0.2, group_size=4, cutmix_alpha=0)(samples, 5, range(8))
+    mixed = Mixer(7, smoothing=0.2, group_size=4, cutmix_alpha=0)(samples, 3, 5, range(8))
     for position, out in enumerate(mixed):
         mix = decide(3, 5, 8, 8, cutmix_alpha=0, group=position // 4)
         other = position ^ 1
         images = samples[position]["images"], samples[other]["images"]
         np.testing.assert_array_equal(out["images"], mix_images(*images, mix))
         np.testing.assert_array_equal(
-            out["targets"], mix_targets([position % 7], [other % 7], mix, 7, 0.2)[0]
+            out["labels"], mix_targets([position % 7], [other % 7], mix, 7, 0.2)[0]
         )
-    assert mixed[3]["noise"] == "stays" and "labels" in samples[3]
+    assert mixed[3]["noise"] == "stays" and samples[3]["labels"] == 3
 
 
 def test_samples_without_partner():
     samples = batch_of(3)
     for positions in ([0, 1, 2], [1, 2, 3]):
         with pytest.raises(ConfigError, match="a micro-batch of 3 samples"):
-            Mixer(0, 7)(samples, 0, positions)
+            Mixer(7)(samples, 0, 0, positions)
     with pytest.raises(ConfigError, match="group_size must be even, not 3"):
-        Mixer(0, 7, group_size=3)
+        Mixer(7, group_size=3)
 
 
 def test_decisions_follow_their_key():

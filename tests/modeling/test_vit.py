@@ -65,7 +65,11 @@ def test_initial_values():
     assert model.head.weight.numpy().std() == pytest.approx(0.01, rel=0.15)
     assert model.pos_embed.requires_grad
     assert not model.pos_embed.numpy()[0, 0].any()
-    assert [block.keep_prob for block in build(depth=3, drop_path=0.2).blocks] == [1, 0.9, 0.8]
+    assert [block.drop_rates for block in build(depth=3, drop_path=0.2).blocks] == [
+        (0.0, 0.0),
+        (0.1, 0.1),
+        (0.2, 0.2),
+    ]
 
 
 def test_drop_path_follows_the_noise():
@@ -73,7 +77,7 @@ def test_drop_path_follows_the_noise():
     are scaled up by its inverse."""
     model = build(depth=1, drop_path=0.0)
     block = model.blocks[0]
-    block.keep_prob = 0.5
+    block.drop_rates = (0.5, 0.5)
     x = to_global(np.random.default_rng(0).normal(size=(3, 7, 48)).astype(np.float32), batch_sbp())
     noise = to_global(np.float32([[0.6, 0.5], [0.1, 0.9], [0.4, 0.49]]), batch_sbp())
     out = block(x, noise).numpy()

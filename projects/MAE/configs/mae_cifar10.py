@@ -13,7 +13,7 @@ from libai.config import LazyCall
 
 from libai_ext.data.transforms import Resize
 
-from .mae_pretraining import data, dataloader, graph, model, optim, train  # noqa: F401
+from .mae_pretraining import data, dataloader, graph, model, optim, task, train  # noqa: F401
 
 model.arch = "mae_vit_tiny_patch4"
 

@@ -4,7 +4,7 @@
         data.download=true
 """
 
-from .mae_cifar10 import data, dataloader, graph, model, optim, train  # noqa: F401
+from .mae_cifar10 import data, dataloader, graph, model, optim, task, train  # noqa: F401
 
 data.train = ["cifar100:train:data/cifar100"]
 data.test = ["cifar100:test:data/cifar100"]

@@ -24,6 +24,9 @@ from libai_ext.data.transforms import (
 )
 from projects.MAE.modeling.archs import build_mae
 from projects.MAE.modeling.masking import MaskingNoise
+from projects.MAE.tasks import Pretraining
+
+task = LazyCall(Pretraining)()
 
 train = get_config("common/train.py").train
 train.train_micro_batch_size = 64
@@ -68,23 +71,27 @@ data = DictConfig(
     )
 )
 
-_to_array = LazyCall(ToArray)(mean="${data.mean}", std="${data.std}")
+to_array = LazyCall(ToArray)(mean="${data.mean}", std="${data.std}")
+
+
+def source(roots):
+    return LazyCall(open_source)(
+        roots=roots,
+        mode="${data.mode}",
+        max_bad_share="${data.max_bad_share}",
+        download="${data.download}",
+        # Larger images are bad ones; unset: those that Pillow refuses.
+        max_pixels=None,
+        # [height, width]: JPEGs of twice that or more are decoded at a reduced size.
+        draft_size=None,
+    )
 
 
 def _split(roots, transforms):
     return dict(
         dataset=LazyCall(KeyedDataset)(
-            source=LazyCall(open_source)(
-                roots=roots,
-                mode="${data.mode}",
-                max_bad_share="${data.max_bad_share}",
-                download="${data.download}",
-                # Larger images are bad ones; unset: those that Pillow refuses.
-                max_pixels=None,
-                # [height, width]: JPEGs of twice that or more are decoded at a reduced size.
-                draft_size=None,
-            ),
-            transform=LazyCall(Compose)(transforms=transforms + [_to_array]),
+            source=source(roots),
+            transform=LazyCall(Compose)(transforms=transforms + [to_array]),
             # num_patches follows from the model.
             fields=[LazyCall(MaskingNoise)(num_patches=None)],
         ),

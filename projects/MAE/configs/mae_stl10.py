@@ -6,7 +6,7 @@
 The schedule of mae_cifar10.py: with 105,000 images 20,508 iterations of 4096.
 """
 
-from .mae_cifar10 import data, dataloader, graph, model, optim, train  # noqa: F401
+from .mae_cifar10 import data, dataloader, graph, model, optim, task, train  # noqa: F401
 
 model.arch = "mae_vit_small_patch8"
 

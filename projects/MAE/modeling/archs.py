@@ -9,7 +9,9 @@ from omegaconf import DictConfig
 
 from libai_ext.errors import ConfigError
 from projects.MAE.modeling.mae import MaskedAutoencoder
+from projects.MAE.modeling.vit import ViTClassifier
 
+ENCODER_SIZES = ("patch_size", "embed_dim", "depth", "num_heads")
 _DECODER = dict(decoder_embed_dim=512, decoder_depth=8, decoder_num_heads=16)
 
 
@@ -54,11 +56,33 @@ def build_mae(
     **sizes,
 ) -> MaskedAutoencoder:
     """A model of :data:`ARCHS`; every size that is given replaces the table's."""
-    given = dict(sizes, img_size=img_size)
-    chosen = dict(ARCHS[arch], **{key: value for key, value in given.items() if value is not None})
     return MaskedAutoencoder(
-        in_chans=in_chans, mask_ratio=mask_ratio, norm_pix_loss=norm_pix_loss, **chosen
+        in_chans=in_chans,
+        mask_ratio=mask_ratio,
+        norm_pix_loss=norm_pix_loss,
+        **_sizes(arch, dict(sizes, img_size=img_size)),
     )
+
+
+def build_vit(
+    arch: str, img_size: Sequence[int] | None = None, in_chans: int = 3, **options
+) -> ViTClassifier:
+    """A classifier with the encoder of a model of :data:`ARCHS`; every size that is given
+    replaces the table's. ``options``: see :class:`ViTClassifier`."""
+    sizes = {key: options.pop(key, None) for key in ENCODER_SIZES}
+    return ViTClassifier(
+        in_chans=in_chans,
+        **{
+            key: value
+            for key, value in _sizes(arch, dict(sizes, img_size=img_size)).items()
+            if key == "img_size" or key in ENCODER_SIZES
+        },
+        **options,
+    )
+
+
+def _sizes(arch: str, given: dict) -> dict:
+    return dict(ARCHS[arch], **{key: value for key, value in given.items() if value is not None})
 
 
 def resolve_arch(model: DictConfig) -> None:
@@ -72,7 +96,7 @@ def resolve_arch(model: DictConfig) -> None:
         close = difflib.get_close_matches(model.arch, ARCHS, n=1, cutoff=0)
         raise ConfigError(f"model.arch '{model.arch}' is unknown: did you mean '{close[0]}'?")
     for key, value in ARCHS[model.arch].items():
-        if model[key] is None:
+        if key in model and model[key] is None:
             model[key] = list(value) if isinstance(value, tuple) else value
     if isinstance(model.img_size, int):
         model.img_size = [model.img_size, model.img_size]

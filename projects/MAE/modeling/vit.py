@@ -14,6 +14,7 @@ from oneflow import nn
 
 from libai_ext.errors import ConfigError
 from libai_ext.layers import initialize as init
+from libai_ext.layers.batch_norm import BatchNorm
 from libai_ext.layers.drop_path import DropPathLayer
 from libai_ext.layers.patch_embedding import PatchEmbedding
 from libai_ext.placement import batch_sbp
@@ -33,7 +34,17 @@ class ViTClassifier(nn.Module):
             class token after ``norm``.
         drop_path: stochastic depth rate of the last layer; it grows linearly from 0.
         head_std: of the head's truncated normal initialisation.
+        batch_norm: before the head, as in the linear probe.
+        n_partial: what is trained beside the head and a fresh ``fc_norm``: 0 nothing, 0.5 the MLP
+            of the last block, k the last k blocks (and ``norm``), None or ``depth`` everything.
+            The rest gets no gradient, and no drop path. (He et al., section 4.3; MAE-code's name.)
+
+    Raises:
+        ConfigError: an unknown pooling, or an ``n_partial`` that is none of these.
     """
+
+    # Not decayed beside parameters of one dimension; see libai_ext.optim.param_groups.layer_decay.
+    undecayed = ("cls_token", "pos_embed")
 
     @configurable
     def __init__(
@@ -49,12 +60,15 @@ class ViTClassifier(nn.Module):
         pooling: str = "mean",
         drop_path: float = 0.0,
         head_std: float = 2e-5,
+        batch_norm: bool = False,
+        n_partial: float | None = None,
     ):
         super().__init__()
         if pooling not in POOLINGS:
             raise ConfigError(f"model.pooling must be one of {POOLINGS}, not {pooling!r}")
         self.pooling = pooling
         self.head_std = head_std
+        self.num_layers = depth + 1
         self.patch_embed = PatchEmbedding(img_size, patch_size, in_chans, embed_dim)
         self.cls_token = token(embed_dim, layer_idx=0)
         self.pos_embed = token(embed_dim, layer_idx=0, count=1 + self.patch_embed.num_patches)
@@ -66,7 +80,7 @@ class ViTClassifier(nn.Module):
                     num_attention_heads=num_heads,
                     layernorm_epsilon=LAYER_NORM_EPS,
                     init_method=init.no_init,
-                    drop_path=float(rate),
+                    drop_rates=(float(rate), float(rate)),
                     layer_idx=layer_idx,
                 )
                 for layer_idx, rate in enumerate(np.linspace(0, drop_path, depth))
@@ -77,8 +91,12 @@ class ViTClassifier(nn.Module):
             self.fc_norm = norm
         else:
             self.norm = norm
+        if batch_norm:
+            self.head_norm = BatchNorm(embed_dim)
         self.head = Linear(embed_dim, num_classes, init_method=init.no_init, layer_idx=-1)
         init.initialize(self, self._initializer)
+        if n_partial is not None and n_partial != depth:
+            self._freeze(n_partial)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -103,11 +121,41 @@ class ViTClassifier(nn.Module):
         """
         if not self.training:
             path_noise = None
-        logits = self.head(self._pool(self._encode(images, path_noise)))
+        logits = self.head(self.features(images, path_noise))
         logits = logits.to_global(sbp=batch_sbp())
         if not self.training:
             return {"prediction_scores": logits}
         return {"losses": cross_entropy(logits, labels.to_global(placement=logits.placement))}
+
+    def features(self, images: flow.Tensor, path_noise: flow.Tensor | None = None) -> flow.Tensor:
+        """What the head sees, [B, D]."""
+        pooled = self._pool(self._encode(images, path_noise))
+        return self.head_norm(pooled) if hasattr(self, "head_norm") else pooled
+
+    def layer_number(self, name: str) -> int:
+        """Depth of a parameter: 0 embeddings, k + 1 block k, ``num_layers`` what follows."""
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return 0 if name.startswith(("cls_token", "pos_embed", "patch_embed")) else self.num_layers
+
+    def _freeze(self, n_partial: float) -> None:
+        depth = len(self.blocks)
+        if n_partial not in (0, 0.5, *range(1, depth)):
+            raise ConfigError(
+                "model.n_partial must be 0, 0.5 or a number of blocks up to "
+                f"{depth}, not {n_partial}"
+            )
+        whole = depth - int(n_partial)  # the first block that is trained as a whole
+        trained = ["head.", "fc_norm."] + [f"blocks.{number}." for number in range(whole, depth)]
+        if n_partial == 0.5:
+            trained += [f"blocks.{depth - 1}.post_attention_layernorm.", f"blocks.{depth - 1}.mlp."]
+        if n_partial >= 1:
+            trained.append("norm.")
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad = name.startswith(tuple(trained))
+        for number, block in enumerate(self.blocks[:whole]):
+            half = n_partial == 0.5 and number == depth - 1
+            block.drop_rates = (0.0, block.drop_rates[1] if half else 0.0)
 
     def _encode(self, images: flow.Tensor, path_noise: flow.Tensor | None) -> flow.Tensor:
         patches = self.patch_embed(images)

@@ -23,9 +23,9 @@ REPLACED = {
     "pretrain": (),
     "reconstruct": (),
     "evaluate": (),
-    "finetune": ("head.", *DECODER),  # class token pooling keeps `norm`
-    "finetune_mean": ("head.", "fc_norm.", "norm.", *DECODER),
-    "probe": ("head.", *DECODER),
+    # Class token pooling keeps `norm`; the linear probe has a `head_norm`.
+    "finetune": ("head.", "head_norm.", *DECODER),
+    "finetune_mean": ("head.", "head_norm.", "fc_norm.", "norm.", *DECODER),
 }
 
 WHERE_DECODERS_ARE = (

@@ -1,0 +1,123 @@
+"""What a run is for: the parts of a run that differ between pre-training and classification."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from libai_ext.engine import confusion
+from libai_ext.engine.evaluation import MeanOf
+from libai_ext.engine.metrics import Classification as ClassificationMetrics
+from libai_ext.errors import ConfigError, DataError
+from libai_ext.layers.patch_embedding import grid_of
+from projects.MAE.modeling.archs import resolve_arch
+from projects.MAE.weights.load import load_weights
+from projects.MAE.weights.match import REPLACED
+
+logger = logging.getLogger(__name__)
+
+
+class Pretraining:
+    """Masked autoencoding, evaluated by its loss under the same masks each time."""
+
+    def prepare(self, cfg: DictConfig) -> None:
+        """Write what follows from the model into a config whose batch is derived."""
+        resolve_arch(cfg.model)
+        rows, columns = grid_of(cfg.model.img_size, cfg.model.patch_size)
+        for split in ("train", "test"):
+            if cfg.dataloader.get(split) is not None:
+                cfg.dataloader[split].dataset.fields[0].num_patches = rows * columns
+
+    def pipeline_layers(self, model: DictConfig) -> int:
+        """Layers numbered by the model: encoder and decoder form one pipeline."""
+        return model.depth + model.decoder_depth
+
+    def start_from(self, model, cfg: DictConfig) -> bool:
+        """Load the weights that a new run starts from; whether the config names any."""
+        if not cfg.train.load_weight:
+            return False
+        load_weights(model, cfg.train.load_weight)
+        return True
+
+    def check_data(self, dataset, cfg: DictConfig) -> None:
+        """Any images will do."""
+
+    def evaluator(self, dataset) -> MeanOf:
+        return MeanOf(loss="sample_losses")
+
+    def report(self, evaluator: MeanOf, dataset, output_dir: str) -> None:
+        """Nothing beyond the loss."""
+
+
+class Classification:
+    """Fine-tuning, all of it or in part, and linear probing.
+
+    Args:
+        per_class: write ``per_class.txt`` after an evaluation: support, recall and precision.
+        confusion: write ``confusion.png``.
+        predictions: write ``predictions.csv``, a line a sample.
+    """
+
+    def __init__(self, per_class: bool = False, confusion: bool = False, predictions: bool = False):
+        self.per_class = per_class
+        self.confusion = confusion
+        self.predictions = predictions
+
+    def prepare(self, cfg: DictConfig) -> None:
+        resolve_arch(cfg.model)
+        dataset, train = cfg.dataloader.train.dataset, cfg.train
+        for field in dataset.fields:
+            field.depth = cfg.model.depth
+        if dataset.mixer is not None and train.train_micro_batch_size % 2:
+            raise ConfigError(
+                f"train.train_micro_batch_size {train.train_micro_batch_size} is odd: mixup pairs "
+                "the samples of a micro-batch (dataloader.train.dataset.mixer=null switches it off)"
+            )
+
+    def pipeline_layers(self, model: DictConfig) -> int:
+        return model.depth
+
+    def start_from(self, model, cfg: DictConfig) -> bool:
+        """A whole classifier from ``train.load_weight``, or an encoder from ``finetune.path``."""
+        if cfg.train.load_weight:
+            load_weights(model, cfg.train.load_weight)
+            return True
+        if not cfg.finetune.enable:
+            return False
+        if not cfg.finetune.path:
+            raise ConfigError(
+                "set finetune.path to the pre-trained weights, or finetune.enable=False to train "
+                "from scratch"
+            )
+        replaced = "finetune_mean" if cfg.model.pooling == "mean" else "finetune"
+        load_weights(model, cfg.finetune.path, REPLACED[replaced], cfg.finetune.weight_style)
+        return True
+
+    def check_data(self, dataset, cfg: DictConfig) -> None:
+        """
+        Raises:
+            DataError: the data set has not the classes that the head has.
+        """
+        count = len(dataset.source.classes)
+        if count != cfg.model.num_classes:
+            raise DataError(
+                f"the data set has {count} classes, the model's head {cfg.model.num_classes}: set "
+                f"model.num_classes={count}, or give the data the model was trained for"
+            )
+
+    def evaluator(self, dataset) -> ClassificationMetrics:
+        return ClassificationMetrics(dataset.source.classes, logits="prediction_scores")
+
+    def report(self, evaluator: ClassificationMetrics, dataset, output_dir: str) -> None:
+        """Write what was asked for beyond accuracy and loss."""
+        folder = Path(output_dir)
+        if self.per_class:
+            (folder / "per_class.txt").write_text(evaluator.table() + "\n")
+        if self.confusion:
+            picture = confusion.draw(evaluator.confusion(), evaluator.classes)
+            picture.save(folder / "confusion.png")
+        if self.predictions:
+            names = [dataset.source.name(index) for index in range(len(dataset))]
+            evaluator.write_predictions(str(folder / "predictions.csv"), names)
