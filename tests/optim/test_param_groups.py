@@ -1,7 +1,8 @@
 from __future__ import annotations
 
-from libai_ext.optim.param_groups import decay_matrices_only
+from libai_ext.optim.param_groups import decay_matrices_only, layer_decay
 from projects.MAE.modeling.mae import MaskedAutoencoder
+from projects.MAE.modeling.vit import ViTClassifier
 
 BLOCK_UNDECAYED = [
     "input_layernorm.weight",
@@ -50,3 +51,29 @@ def test_frozen_parameters_are_left_out():
     model.cls_token.requires_grad = False
     _, decayed = decay_matrices_only(model, weight_decay=0.05)
     assert all(parameter is not model.cls_token for parameter in decayed["params"])
+
+
+def test_layer_decay_of_vit_b():
+    """Twelve blocks: embeddings at 0.65 ** 13, block k at 0.65 ** (12 - k), the head at 1."""
+    model = ViTClassifier((8, 8), 4, 3, 10, embed_dim=12, depth=12, num_heads=2)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
+        for group in layer_decay(model, weight_decay=0.05, decay=0.65)
+        for parameter in group["params"]
+    }
+    expected = {
+        "cls_token": (0.65**13, 0.0),
+        "pos_embed": (0.65**13, 0.0),
+        "patch_embed.proj.weight": (0.65**13, 0.05),
+        "patch_embed.proj.bias": (0.65**13, 0.0),
+        "fc_norm.weight": (1.0, 0.0),
+        "fc_norm.bias": (1.0, 0.0),
+        "head.weight": (1.0, 0.05),
+        "head.bias": (1.0, 0.0),
+    }
+    for k in range(12):
+        scale = 0.65 ** (12 - k)
+        expected.update({f"blocks.{k}.{name}": (scale, 0.0) for name in BLOCK_UNDECAYED})
+        expected.update({f"blocks.{k}.{name}": (scale, 0.05) for name in BLOCK_DECAYED})
+    assert found == expected

@@ -8,7 +8,7 @@ from libai.config import LazyCall
 
 from libai_ext.data.transforms import Resize
 
-from .mae_digits import data
+from .mae_digits import data  # noqa: F401
 from .mae_finetune import (  # noqa: F401
     dataloader,
     finetune,
