@@ -22,13 +22,27 @@ def set_layout(layout: DictConfig, pipeline_layers: int) -> None:
     """Place the ranks of this job, before any layer is built.
 
     Args:
-        layout: data, tensor and pipeline parallel sizes.
+        layout: data, tensor and pipeline parallel sizes, and for more than one pipeline stage
+            ``custom_pipeline_stage_id``, the stage of each layer.
         pipeline_layers: how many layers the model numbers with ``layer_idx``.
     """
     # LiBai warns of every size that it works out itself.
     logging.getLogger("libai.utils.distributed").setLevel(logging.ERROR)
     sizes = OmegaConf.to_container(layout)
-    dist.setup_dist_util(DictConfig(dict(sizes, pipeline_num_layers=pipeline_layers)))
+    stages = sizes.get("custom_pipeline_stage_id") or [0] * pipeline_layers
+    dist._DIST_UTIL = _Ranks(DictConfig(dict(sizes, custom_pipeline_stage_id=stages)))
+
+
+class _Ranks(dist._DistributeUtil):
+    """LiBai 0.1.1 cuts a pipeline into stages of equally many layers; here each layer's stage is
+    given, under the key that LiBai's later versions read."""
+
+    def _init_placement_group(self, cfg: DictConfig) -> None:
+        cfg.pipeline_num_layers = self.pipeline_parallel_size  # one layer for each stage
+        super()._init_placement_group(cfg)
+        ranks_of_stage = self._layer_ranks
+        self._layer_stage_ids = list(cfg.custom_pipeline_stage_id)
+        self._layer_ranks = [ranks_of_stage[stage] for stage in self._layer_stage_ids]
 
 
 def layer_placement(layer_idx: int) -> flow.placement:

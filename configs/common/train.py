@@ -37,10 +37,13 @@ train = DictConfig(
         amp=dict(enabled=False),
         activation_checkpoint=dict(enabled=False),
         zero_optimization=dict(enabled=False, stage=1),
+        # Sizes multiply to the number of processes; one that is unset follows from it.
         dist=dict(
             data_parallel_size=None,
             tensor_parallel_size=1,
             pipeline_parallel_size=1,
+            # The pipeline stage of each layer; unset: cut where the slowest stage is fastest.
+            custom_pipeline_stage_id=None,
         ),
         nccl_fusion_threshold_mb=16,
         nccl_fusion_max_ops=24,

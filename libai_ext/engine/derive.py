@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from omegaconf import DictConfig
@@ -9,25 +10,35 @@ from omegaconf import DictConfig
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.errors import ConfigError
 
+SIZES = ("data_parallel_size", "tensor_parallel_size", "pipeline_parallel_size")
+
 
 def derive_layout(cfg: DictConfig) -> None:
-    """Fill the data-parallel size from the number of processes.
+    """Fill the one parallel size that is unset from the number of processes.
+
+    :func:`libai_ext.engine.layout.fit_layout` checks the outcome.
 
     Raises:
-        ConfigError: the product of the three sizes is not the number of processes.
+        ConfigError: more than one is unset.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
     layout = cfg.train.dist
-    model_parallel = layout.tensor_parallel_size * layout.pipeline_parallel_size
-    if layout.data_parallel_size is None:
-        layout.data_parallel_size = max(1, world // model_parallel)
-    product = layout.data_parallel_size * model_parallel
-    if product != world:
-        raise ConfigError(
-            f"train.dist: data {layout.data_parallel_size} x tensor "
-            f"{layout.tensor_parallel_size} x pipeline {layout.pipeline_parallel_size} "
-            f"= {product} processes, but {world} are running"
-        )
+    unset = [name for name in SIZES if layout[name] is None]
+    if len(unset) > 1:
+        raise ConfigError(f"train.dist: only one size may be left out, not {' and '.join(unset)}")
+    for name in unset:
+        others = math.prod(layout[other] for other in SIZES if other != name)
+        layout[name] = max(1, int(os.environ.get("WORLD_SIZE", 1)) // max(1, others))
+
+
+def batch_problem(train: DictConfig) -> str | None:
+    """A sentence where the global batch cannot be shared out evenly."""
+    ranks, steps = train.dist.data_parallel_size, train.num_accumulation_steps or 1
+    if train.global_batch_size is None or train.global_batch_size % (steps * ranks) == 0:
+        return None
+    return (
+        f"train.global_batch_size {train.global_batch_size} is not divisible by "
+        f"train.num_accumulation_steps {steps} x data-parallel size {ranks}"
+    )
 
 
 def derive_batch(cfg: DictConfig) -> None:
@@ -43,11 +54,8 @@ def derive_batch(cfg: DictConfig) -> None:
         if train.train_micro_batch_size is None:
             raise ConfigError("set train.train_micro_batch_size or train.global_batch_size")
         train.global_batch_size = train.train_micro_batch_size * steps * ranks
-    elif train.global_batch_size % (steps * ranks):
-        raise ConfigError(
-            f"train.global_batch_size {train.global_batch_size} is not divisible by "
-            f"train.num_accumulation_steps {steps} x data-parallel size {ranks}"
-        )
+    elif batch_problem(train):
+        raise ConfigError(batch_problem(train))
     train.num_accumulation_steps = steps
     train.train_micro_batch_size = train.global_batch_size // (steps * ranks)
     if cfg.optim.lr is None:

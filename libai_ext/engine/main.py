@@ -43,6 +43,7 @@ def run(program: Callable[[], None]) -> None:
     status = 1
     try:
         program()
+        _meet_peers()
         status = 0
     except SystemExit as error:  # argparse
         status = error.code if isinstance(error.code, int) else 1
@@ -51,6 +52,13 @@ def run(program: Callable[[], None]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _meet_peers() -> None:
+    """Wait until every rank has come to its end: the engine aborts in a pipeline's ranks when
+    one of their peers leaves before the others' last messages have arrived."""
+    if "oneflow" in sys.modules:
+        sys.modules["oneflow"].comm.barrier()
 
 
 def _report(error: BaseException) -> int:

@@ -52,6 +52,7 @@ def summary(trainer) -> dict[str, str]:
         "parameters": f"{total:,}, {trainable:,} trainable",
         "layout": f"data {layout.data_parallel_size} x tensor {layout.tensor_parallel_size} x "
         f"pipeline {layout.pipeline_parallel_size}, {mode} mode",
+        "pipeline stages": _stages(layout.custom_pipeline_stage_id),
         "device": f"{device_type()}, {os.environ['OMP_NUM_THREADS']} threads a process",
         "kernels": kernels.load().message,
         "output": train.output_dir,
@@ -69,6 +70,12 @@ def _training_rows(trainer) -> dict[str, str]:
         f"{train.dist.data_parallel_size}",
         "learning rate": f"{trainer.cfg.optim.lr:.4g}",
     }
+
+
+def _stages(stage_ids) -> str:
+    """Layers of each stage, as ``0-4 | 5-7``."""
+    bounds = [stage_ids.index(stage) for stage in sorted(set(stage_ids))] + [len(stage_ids)]
+    return "layers " + " | ".join(f"{a}-{b - 1}" for a, b in zip(bounds, bounds[1:]))
 
 
 def log_summary(trainer) -> None:

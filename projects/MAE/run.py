@@ -18,6 +18,8 @@ from libai_ext.engine.derive import derive_batch, derive_layout
 from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
 from libai_ext.errors import DataError
+from projects.MAE.layout import fit_layout
+from projects.MAE.modeling.archs import resolve_arch
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,8 @@ def resolve(config_file: str, opts: Sequence[str], **train) -> DictConfig:
     cfg = config.override(config.load(config_file), opts)
     cfg.train.update(train)
     derive_layout(cfg)
+    resolve_arch(cfg.model)
+    fit_layout(cfg)
     derive_batch(cfg)
     instantiate(cfg.task).prepare(cfg)
     return cfg

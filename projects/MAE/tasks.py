@@ -12,7 +12,6 @@ from libai_ext.engine.evaluation import MeanOf
 from libai_ext.engine.metrics import Classification as ClassificationMetrics
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.layers.patch_embedding import grid_of
-from projects.MAE.modeling.archs import resolve_arch
 from projects.MAE.weights.load import load_weights
 from projects.MAE.weights.match import REPLACED
 
@@ -23,8 +22,8 @@ class Pretraining:
     """Masked autoencoding, evaluated by its loss under the same masks each time."""
 
     def prepare(self, cfg: DictConfig) -> None:
-        """Write what follows from the model into a config whose batch is derived."""
-        resolve_arch(cfg.model)
+        """Write what follows from the model into a config whose sizes and batch are
+        derived."""
         rows, columns = grid_of(cfg.model.img_size, cfg.model.patch_size)
         for split in ("train", "test"):
             if cfg.dataloader.get(split) is not None:
@@ -66,7 +65,6 @@ class Classification:
         self.predictions = predictions
 
     def prepare(self, cfg: DictConfig) -> None:
-        resolve_arch(cfg.model)
         dataset, train = cfg.dataloader.train.dataset, cfg.train
         for field in dataset.fields:
             field.depth = cfg.model.depth

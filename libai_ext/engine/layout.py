@@ -1,0 +1,97 @@
+"""Checks a layout before anything heavy is built, and cuts the pipeline into stages."""
+
+from __future__ import annotations
+
+import os
+from typing import Sequence
+
+from omegaconf import DictConfig
+
+from libai_ext.engine.derive import SIZES, batch_problem
+from libai_ext.engine.stages import balance
+from libai_ext.errors import ConfigError
+from libai_ext.placement import device_type
+
+
+def fit_layout(cfg: DictConfig, layer_costs: Sequence[float], model_problems: list[str]) -> None:
+    """Set ``train.dist.custom_pipeline_stage_id`` where it is unset.
+
+    Args:
+        layer_costs: of each layer that can be on a pipeline stage of its own.
+        model_problems: what the model has against the layout, a sentence each.
+
+    Raises:
+        ConfigError: lists everything that does not fit.
+    """
+    layout = cfg.train.dist
+    problems = [
+        f"{name} is {layout[name]!r}: give a whole number from 1 on"
+        for name in SIZES
+        if not isinstance(layout[name], int) or layout[name] < 1
+    ]
+    if not problems:
+        problems = _process_problems(layout) + model_problems
+        problems += [problem for problem in (batch_problem(cfg.train),) if problem]
+        problems += _stage_problems(layout, len(layer_costs))
+    problems += _engine_problems(cfg)
+    if problems:
+        raise ConfigError("the layout does not fit:" + "".join(f"\n  - {p}" for p in problems))
+    if layout.custom_pipeline_stage_id is None:
+        layout.custom_pipeline_stage_id = balance(layer_costs, layout.pipeline_parallel_size)
+
+
+def _process_problems(layout: DictConfig) -> list[str]:
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    data, tensor, pipeline = (layout[name] for name in SIZES)
+    if data * tensor * pipeline == world:
+        return []
+    return [
+        f"data {data} x tensor {tensor} x pipeline {pipeline} = {data * tensor * pipeline} "
+        f"processes, but {world} are running"
+    ]
+
+
+def _stage_problems(layout: DictConfig, layers: int) -> list[str]:
+    stages, given = layout.pipeline_parallel_size, layout.custom_pipeline_stage_id
+    if layers < stages:
+        return [f"pipeline_parallel_size {stages} is more than the model's {layers} layers"]
+    if given is None:
+        return []
+    if len(given) != layers:
+        return [f"custom_pipeline_stage_id names {len(given)} layers, the model has {layers}"]
+    if list(given) != sorted(given) or set(given) != set(range(stages)):
+        return [
+            f"custom_pipeline_stage_id {list(given)} must rise from 0 to {stages - 1} without a "
+            f"gap, for pipeline_parallel_size {stages}; null balances the stages by cost"
+        ]
+    return []
+
+
+def _engine_problems(cfg: DictConfig) -> list[str]:
+    train, problems = cfg.train, []
+    zero, amp = train.zero_optimization.enabled, train.amp.enabled
+    if device_type() == "cpu":
+        if zero:
+            problems.append(
+                "train.zero_optimization: OneFlow aborts when it shards the optimizer on CPU; "
+                "there, tensor_parallel_size or pipeline_parallel_size save memory"
+            )
+        if amp:
+            problems.append(
+                "train.amp: OneFlow ignores mixed precision on CPU and would train in float32; "
+                "leave train.amp.enabled=false"
+            )
+    elif zero and train.zero_optimization.stage not in (1, 2, 3):
+        stage = train.zero_optimization.stage
+        problems.append(f"train.zero_optimization.stage is {stage}: OneFlow has 1, 2 and 3")
+    if not cfg.graph.enabled:
+        problems += [
+            f"{key}: OneFlow does this in graphs only; set graph.enabled=true"
+            for key, on in (
+                ("train.zero_optimization", zero),
+                ("train.amp", amp),
+                ("train.activation_checkpoint", train.activation_checkpoint.enabled),
+            )
+            if on
+        ]
+    return problems

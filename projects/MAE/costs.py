@@ -1,0 +1,80 @@
+"""What each layer of the pipeline costs: operations and parameters.
+
+A layer's entry includes what runs with it: the patch embedding goes with the first encoder layer,
+the decoder's embedding with the first decoder layer, the last norm and the prediction or the
+class head with the last layer. D width, M hidden width of the MLP, N tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+
+from libai_ext.layers.patch_embedding import grid_of
+from projects.MAE.modeling.masking import num_kept
+
+
+class Layer(NamedTuple):
+    """One transformer layer with its share of what stands before and after it."""
+
+    width: int
+    heads: int
+    hidden: int
+    tokens: int
+    # Of the layer itself, which tensor parallelism divides but for the norms and two biases.
+    own_parameters: int
+    # Of embeddings, norms and heads, which every tensor-parallel rank holds whole.
+    extra_parameters: int
+    # Multiplications and additions of one sample, forward; backward takes twice as many.
+    operations: float
+
+    @property
+    def parameters(self) -> int:
+        return self.own_parameters + self.extra_parameters
+
+
+def layers_of(model: DictConfig) -> list[Layer]:
+    """The pipeline of a resolved model config: a masked autoencoder where it has a decoder, else
+    the classifier."""
+    rows, columns = grid_of(model.img_size, model.patch_size)
+    patches = rows * columns
+    pixels = model.patch_size**2 * model.in_chans
+    ratio = model.get("mlp_ratio") or 4.0
+    width = model.embed_dim
+    pretraining = "decoder_depth" in model
+    tokens = 1 + (num_kept(patches, model.mask_ratio) if pretraining else patches)
+
+    layers = [_layer(width, model.num_heads, ratio, tokens)] * model.depth
+    embedding = width * (pixels + 1) + width  # projection and class token
+    if not pretraining:
+        embedding += (1 + patches) * width  # the position embeddings are trained
+    layers[0] = _with(layers[0], embedding, 2 * patches * pixels * width)
+    if not pretraining:
+        classes = model.num_classes
+        head = 2 * width + classes * (width + 1)
+        layers[-1] = _with(layers[-1], head, 2 * width * classes)
+        return layers
+
+    layers[-1] = _with(layers[-1], 2 * width, 0)
+    inner = model.decoder_embed_dim
+    decoder = [_layer(inner, model.decoder_num_heads, ratio, 1 + patches)] * model.decoder_depth
+    decoder[0] = _with(decoder[0], inner * (width + 1) + inner, 2 * tokens * width * inner)
+    prediction = 2 * inner + pixels * (inner + 1)
+    decoder[-1] = _with(decoder[-1], prediction, 2 * (1 + patches) * inner * pixels)
+    return layers + decoder
+
+
+def _layer(width: int, heads: int, ratio: float, tokens: int) -> Layer:
+    hidden = int(width * ratio)
+    products = 4 * width**2 + 2 * width * hidden
+    parameters = products + 3 * width + width + hidden + width + 4 * width
+    operations = 2 * tokens * products + 4 * tokens**2 * width
+    return Layer(width, heads, hidden, tokens, parameters, 0, operations)
+
+
+def _with(layer: Layer, parameters: int, operations: float) -> Layer:
+    return layer._replace(
+        extra_parameters=layer.extra_parameters + parameters,
+        operations=layer.operations + operations,
+    )
