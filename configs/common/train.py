@@ -31,7 +31,8 @@ train = DictConfig(
         load_weight=None,
         log_period=20,
         checkpointer=dict(period=5000, max_to_keep=5),
-        evaluation=dict(enabled=False, eval_period=5000),
+        # Every so many iterations or epochs, and after the last one.
+        evaluation=dict(enabled=False, eval_period=5000, eval_epoch=None),
         # Moving average of the weights, evaluated beside them.
         ema=dict(enabled=False, decay=0.9999),
         amp=dict(enabled=False),

@@ -77,5 +77,7 @@ def derive_schedule(cfg: DictConfig, order: GlobalOrder) -> None:
         train.train_iter = order.iterations(train.train_epoch)
     if train.warmup_iter is None:
         train.warmup_iter = order.iterations(train.warmup_epoch)
+    if train.evaluation.eval_epoch is not None:
+        train.evaluation.eval_period = order.iterations(train.evaluation.eval_epoch)
     train.scheduler.max_iter = train.train_iter
     train.scheduler.warmup_iter = train.warmup_iter

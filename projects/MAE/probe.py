@@ -14,13 +14,15 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from libai_ext.checkpoint.native import Checkpointer
 from libai_ext.config import fresh
 from libai_ext.data.sampler import SampleKey
+from libai_ext.errors import DataError
 from libai_ext.placement import batch_sbp, set_layout, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.pictures import panels, tile
 from projects.MAE.run import resolve
+from projects.MAE.weights.load import load_weights
+from projects.MAE.weights.match import DECODER
 
 _BATCH = 128
 
@@ -33,14 +35,15 @@ class Run(NamedTuple):
 
 
 def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run:
-    """The model of a config, with the weights of its output directory or as initialised."""
+    """The model of a config, with the weights of ``train.load_weight`` or else of its output
+    directory, or as initialised."""
     cfg = resolve(config_file, opts)
     set_layout(cfg.train.dist, instantiate(cfg.task).pipeline_layers(cfg.model))
     flow.manual_seed(cfg.train.seed)
     model = instantiate(fresh(cfg.model))
     if weights:
-        checkpointer = Checkpointer(model, cfg.train.output_dir)
-        checkpointer.load(checkpointer.get_checkpoint_file())
+        # An encoder alone will do for features.
+        load_weights(model, cfg.train.load_weight or cfg.train.output_dir, replaced=DECODER)
     return Run(cfg, model.eval())
 
 
@@ -81,6 +84,27 @@ def accuracies(run: Run) -> dict[str, float]:
         name: 100 * make_pipeline(StandardScaler(), classifier).fit(*train).score(*test)
         for name, classifier in classifiers.items()
     }
+
+
+def nearest_neighbours(run: Run, counts: Sequence[int]) -> dict[int, float]:
+    """Top-1 on the test split, in percent, by number of neighbours (cosine similarity, weighted).
+
+    Raises:
+        DataError: fewer training samples than neighbours.
+    """
+    (train, labels), (test, expected) = features(run, "train"), features(run, "test")
+    if max(counts) > len(train):
+        raise DataError(f"{max(counts)} neighbours among {len(train)} training samples")
+    train, test = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, test))
+    accuracy = {}
+    for count in counts:
+        classifier = KNeighborsClassifier(count, metric="cosine", weights=_similarity)
+        accuracy[count] = 100 * classifier.fit(train, labels).score(test, expected)
+    return accuracy
+
+
+def _similarity(distances: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - distances, 1e-6)
 
 
 def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:

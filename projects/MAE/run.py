@@ -17,7 +17,7 @@ from libai_ext import config
 from libai_ext.engine.derive import derive_batch, derive_layout
 from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
-from libai_ext.errors import DataError
+from libai_ext.errors import ConfigError, DataError
 from projects.MAE.layout import fit_layout
 from projects.MAE.modeling.archs import resolve_arch
 
@@ -97,15 +97,20 @@ def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
     """Where the weights come from: a checkpoint to go on from, weights to start from, the
     initialisation. An evaluation is of ``train.load_weight``, or of the output directory's
     checkpoint.
+
+    Raises:
+        ConfigError: there is nothing to go on from, or to evaluate.
     """
-    cfg = trainer.cfg
-    if args.resume or (
-        args.eval_only and not cfg.train.load_weight and trainer.checkpointer.has_checkpoint()
-    ):
+    train = trainer.cfg.train
+    if args.eval_only and not (train.load_weight or trainer.checkpointer.has_checkpoint()):
+        raise ConfigError(
+            f"nothing to evaluate: there is no checkpoint in {train.output_dir}; set "
+            "train.output_dir to that of a run, or train.load_weight to a file of weights"
+        )
+    if args.resume or args.eval_only and not train.load_weight:
         trainer.resume()
         return
-    if not trainer.task.start_from(trainer.model, cfg) and args.eval_only:
-        logger.warning("neither train.load_weight nor a checkpoint: evaluating untrained weights")
+    trainer.task.start_from(trainer.model, trainer.cfg)
     if trainer.average is not None:
         trainer.average.reset()
 

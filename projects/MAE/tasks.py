@@ -33,12 +33,10 @@ class Pretraining:
         """Layers numbered by the model: encoder and decoder form one pipeline."""
         return model.depth + model.decoder_depth
 
-    def start_from(self, model, cfg: DictConfig) -> bool:
-        """Load the weights that a new run starts from; whether the config names any."""
-        if not cfg.train.load_weight:
-            return False
-        load_weights(model, cfg.train.load_weight)
-        return True
+    def start_from(self, model, cfg: DictConfig) -> None:
+        """Load the weights that a new run starts from, where the config names any."""
+        if cfg.train.load_weight:
+            load_weights(model, cfg.train.load_weight)
 
     def check_data(self, dataset, cfg: DictConfig) -> None:
         """Any images will do."""
@@ -77,13 +75,13 @@ class Classification:
     def pipeline_layers(self, model: DictConfig) -> int:
         return model.depth
 
-    def start_from(self, model, cfg: DictConfig) -> bool:
+    def start_from(self, model, cfg: DictConfig) -> None:
         """A whole classifier from ``train.load_weight``, or an encoder from ``finetune.path``."""
         if cfg.train.load_weight:
             load_weights(model, cfg.train.load_weight)
-            return True
+            return
         if not cfg.finetune.enable:
-            return False
+            return
         if not cfg.finetune.path:
             raise ConfigError(
                 "set finetune.path to the pre-trained weights, or finetune.enable=False to train "
@@ -91,7 +89,6 @@ class Classification:
             )
         replaced = "finetune_mean" if cfg.model.pooling == "mean" else "finetune"
         load_weights(model, cfg.finetune.path, REPLACED[replaced], cfg.finetune.weight_style)
-        return True
 
     def check_data(self, dataset, cfg: DictConfig) -> None:
         """

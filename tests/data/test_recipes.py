@@ -134,3 +134,68 @@ def test_small_recipes_from_the_launcher(launch, tmp_path, name, root):
         "train.global_batch_size=4",
     )
     assert "one step:" in out
+
+
+@pytest.mark.parametrize(
+    "name, arch, epochs, batch, rate, decay, drop_path, iterations, warmup",
+    [
+        ("mae_finetune", "base_patch16", 100, 1024, 2e-3, 0.65, 0.1, 125_117, 6_256),
+        ("mae_finetune_large", "large_patch16", 50, 1024, 4e-3, 0.75, 0.2, 62_559, 6_256),
+        ("mae_finetune_huge", "huge_patch14", 50, 1024, 4e-3, 0.75, 0.3, 62_559, 6_256),
+    ],
+)
+def test_fine_tuning_recipes(name, arch, epochs, batch, rate, decay, drop_path, iterations, warmup):
+    cfg = resolve(f"{CONFIGS}/{name}.py", [])
+    train = cfg.train
+    derive_schedule(cfg, GlobalOrder(1_281_167, train.global_batch_size, 0, "carry"))
+    assert (cfg.model.arch, train.train_epoch) == (f"mae_vit_{arch}", epochs)
+    assert (train.global_batch_size, cfg.optim.lr) == (batch, pytest.approx(rate))
+    assert (cfg.optim.params.decay, cfg.optim.params.weight_decay) == (decay, 0.05)
+    assert (cfg.model.drop_path, cfg.model.pooling) == (drop_path, "mean")
+    assert (train.train_iter, train.warmup_iter) == (iterations, warmup)
+    assert (train.scheduler.min_lr, list(cfg.optim.betas)) == (1e-6, [0.9, 0.999])
+    assert train.evaluation.eval_period == 1_252
+    assert cfg.dataloader.train.dataset.fields[0].depth == cfg.model.depth
+    names = [t._target_.__name__ for t in cfg.dataloader.train.dataset.transform.transforms]
+    assert names == [
+        "RandomResizedCrop",
+        "RandomHorizontalFlip",
+        "RandAugment",
+        "ToArray",
+        "RandomErasing",
+    ]
+
+
+def test_linear_probe_recipe():
+    cfg = resolve(f"{CONFIGS}/mae_linprobe.py", [])
+    derive_schedule(cfg, GlobalOrder(1_281_167, cfg.train.global_batch_size, 0, "carry"))
+    assert (cfg.train.global_batch_size, cfg.optim.lr) == (16384, pytest.approx(6.4))
+    assert (cfg.train.train_iter, cfg.train.warmup_iter) == (7_038, 782)
+    assert (cfg.optim.momentum, cfg.optim.params.weight_decay) == (0.9, 0.0)
+    model = cfg.model
+    assert (model.pooling, model.n_partial, model.batch_norm, model.head_std) == (
+        "cls",
+        0,
+        True,
+        0.01,
+    )
+    assert not cfg.dataloader.train.dataset.fields and cfg.dataloader.train.dataset.mixer is None
+
+
+@pytest.mark.parametrize(
+    "name, samples, size, classes, iterations",
+    [
+        ("mae_cifar10_finetune", 50_000, [32, 32], 10, 4_883),
+        ("mae_cifar100_finetune", 50_000, [32, 32], 100, 4_883),
+        ("mae_stl10_finetune", 5_000, [96, 96], 10, 489),
+    ],
+)
+@pytest.mark.parametrize("n_partial", [0, 0.5, 1, None])
+def test_four_protocols_on_small_images(name, samples, size, classes, iterations, n_partial):
+    value = "null" if n_partial is None else n_partial
+    cfg = resolve(f"{CONFIGS}/{name}.py", [f"model.n_partial={value}"])
+    derive_schedule(cfg, GlobalOrder(samples, cfg.train.global_batch_size, 0, "carry"))
+    assert list(cfg.model.img_size) == size
+    assert cfg.model.num_classes == cfg.dataloader.train.dataset.mixer.num_classes == classes
+    assert (cfg.train.train_iter, cfg.optim.lr) == (iterations, pytest.approx(2e-3))
+    assert cfg.model.n_partial == n_partial

@@ -19,6 +19,7 @@ def config(**train):
         warmup_epoch=0,
         warmup_iter=None,
         scheduler={},
+        evaluation=dict(eval_period=5000, eval_epoch=None),
         dist=dict(data_parallel_size=1, tensor_parallel_size=1, pipeline_parallel_size=1),
     )
     return OmegaConf.create(dict(train=dict(defaults, **train), optim=dict(lr=None)))
@@ -98,3 +99,10 @@ def test_layout_follows_from_the_processes(monkeypatch):
     cfg.train.dist.tensor_parallel_size = 4
     with pytest.raises(ConfigError, match="data 2 x tensor 4 x pipeline 2 = 16 .* 8 are running"):
         derive_layout(cfg)
+
+
+def test_evaluation_every_epoch():
+    cfg = config(train_iter=100)
+    cfg.train.evaluation.eval_epoch = 2
+    derive_schedule(cfg, GlobalOrder(1000, 64, 0))
+    assert cfg.train.evaluation.eval_period == 32  # 31.25 iterations, the last one begun

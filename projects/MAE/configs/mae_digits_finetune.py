@@ -33,4 +33,5 @@ train.output_dir = "output/digits_finetune"
 train.global_batch_size = 64
 train.train_epoch = 40
 train.base_lr = 8e-3
+train.evaluation.eval_epoch = 10
 train.log_period = 50

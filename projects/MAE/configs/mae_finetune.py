@@ -49,6 +49,7 @@ train.warmup_epoch = 5
 train.base_lr = 5e-4
 train.scheduler.min_lr = 1e-6
 train.evaluation.enabled = True
+train.evaluation.eval_epoch = 1
 
 graph = get_config("common/graph.py").graph
 

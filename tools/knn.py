@@ -1,0 +1,33 @@
+"""How well the nearest neighbours by a pre-trained encoder's features tell the classes apart.
+
+    .venv/bin/python tools/knn.py projects/MAE/configs/mae_digits.py
+
+A quick check of frozen features, with nothing to be trained: the mean patch token of each image,
+cosine similarity, the labels of the nearest training samples weighted by it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from libai_ext.engine import main as entry
+from libai_ext.startup import start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("config", help="of the pre-training run: data, model, train.output_dir")
+    parser.add_argument("--neighbours", type=int, nargs="+", default=[1, 5, 10, 20])
+    parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
+    args = parser.parse_args()
+    start()
+    # OneFlow must be up before anything that imports it.
+    from projects.MAE.probe import load_run, nearest_neighbours
+
+    results = nearest_neighbours(load_run(args.config, args.opts), args.neighbours)
+    for count, share in results.items():
+        print(f"{count:3d} neighbours  top-1 {share:.2f} %")
+
+
+if __name__ == "__main__":
+    entry.run(main)
