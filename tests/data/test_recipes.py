@@ -139,9 +139,9 @@ def test_small_recipes_from_the_launcher(launch, tmp_path, name, root):
 @pytest.mark.parametrize(
     "name, arch, epochs, batch, rate, decay, drop_path, iterations, warmup",
     [
-        ("mae_finetune", "base_patch16", 100, 1024, 2e-3, 0.65, 0.1, 125_117, 6_256),
-        ("mae_finetune_large", "large_patch16", 50, 1024, 4e-3, 0.75, 0.2, 62_559, 6_256),
-        ("mae_finetune_huge", "huge_patch14", 50, 1024, 4e-3, 0.75, 0.3, 62_559, 6_256),
+        ("mae_finetune", "base_patch16", 100, 1024, 2e-3, 0.65, 0.1, 125_114, 6_256),
+        ("mae_finetune_large", "large_patch16", 50, 1024, 4e-3, 0.75, 0.2, 62_557, 6_256),
+        ("mae_finetune_huge", "huge_patch14", 50, 1024, 4e-3, 0.75, 0.3, 62_557, 6_256),
     ],
 )
 def test_fine_tuning_recipes(name, arch, epochs, batch, rate, decay, drop_path, iterations, warmup):
