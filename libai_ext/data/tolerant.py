@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 
 from PIL import Image
 
@@ -23,8 +24,8 @@ class Tolerant:
     The replacement follows from the index alone, label included, so that every process of every
     layout sees the same one. After the last sample comes the first.
 
-    Counts are per process (each worker reads its own part). A bad sample is logged once by each
-    process that meets it, with the count so far: the warnings in ``log.txt`` are the report.
+    The share that stops a run is counted per process (each worker reads its own part). A bad
+    sample is logged once by each process that meets it; :meth:`totals` adds the processes up.
 
     Args:
         source: gives (image, label); raises :class:`BadImage` for a sample to be skipped.
@@ -43,6 +44,7 @@ class Tolerant:
         self.drawn = 0
         self.bad = 0
         self._replacement: dict[int, int] = {}
+        self._totals = _SharedCounts(2)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -53,6 +55,7 @@ class Tolerant:
             DataError: more bad samples than allowed, or ``MAX_RUN`` in a row.
         """
         self.drawn += 1
+        self._totals.add(0)
         if index not in self._replacement:
             try:
                 return self.source[index]
@@ -65,6 +68,10 @@ class Tolerant:
     def name(self, index: int) -> str:
         """Path of a sample, its number where the source knows none."""
         return getattr(self.source, "name", str)(index)
+
+    def totals(self) -> tuple[int, ...]:
+        """``drawn`` and ``bad`` of this process and all that it forked, such as data workers."""
+        return self._totals.values()
 
     def _next_readable(self, index: int, error: BadImage) -> tuple[Image.Image, int]:
         for step in range(1, min(len(self), MAX_RUN)):
@@ -85,6 +92,7 @@ class Tolerant:
 
     def _count(self, error: BadImage | None) -> None:
         self.bad += 1
+        self._totals.add(1)
         enough = self.bad >= MIN_BAD or not self.max_bad_share
         if enough and self.bad > self.max_bad_share * self.drawn:
             last = f"; the last: {error}" if error else ""
@@ -92,3 +100,21 @@ class Tolerant:
                 f"{self.bad} of the {self.drawn} images read by this process are bad, more than "
                 f"data.max_bad_share={self.max_bad_share:g} allows{last}"
             ) from error
+
+
+class _SharedCounts:
+    """Numbers that a process and its forks add to. A pickled copy starts anew."""
+
+    def __init__(self, count: int):
+        self._numbers = multiprocessing.Array("q", count)
+
+    def __reduce__(self):
+        return _SharedCounts, (len(self._numbers),)
+
+    def add(self, which: int) -> None:
+        with self._numbers.get_lock():
+            self._numbers[which] += 1
+
+    def values(self) -> tuple[int, ...]:
+        with self._numbers.get_lock():
+            return tuple(self._numbers)

@@ -36,7 +36,7 @@ def evaluate(
             outputs = model(**inputs)
             valid = loader.batch_sampler.valid(number)
             rows = [
-                {key: _on_rank_0(value)[:valid] for key, value in part.items()}
+                {key: on_rank_0(value)[:valid] for key, value in part.items()}
                 for part in (inputs, outputs)
             ]
             if dist.is_main_process():
@@ -58,7 +58,8 @@ class Evaluation(HookBase):
         self.trainer.storage.put_scalars(**results, smoothing_hint=False)
 
 
-def _on_rank_0(tensor: flow.Tensor) -> np.ndarray:
+def on_rank_0(tensor: flow.Tensor) -> np.ndarray:
+    """The whole tensor where the rank is 0, nothing of use elsewhere; all ranks must call it."""
     first = [0] if tensor.placement.ranks.ndim == 1 else [[0]]
     return dist.tton(tensor, ranks=first)
 

@@ -23,6 +23,7 @@ from libai_ext.data.loader import build_eval_loader, build_train_loader
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import Evaluation, evaluate
+from libai_ext.engine.gauges import BadImageReport, Gauges
 from libai_ext.engine.writers import Progress, Writing, writers
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.optim.ema import WeightAverage
@@ -204,14 +205,16 @@ class Trainer(DefaultTrainer):
         built = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            BadImageReport(),
             Checkpointing(self.checkpointer, **train.checkpointer),
         ]
         if train.evaluation.enabled:
             built.append(Evaluation(train.evaluation.eval_period))
         if dist.is_main_process():
+            built.append(Gauges(self.global_batch_size))
             files = writers(train.output_dir, self.start_iter)
             built.append(Writing(files, train.log_period))
-            built.append(Progress(train.log_period, self.global_batch_size))
+            built.append(Progress(train.log_period))
         return built
 
     def build_evaluator(self, dataset):

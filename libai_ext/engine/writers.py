@@ -61,7 +61,7 @@ def _upto(line: str, iteration: int) -> bool:
 
 
 class TensorBoard(EventWriter):
-    """Scalars as TensorBoard events under ``output_dir/tensorboard``."""
+    """Scalars and pictures as TensorBoard events under ``output_dir/tensorboard``."""
 
     def __init__(self, folder: str, start_iter: int):
         self.writer = SummaryWriter(folder, purge_step=start_iter or None)
@@ -70,6 +70,10 @@ class TensorBoard(EventWriter):
         storage = get_event_storage()
         for name, value in latest_scalars(storage).items():
             self.writer.add_scalar(name, value, storage.iter)
+        # LiBai gives no other access to what put_image() took; its own writer reads it here too.
+        for name, picture, iteration in storage._vis_data:
+            self.writer.add_image(name, picture, iteration)
+        storage.clear_images()
 
     def close(self) -> None:
         self.writer.close()
@@ -90,11 +94,11 @@ class Writing(hooks.PeriodicWriter):
 
 
 class Progress(HookBase):
-    """A live bar on a terminal, a line per ``period`` iterations elsewhere."""
+    """A live bar on a terminal, a line per ``period`` iterations elsewhere; shows what
+    :class:`libai_ext.engine.gauges.Gauges` measured."""
 
-    def __init__(self, period: int, samples_per_iter: int):
+    def __init__(self, period: int):
         self.period = period
-        self.samples_per_iter = samples_per_iter
         self.bar: tqdm | None = None
 
     def before_train(self) -> None:
@@ -122,13 +126,12 @@ class Progress(HookBase):
     def _text(self) -> str:
         latest = latest_scalars(self.trainer.storage)
         text = f"loss {latest['total_loss']:.4f}, lr {latest['lr']:.2e}"
-        if "time" in latest:  # LiBai's timer skips the first iterations
-            seconds = latest["time"]
-            text += f", {self.samples_per_iter / seconds:.0f} images/s"
-            text += f", data wait {100 * latest['data_time'] / seconds:.0f} %"
+        if "images_per_second" in latest:  # LiBai's timer skips the first iterations
+            text += f", {latest['images_per_second']:.0f} images/s"
+            text += f", data wait {100 * latest['data_wait']:.0f} %"
         for name, value in self.trainer.results.items():
             text += f", {name} {value:.4g}"
-        return text
+        return f"{text}, memory {latest['memory_gib']:.2f} GiB"
 
     def _eta(self) -> str:
         if "time" not in self.trainer.storage.histories():

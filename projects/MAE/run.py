@@ -47,6 +47,10 @@ class TaskTrainer(Trainer):
     def report(self, evaluator, dataset) -> None:
         self.task.report(evaluator, dataset, self.cfg.train.output_dir)
 
+    def build_hooks(self):
+        timer, *others = super().build_hooks()
+        return [timer, *self.task.hooks(self.cfg), *others]
+
 
 def resolve(config_file: str, opts: Sequence[str], **train) -> DictConfig:
     """A config with everything derived that needs no data.

@@ -12,6 +12,7 @@ from libai_ext.engine.evaluation import MeanOf
 from libai_ext.engine.metrics import Classification as ClassificationMetrics
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.layers.patch_embedding import grid_of
+from projects.MAE.picture_hook import PictureHook
 from projects.MAE.weights.load import load_weights
 from projects.MAE.weights.match import REPLACED
 
@@ -40,6 +41,10 @@ class Pretraining:
 
     def check_data(self, dataset, cfg: DictConfig) -> None:
         """Any images will do."""
+
+    def hooks(self, cfg: DictConfig) -> list:
+        """What else happens while training; runs before the files are written."""
+        return [PictureHook(**cfg.train.pictures)]
 
     def evaluator(self, dataset) -> MeanOf:
         return MeanOf(loss="sample_losses")
@@ -101,6 +106,10 @@ class Classification:
                 f"the data set has {count} classes, the model's head {cfg.model.num_classes}: set "
                 f"model.num_classes={count}, or give the data the model was trained for"
             )
+
+    def hooks(self, cfg: DictConfig) -> list:
+        """Nothing beyond the trainer's own."""
+        return []
 
     def evaluator(self, dataset) -> ClassificationMetrics:
         return ClassificationMetrics(dataset.source.classes, logits="prediction_scores")

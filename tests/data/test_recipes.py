@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 
+import event_pictures
 import numpy as np
 import pytest
 from image_files import bad_files, encode
@@ -109,8 +111,15 @@ def test_text_lines_from_the_launcher(launch, text_lines, tmp_path):
     # 256 samples of which 2.5 % are bad, and those that the workers read ahead.
     assert 2 <= len(skipped) <= 20
     assert all(f"cannot read image {folder}/" in line for line in skipped)
+    report = re.search(r"bad images: (\d+) of (\d+) samples read \(([\d.]+) %\) were replaced", out)
+    bad, read, share = map(float, report.groups())
+    # Both workers together; one may have read and skipped more by the time the log was closed.
+    assert 2 <= bad <= len(skipped) and 256 <= read <= 256 + 8 * 64
+    assert share == pytest.approx(100 * bad / read, abs=0.005)
     losses = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
     assert len(losses) == 4
+    drawn = event_pictures.check(tmp_path / "run", steps=[4], samples=5)
+    assert drawn.shape == (5, 4, 32, 128, 3)
 
     out = launch.train(TEXT_LINES, 1, "--fast-dev-run", *options, "data.max_bad_share=0", status=2)
     assert "are bad, more than data.max_bad_share=0 allows" in out

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import pickle
 
 import numpy as np
@@ -73,6 +74,25 @@ def drawn_before_stop(source, limit):
         except DataError as error:
             return index + 1, str(error)
     return limit, None
+
+
+def test_totals_add_up_over_processes():
+    source = Tolerant(Numbers(40, bad=range(0, 40, 4)), max_bad_share=1)
+
+    def read(first):
+        for index in range(first, 40, 3):
+            source[index]
+
+    workers = [multiprocessing.Process(target=read, args=(first,)) for first in (0, 1)]
+    for worker in workers:
+        worker.start()
+    read(2)
+    for worker in workers:
+        worker.join(timeout=60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert source.totals() == (40, 10)
+    assert (source.drawn, source.bad) == (13, 3)
+    assert pickle.loads(pickle.dumps(source)).totals() == (0, 0)
 
 
 @pytest.mark.parametrize(

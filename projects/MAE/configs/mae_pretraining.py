@@ -33,6 +33,8 @@ train.train_micro_batch_size = 64
 train.train_epoch = 800
 train.warmup_epoch = 40
 train.base_lr = 1.5e-4
+# Reconstructions in TensorBoard, of so many samples; period 0: none.
+train.pictures = dict(period=200, samples=5)
 
 graph = get_config("common/graph.py").graph
 
