@@ -74,6 +74,7 @@ class TensorBoard(EventWriter):
         for name, picture, iteration in storage._vis_data:
             self.writer.add_image(name, picture, iteration)
         storage.clear_images()
+        self.writer.flush()  # a run that is killed leaves what it logged
 
     def close(self) -> None:
         self.writer.close()

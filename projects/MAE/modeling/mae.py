@@ -137,8 +137,12 @@ class MaskedAutoencoder(nn.Module):
 
     def features(self, images: flow.Tensor) -> flow.Tensor:
         """Encoder output [B, 1 + L, D] of whole images, nothing masked: class token first."""
+        return self.norm(self.blocks(self.embed(images)))
+
+    def embed(self, images: flow.Tensor) -> flow.Tensor:
+        """Tokens [B, 1 + L, D] of whole images as the first layer gets them."""
         tokens = self.patch_embed(images) + self.pos_embed[:, 1:]
-        return self.norm(self.blocks(self._prepend_class_token(tokens)))
+        return self._prepend_class_token(tokens)
 
     def decode(self, latent: flow.Tensor, ids_restore: flow.Tensor) -> flow.Tensor:
         """Predicted pixels [B, L, p*p*C] of every patch."""

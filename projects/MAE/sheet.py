@@ -1,0 +1,64 @@
+"""Figures for papers: labelled columns of pictures, one row a sample."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+
+
+def magnification(height: int, width: int, wanted: int) -> int:
+    """The whole number that brings the longer side nearest to ``wanted`` pixels."""
+    return max(1, round(wanted / max(height, width)))
+
+
+def sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], scale: int) -> Image.Image:
+    """Pictures in a grid under the titles of its columns.
+
+    Args:
+        rows: pictures [H, W, C] in [0, 1], C = 1 or 3, all of one size.
+        titles: one for each column, wrapped where the column is narrow.
+        scale: each pixel becomes scale x scale, so that patches keep hard edges.
+    """
+    height, width = (side * scale for side in rows[0][0].shape[:2])
+    gap = max(4, min(height, width) // 24)
+    font = ImageFont.load_default(max(11, min(28, width // 11)))
+    labels = [_wrapped(title, width, font) for title in titles]
+    line = font.getbbox("Ag")[3] + 2
+    head = gap + line * max(label.count("\n") + 1 for label in labels)
+    canvas = Image.new(
+        "RGB",
+        (len(titles) * (width + gap) + gap, head + gap // 2 + len(rows) * (height + gap)),
+        _WHITE,
+    )
+    draw = ImageDraw.Draw(canvas)
+    for column, label in enumerate(labels):
+        middle = gap + column * (width + gap) + width // 2
+        draw.multiline_text(
+            (middle, head), label, fill=_BLACK, font=font, anchor="md", align="center"
+        )
+    for number, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            left, top = gap + column * (width + gap), head + gap // 2 + number * (height + gap)
+            canvas.paste(_image(picture, scale), (left, top))
+    return canvas
+
+
+def _image(picture: np.ndarray, scale: int) -> Image.Image:
+    pixels = np.uint8(np.round(np.clip(picture, 0, 1) * 255))
+    pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+    return Image.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def _wrapped(title: str, width: int, font) -> str:
+    lines = [""]
+    for word in title.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return "\n".join(lines)

@@ -1,0 +1,120 @@
+"""Draw what a masked autoencoder reconstructs, or where an encoder looks, as a labelled figure.
+
+    python tools/visualize.py WEIGHTS IMAGE_OR_FOLDER ... [--output FILE.png]
+    python tools/visualize.py WEIGHTS IMAGE ... --gif FILE.gif --ratios 0.25,0.5,0.75,0.9
+    python tools/visualize.py WEIGHTS IMAGE ... --attention heads|rollout
+
+WEIGHTS is a run's output folder, one of its checkpoints, or a file or folder of the official code,
+timm or Hugging Face. Mean, deviation, image size and heads are those of the run's config.yaml where
+there is one, else ImageNet's and those of the published models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from libai_ext.engine import main as entry
+from libai_ext.errors import ConfigError
+from libai_ext.startup import start
+
+TITLES = ("original", "masked", "reconstruction", "reconstruction + visible")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="visualize",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("weights", metavar="WEIGHTS")
+    parser.add_argument("images", nargs="+", metavar="IMAGE_OR_FOLDER")
+    parser.add_argument(
+        "--output", default="visualization.png", metavar="FILE", help="(%(default)s)"
+    )
+    parser.add_argument("--samples", type=int, default=8, help="of a folder, spread evenly (8)")
+    parser.add_argument("--mask-ratio", type=float, help="share of the patches to hide")
+    parser.add_argument("--patches", type=_numbers, help="hide these: 3,17,20-31; 0 is top left")
+    parser.add_argument("--seed", type=int, default=0, help="of the masks")
+    parser.add_argument("--gif", metavar="FILE", help="an animation over --ratios as well")
+    parser.add_argument("--ratios", type=_ratios, default=[i / 10 for i in range(1, 10)])
+    parser.add_argument("--attention", choices=("heads", "rollout"), help="instead of masking")
+    parser.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the model's input")
+    parser.add_argument("--pixels", type=int, default=224, help="longer side of a panel, about")
+    parser.add_argument("--norm-pix-loss", action="store_true", help="it was trained so")
+    parser.add_argument("--encoder-heads", type=int, help="where no published width tells")
+    parser.add_argument("--decoder-heads", type=int, help="where no published width tells")
+    return parser.parse_args()
+
+
+def _numbers(text: str) -> list[int]:
+    found: set[int] = set()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return sorted(found)
+
+
+def _ratios(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+def main() -> None:
+    args = parse_args()
+    start()
+    # OneFlow must be up before anything that imports it.
+    from projects.MAE import visualization as vis
+    from projects.MAE.sheet import magnification, sheet
+    from projects.MAE.weights.packing import Heads
+
+    for ratio in ([] if args.mask_ratio is None else [args.mask_ratio]) + args.ratios:
+        if not 0 <= ratio < 1:
+            raise ConfigError(f"a mask ratio is at least 0 and below 1, not {ratio:g}")
+    subject = vis.load(
+        args.weights,
+        Heads(args.encoder_heads, args.decoder_heads),
+        args.size,
+        args.norm_pix_loss,
+    )
+    images = vis.read_images(subject, args.images, args.samples)
+    scale = magnification(*images.shape[2:], args.pixels)
+    if args.attention:
+        rows, titles = vis.attention_rows(subject, images, args.attention)
+    else:
+        if not subject.has_decoder:
+            print(f"warning: {vis.NO_DECODER}", file=sys.stderr)
+        hidden = vis.hidden_patches(subject, len(images), args.seed, args.mask_ratio, args.patches)
+        rows, titles = vis.reconstruction_rows(subject, images, hidden), TITLES
+    _write(args.output, sheet(rows, titles[: len(rows[0])], scale).save)
+    if args.gif:
+        frames = []
+        for ratio in args.ratios:
+            hidden = vis.hidden_patches(subject, len(images), args.seed, ratio, None)
+            rows = vis.reconstruction_rows(subject, images, hidden)
+            titles = (TITLES[0], f"masked {100 * ratio:.0f} %", *TITLES[2:])
+            frames.append(sheet(rows, titles[: len(rows[0])], scale))
+        _write(
+            args.gif,
+            lambda path: frames[0].save(
+                path, save_all=True, append_images=frames[1:], duration=800, loop=0
+            ),
+        )
+
+
+def _write(path: str, save) -> None:
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot write {path}: {error}") from error
+    print(path)
+
+
+if __name__ == "__main__":
+    entry.run(main)
