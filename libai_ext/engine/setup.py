@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from libai_ext import kernels
 from libai_ext.config import dump
+from libai_ext.engine import environment
 from libai_ext.placement import device_type, set_layout
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
     flow.boxing.nccl.set_fusion_max_ops_num(train.nccl_fusion_max_ops)
     if dist.is_main_process():
         Path(train.output_dir, "config.yaml").write_text(dump(cfg))
+        environment.write(train.output_dir)
 
 
 def summary(trainer) -> dict[str, str]:

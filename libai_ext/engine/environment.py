@@ -1,0 +1,48 @@
+"""What a run ran on, kept beside its results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+FILE = "environment.json"
+_PACKAGES = ("oneflow", "libai", "flowvision", "numpy", "Pillow", "omegaconf")
+
+
+def write(output_dir: str) -> None:
+    """Write ``environment.json``: versions, processor, memory, number of processes."""
+    versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
+    content = {
+        "python": platform.python_version(),
+        **versions,
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "command": " ".join(sys.argv),
+    }
+    Path(output_dir, FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

@@ -1,0 +1,153 @@
+"""Figures and the page of a run, from files as a run writes them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX import SummaryWriter
+
+from libai_ext.engine import environment
+from libai_ext.engine.run_folder import read_metrics
+from libai_ext.errors import DataError
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+
+def write_run(folder, scale=1.0, accuracy=False):
+    """Four logging steps; evaluated at the second and the last."""
+    folder.mkdir()
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(1, 5):
+            row = {"iteration": 50 * step, "samples": 800 * step, "total_loss": scale / step}
+            row.update(lr=1e-3 * step, images_per_second=100.0 + step, data_wait=0.01 * step)
+            if accuracy and step % 2 == 0:
+                row.update(top1=10.0 * step, top5=20.0 * step, loss=2.0 / step)
+            file.write(json.dumps(row) + "\n")
+        file.write('{"iteration": 250, "total')  # killed
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = write_run(tmp_path / "first", accuracy=True)
+    (folder / "config.yaml").write_text("model:\n  name: <b>&amp;\n")
+    environment.write(str(folder))
+    writer = SummaryWriter(str(folder / "tensorboard"))
+    for step in range(0, 2000, 200):
+        writer.add_image("reconstruction", np.full((3, 8, 40), step // 10, np.uint8), step)
+    writer.close()
+    return folder
+
+
+@pytest.fixture
+def plot(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import plot
+
+    return plot
+
+
+def test_metrics_are_read_by_name(tmp_path, run):
+    series = read_metrics(str(run))
+    assert series["total_loss"] == ([50, 100, 150, 200], [1, 1 / 2, 1 / 3, 1 / 4])
+    assert series["top1"] == ([100, 200], [20, 40])
+    with pytest.raises(DataError, match="nowhere is no output directory of a run"):
+        read_metrics(str(tmp_path / "nowhere"))
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(DataError, match="holds no metrics yet"):
+        read_metrics(str(run))
+    (run / "metrics.jsonl").write_text('[]\n{"iteration": 1}\n')
+    with pytest.raises(DataError, match="metrics.jsonl, line 1: not a line of metrics"):
+        read_metrics(str(run))
+
+
+def test_curves_of_two_runs(tmp_path, run, plot):
+    second = write_run(tmp_path / "second", scale=3)
+    names = plot.labels([str(run), str(second)])
+    assert names == {"first": str(run), "second": str(second)}
+    figure = plot.draw({name: read_metrics(path) for name, path in names.items()})
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert list(panels) == ["loss", "learning rate", "accuracy, %", "images/s"]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in panels["loss"].lines}
+    assert list(lines) == ["first, training", "first, evaluation", "second, training"]
+    assert lines["second, training"] == [[50, 3], [100, 1.5], [150, 1], [200, 0.75]]
+    assert lines["first, evaluation"] == [[100, 1], [200, 0.5]]
+    colours = [line.get_color() for line in panels["loss"].lines]
+    assert colours == ["C0", "C0", "C1"]
+    assert [line.get_label() for line in panels["images/s"].lines] == ["first", "second"]
+    assert plot.labels(["a/run", "b/run"]) == {"a/run": "a/run", "b/run": "b/run"}
+
+
+def test_plot_writes_a_picture(launch, tmp_path, run):
+    target = tmp_path / "figures/runs.png"
+    assert launch.python(TOOLS / "plot.py", run, "--output", target) == f"{target}\n"
+    assert np.asarray(Image.open(target)).std() > 10
+    out = launch.python(TOOLS / "plot.py", run, run, status=2)
+    assert out == "error: the same run is given twice\n"
+    out = launch.python(TOOLS / "plot.py", tmp_path, status=2)
+    assert out == f"error: {tmp_path} is no output directory of a run: it has no metrics.jsonl\n"
+
+
+class Page(HTMLParser):
+    """Checks that elements close in order, and keeps what would be fetched, and the text."""
+
+    VOID = {"meta", "link", "img", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.links, self.text = [], [], [], ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for key, v in attrs if key in ("src", "href", "xlink:href", "data")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_report_is_one_file(launch, run):
+    out = launch.python(TOOLS / "report.py", run)
+    assert out == f"{run}/report.html\n"
+    page = Page((run / "report.html").read_text())
+    assert "script" not in page.tags and page.tags.count("svg") == 1
+    # Nothing is fetched: what is linked lies in the page. (SVG names its own parts by "#".)
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    for heading in ("Summary", "Curves", "Pictures", "Config", "Environment"):
+        assert heading in page.text
+    for text in ("200", "3,200", "0.2500 (lowest logged: 0.2500 at 200)", "102 images/s", "2.5 %"):
+        assert text in page.text
+    assert "name: <b>&amp;" in page.text and "b" not in page.tags
+    assert json.loads((run / "environment.json").read_text())["processor"] in page.text
+
+    pictures = [link for link in page.links if link.startswith("data:image/png")]
+    steps = []
+    for picture in pictures:
+        data = base64.b64decode(picture.split(",", 1)[1])
+        (run / "one.png").write_bytes(data)
+        pixels = np.asarray(Image.open(run / "one.png"))
+        assert pixels.shape == (8, 40, 3) and len(np.unique(pixels)) == 1
+        steps.append(10 * int(pixels[0, 0, 0]))
+    assert steps == [0, 400, 800, 1000, 1400, 1800]  # six of ten, the first and last among them
+
+
+def test_report_of_no_run(launch, tmp_path):
+    out = launch.python(TOOLS / "report.py", tmp_path, status=2)
+    assert out.startswith("error: ") and "is no output directory of a run" in out

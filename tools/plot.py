@@ -1,0 +1,89 @@
+"""Plot the loss, learning rate, accuracy and speed of one run, or of several to compare them.
+
+    python tools/plot.py RUN_DIR ... [--output FILE.png]
+
+RUN_DIR is an output directory; the suffix of FILE chooses its format (png, pdf, svg).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from libai_ext.engine import main as entry
+from libai_ext.engine.run_folder import Series, read_metrics
+from libai_ext.errors import ConfigError
+
+# Panel -> metrics drawn in it with the style of their line; there is no panel without metrics.
+PANELS = {
+    "loss": {"total_loss": "-", "loss": "o--"},
+    "learning rate": {"lr": "-"},
+    "accuracy, %": {"top1": "o-", "top5": "o--"},
+    "gradient norm": {"grad_norm": "-"},
+    "images/s": {"images_per_second": "-"},
+    "memory, GiB": {"memory_gib": "-"},
+}
+# What the legend says where a panel shows two metrics.
+NOTES = {"total_loss": "training", "loss": "evaluation", "top1": "top 1", "top5": "top 5"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    parser.add_argument("--output", default="runs.png", metavar="FILE")
+    args = parser.parse_args()
+    figure = draw({label: read_metrics(run) for label, run in labels(args.runs).items()})
+    try:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(args.output, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot write {args.output}: {error}") from error
+    print(args.output)
+
+
+def labels(runs: Sequence[str]) -> dict[str, str]:
+    """Short name -> folder: the last part of the path where these differ."""
+    whole = [os.path.normpath(run) for run in runs]
+    if len(set(whole)) < len(whole):
+        raise ConfigError("the same run is given twice")
+    short = [os.path.basename(os.path.abspath(run)) for run in whole]
+    return dict(zip(short if len(set(short)) == len(short) else whole, runs))
+
+
+def draw(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
+    """Panels below each other in two columns, iterations along, a colour a run."""
+    shown = {
+        panel: styles
+        for panel, styles in PANELS.items()
+        if any(name in metrics for metrics in runs.values() for name in styles)
+    }
+    rows = -(-len(shown) // 2)
+    figure = Figure(figsize=(11, 0.6 + 2.9 * rows), layout="constrained")
+    for place, (panel, styles) in enumerate(shown.items(), 1):
+        axes = figure.add_subplot(rows, 2, place)
+        axes.set(title=panel, xlabel="iteration")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        both = sum(any(name in metrics for metrics in runs.values()) for name in styles) > 1
+        for number, (run, metrics) in enumerate(runs.items()):
+            for name, style in styles.items():
+                if name in metrics:
+                    note = f"{run}, {NOTES[name]}" if both else run
+                    axes.plot(*metrics[name], style, color=f"C{number % 10}", label=note, ms=3)
+        if panel == "images/s":
+            axes.set_ylim(bottom=0)
+        if both or len(runs) > 1:
+            axes.legend(fontsize="small", frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    entry.run(main)
