@@ -7,3 +7,4 @@
 #include "ops/matmul.cpp"
 #include "ops/reduce.cpp"
 #include "ops/register.cpp"
+#include "ops/resample.cpp"

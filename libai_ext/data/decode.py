@@ -108,7 +108,7 @@ class Decoder:
             image = Image.fromarray(np.uint8(high.clip(0, 255)))
         # Pillow warns of palettes with transparency, which conversion drops.
         image.info.pop("transparency", None)
-        return image.convert(self.mode)
+        return image if image.mode == self.mode else image.convert(self.mode)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -11,6 +11,8 @@ from typing import Sequence
 import numpy as np
 from PIL import Image
 
+from libai_ext.kernels.resample import resize_bicubic
+
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -43,7 +45,7 @@ class Resize:
             target = _scaled(image, self.size, min(image.size))
         else:
             target = (self.size[1], self.size[0])
-        return image.resize(target, self.interpolation)
+        return _resize(image, target, self.interpolation)
 
 
 class CenterCrop:
@@ -78,7 +80,13 @@ class EvalCrop:
             target = _scaled(image, width, image.width)
         else:
             target = _scaled(image, height, image.height)
-        return self.crop(image.resize(target, self.interpolation), rng)
+        return self.crop(_resize(image, target, self.interpolation), rng)
+
+
+def _resize(image: Image.Image, size: tuple[int, int], interpolation) -> Image.Image:
+    if interpolation == Image.Resampling.BICUBIC:
+        return resize_bicubic(image, size)
+    return image.resize(size, interpolation)
 
 
 def _scaled(image: Image.Image, numerator: int, denominator: int) -> tuple[int, int]:
@@ -123,7 +131,7 @@ class RandomResizedCrop:
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         # Cropping first, as torchvision does: the resampling must not see beyond the crop.
         crop = image.crop(self.box(image.width, image.height, rng))
-        return crop.resize((self.width, self.height), self.interpolation)
+        return _resize(crop, (self.width, self.height), self.interpolation)
 
 
 class RandomHorizontalFlip:
@@ -143,8 +151,8 @@ class ToArray:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-        self.scale = (1 / (255 * std)).astype(np.float32)
-        self.shift = (-mean / std).astype(np.float32)
+        self.scale = (1 / (255 * std)).astype(np.float32)[:, None, None]
+        self.shift = (-mean / std).astype(np.float32)[:, None, None]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         pixels = np.asarray(image)
@@ -154,7 +162,8 @@ class ToArray:
                 f"the image has {pixels.shape[-1]} channels, data.mean and data.std have "
                 f"{len(self.scale)}"
             )
-        out = pixels.astype(np.float32)
+        # Channels apart while they are bytes: NumPy is slow along an axis of three.
+        out = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
         out *= self.scale
         out += self.shift
-        return np.ascontiguousarray(out.transpose(2, 0, 1))
+        return out

@@ -16,11 +16,17 @@ class Status:
 
 
 _status: Status | None = None
+_library: ctypes.CDLL | None = None
 
 
 def is_loaded() -> bool:
     """Whether ops on CPU run on the native kernels."""
     return _status is not None and _status.loaded
+
+
+def library() -> ctypes.CDLL | None:
+    """The loaded library, for the functions in it that are no kernels of OneFlow's."""
+    return _library
 
 
 def load() -> Status:
@@ -63,4 +69,6 @@ def _load() -> Status:
     if library.libai_ext_register(message, ctypes.c_int64(len(message))) != 0:
         # Some kernels may be registered by now: no state to go on from.
         raise RuntimeError(f"OneFlow refused the native kernels: {message.value.decode()}")
+    global _library
+    _library = library
     return Status(True, done)
