@@ -19,9 +19,11 @@ from projects.MAE.weights.packing import PUBLISHED, Heads
 # Of an encoder or a classifier, what follows the last block is of no use without its task.
 _AFTER_THE_BLOCKS = ("norm.", "fc_norm.", "head", *DECODER)
 
-_ONE_PROCESS = DictConfig(
+ONE_PROCESS = DictConfig(
     dict(data_parallel_size=1, tensor_parallel_size=1, pipeline_parallel_size=1)
 )
+# One stage has room for all layers, those of models built later included.
+ANY_DEPTH = 1000
 
 
 class Loaded(NamedTuple):
@@ -53,7 +55,7 @@ def model_of(
     shapes = {name: tuple(array.shape) for name, array in weights.items()}
     try:
         sizes = _sizes(shapes, source.heads, img_size, has_decoder)
-        set_layout(_ONE_PROCESS, sizes["depth"] + sizes["decoder_depth"])
+        set_layout(ONE_PROCESS, ANY_DEPTH)
         model = MaskedAutoencoder(norm_pix_loss=norm_pix_loss, **sizes)
         state = model.state_dict()
         matched = match(
