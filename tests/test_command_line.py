@@ -51,18 +51,23 @@ def test_dry_run(launch, options, tmp_path):
 def test_fast_dev_run_then_eval_only_then_resume(launch, options, tmp_path):
     out = launch.train(DIGITS, 1, "--fast-dev-run", *options)
     assert "[4/4]" in out and "evaluation on 599 samples" in out
-    run = tmp_path / "run"
+    run = tmp_path / "run/fast_dev_run"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["fast_dev_run"]
     assert (run / "last_checkpoint").read_text() == "model_final"
     assert json.loads((run / "model_final/progress.json").read_text()) == {"iteration": 3}
     assert load(str(run / "config.yaml")).train.train_iter == 4
     events = list((run / "tensorboard").iterdir())
     assert len(events) == 1 and events[0].stat().st_size > 200
 
+    options.append(f"train.output_dir={run}")
     out = launch.train(DIGITS, 1, "--eval-only", *options)
     first = out.split("evaluation on 599 samples: loss ")[1].split()[0]
     out = launch.train(DIGITS, 2, "--eval-only", *options, "train.test_micro_batch_size=7")
     again = out.split("evaluation on 599 samples: loss ")[1].split()[0]
     assert float(again) == pytest.approx(float(first), rel=1e-5)
+
+    # Evaluating has left the run's own config as it was.
+    assert load(str(run / "config.yaml")).train.test_micro_batch_size == 32
 
     out = launch.train(DIGITS, 1, "--resume", *options, "train.train_iter=4")
     assert "nothing to do: 4 of 4 iterations are done" in out

@@ -27,7 +27,7 @@ def main() -> None:
     run(sys.executable, "tools/digits.py", "data/digits")
 
     step("2 of 3: pre-training without labels")
-    run("bash", "tools/train.sh", "projects/MAE/train_net.py", CONFIG, "1", *opts)
+    run("bash", "tools/train.sh", "projects/MAE/train_net.py", CONFIG, "1", "--start-over", *opts)
 
     step("3 of 3: what it learnt")
     start()

@@ -9,7 +9,7 @@ import time
 import traceback
 from typing import Callable
 
-from libai_ext.errors import UserError
+from libai_ext.errors import ConfigError, UserError
 
 # What a user can mend ends with one message and this status; anything else with a traceback.
 USAGE_ERROR = 2
@@ -20,9 +20,12 @@ def parse_args(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config-file", required=True, metavar="FILE", help=".py or .yaml")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument(
+        "--start-over", action="store_true", help="keep the earlier run in output_dir aside"
+    )
     parser.add_argument("--eval-only", action="store_true", help="evaluate and stop")
     parser.add_argument(
-        "--fast-dev-run", action="store_true", help="a few iterations of everything"
+        "--fast-dev-run", action="store_true", help="a few iterations, in output_dir/fast_dev_run"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="build all, run one step, report, write nothing"
@@ -31,7 +34,12 @@ def parse_args(description: str) -> argparse.Namespace:
         "--print-config", action="store_true", help="show the resolved config and stop"
     )
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
-    return parser.parse_intermixed_args()
+    args = parser.parse_intermixed_args()
+    modes = ("resume", "start_over", "fast_dev_run")
+    chosen = [f"--{mode.replace('_', '-')}" for mode in modes if getattr(args, mode)]
+    if len(chosen) > 1:
+        raise ConfigError(f"{' and '.join(chosen)} exclude each other")
+    return args
 
 
 def run(program: Callable[[], None]) -> None:

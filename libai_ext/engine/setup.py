@@ -12,15 +12,13 @@ from libai.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from libai_ext import kernels
-from libai_ext.config import dump
-from libai_ext.engine import environment
 from libai_ext.placement import device_type, set_layout
 
 logger = logging.getLogger(__name__)
 
 
 def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
-    """Ranks, log files and the saved config; LiBai's ``default_setup`` without its compiler run.
+    """Ranks and log files; LiBai's ``default_setup`` without its compiler run.
 
     Args:
         pipeline_layers: how many layers the model numbers with ``layer_idx``.
@@ -36,9 +34,6 @@ def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
     set_layout(train.dist, pipeline_layers)
     flow.boxing.nccl.set_fusion_threshold_mbytes(train.nccl_fusion_threshold_mb)
     flow.boxing.nccl.set_fusion_max_ops_num(train.nccl_fusion_max_ops)
-    if dist.is_main_process():
-        Path(train.output_dir, "config.yaml").write_text(dump(cfg))
-        environment.write(train.output_dir)
 
 
 def summary(trainer) -> dict[str, str]:

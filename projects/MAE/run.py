@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from libai_ext import config
 from libai_ext.engine.derive import derive_batch, derive_layout
+from libai_ext.engine.output_dir import prepare_output_dir
 from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
 from libai_ext.errors import ConfigError, DataError
@@ -81,6 +82,8 @@ def run(args: argparse.Namespace) -> None:
             cfg.train.output_dir = scratch
             _dry_run(_build(cfg))
         return
+    if not args.eval_only:
+        prepare_output_dir(cfg, args.resume, args.start_over, args.fast_dev_run)
     trainer = _build(cfg, training=not args.eval_only)
     _set_state(trainer, args)
     log_summary(trainer)

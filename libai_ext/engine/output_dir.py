@@ -1,0 +1,83 @@
+"""A run's output directory belongs to that run: no other one writes over it unasked."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from libai.utils import distributed as dist
+from omegaconf import DictConfig
+
+from libai_ext.config import dump
+from libai_ext.engine import environment
+from libai_ext.errors import ConfigError
+
+# What a run writes, as patterns; other files in the directory are none of its business.
+_WRITTEN = (
+    "config.yaml",
+    "environment.json",
+    "log.txt*",
+    "metrics.jsonl",
+    "tensorboard",
+    "last_checkpoint",
+    "model_*",
+)
+DEV_RUN = "fast_dev_run"
+
+
+def prepare_output_dir(
+    cfg: DictConfig, resume: bool = False, start_over: bool = False, dev_run: bool = False
+) -> None:
+    """Make ``train.output_dir`` ready for a training run and write its ``config.yaml``.
+
+    Called by all ranks; rank 0 touches the disk.
+
+    Args:
+        resume: the run goes on with what lies there.
+        start_over: move what an earlier run left to ``before_<n>`` in the same directory.
+        dev_run: a trial: use the subdirectory ``fast_dev_run`` instead, emptied.
+
+    Raises:
+        ConfigError: the directory holds results of an earlier run and neither is asked for.
+    """
+    if dev_run:
+        cfg.train.output_dir = str(Path(cfg.train.output_dir) / DEV_RUN)
+    if not dist.is_main_process():
+        return
+    folder = Path(cfg.train.output_dir)
+    if dev_run:
+        shutil.rmtree(folder, ignore_errors=True)
+    elif start_over:
+        _move_aside(folder)
+    elif not resume and holds_results(folder):
+        raise ConfigError(
+            f"train.output_dir {folder} holds an earlier run: go on with it by --resume, keep it "
+            "and start anew by --start-over, or give another train.output_dir"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump(cfg))
+        environment.write(str(folder))
+    except OSError as error:
+        raise ConfigError(
+            f"train.output_dir {folder} cannot be written: {error.strerror}"
+        ) from None
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether a run left there what another one would destroy: a checkpoint or metrics."""
+    metrics = folder / "metrics.jsonl"
+    return (metrics.is_file() and metrics.stat().st_size > 0) or any(folder.glob("model_*"))
+
+
+def _move_aside(folder: Path) -> None:
+    written = sorted(path for pattern in _WRITTEN for path in folder.glob(pattern))
+    if not written:
+        return
+    number = 1
+    while (folder / f"before_{number}").exists():
+        number += 1
+    target = folder / f"before_{number}"
+    target.mkdir()
+    for path in written:
+        path.rename(target / path.name)
