@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import traceback
 from pathlib import Path
 from typing import Iterable
 
@@ -13,7 +14,8 @@ from hydra.errors import HydraException
 from libai.config import LazyConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from libai_ext.errors import ConfigError
+from libai_ext.config_targets import check_targets
+from libai_ext.errors import ConfigError, UserError
 
 _HERE = Path(__file__).resolve().parent
 
@@ -21,7 +23,8 @@ _HERE = Path(__file__).resolve().parent
 def load(path: str) -> DictConfig:
     """Read a ``.py`` lazy config or a ``.yaml`` dump of one.
 
-    LiBai reads YAML with the unsafe loader, which runs code; this one does not.
+    LiBai reads YAML with the unsafe loader, which runs code; this one does not, and refuses
+    targets that would do so later.
 
     Raises:
         ConfigError: no such file, or not a config.
@@ -29,7 +32,7 @@ def load(path: str) -> DictConfig:
     if not Path(path).is_file():
         raise ConfigError(f"config file {path} does not exist")
     if path.endswith(".py"):
-        return LazyConfig.load(path)
+        return _load_python(path)
     if not path.endswith((".yaml", ".yml")):
         raise ConfigError(f"config file {path} must end in .py, .yaml or .yml")
     try:
@@ -38,7 +41,27 @@ def load(path: str) -> DictConfig:
         raise ConfigError(f"config file {path} is not plain YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"config file {path} must hold a mapping at its top")
-    return OmegaConf.create(content, flags={"allow_objects": True})
+    cfg = OmegaConf.create(content, flags={"allow_objects": True})
+    check_targets(cfg)
+    return cfg
+
+
+def _load_python(path: str) -> DictConfig:
+    try:
+        return LazyConfig.load(path)
+    except UserError:
+        raise
+    except SyntaxError as error:
+        inner = error.__cause__ or error
+        raise ConfigError(f"config file {path}, line {inner.lineno}: {inner.msg}") from error
+    except Exception as error:
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == path or Path(frame.filename) == Path(path).resolve()
+        ]
+        where = f", line {lines[-1]}" if lines else ""
+        raise ConfigError(f"config file {path}{where}: {type(error).__name__}: {error}") from error
 
 
 def get_config(name: str) -> DictConfig:
@@ -63,13 +86,40 @@ def override(cfg: DictConfig, assignments: Iterable[str]) -> DictConfig:
             parsed = OverridesParser.create().parse_override(assignment)
             key, value = parsed.key_or_group, parsed.value()
         except HydraException:
-            raise ConfigError(f"'{assignment}' is not of the form key=value") from None
+            key = ""
+        if not key:
+            raise ConfigError(f"'{assignment}' is not of the form key=value")
         if parsed.is_delete() or parsed.is_add():
             raise ConfigError(f"'{assignment}': keys can be set, not added or deleted")
         if key not in set(keys_of(cfg)):
             raise ConfigError(f"unknown config key '{key}'{_nearest(key, keys_of(cfg))}")
+        _check_type(key, OmegaConf.select(cfg, key), value)
         OmegaConf.update(cfg, key, value, merge=False)
     return cfg
+
+
+def _check_type(key: str, default, value) -> None:
+    """Refuse what is of another type than ``default``. null and what has no default go unchecked
+    here; a table of ranges judges them."""
+    if isinstance(default, DictConfig):
+        raise ConfigError(f"{key} is a group of keys, set them one by one: {', '.join(default)}")
+    if isinstance(default, ListConfig):
+        fits, words = isinstance(value, list), f"a list such as {_written(default)}"
+    elif isinstance(default, bool):
+        fits, words = isinstance(value, bool), "true or false"
+    elif isinstance(default, (int, float)):
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+        words = f"a number such as {default}"
+    elif isinstance(default, str):
+        fits, words = isinstance(value, str), f"a text such as {default!r}"
+    else:
+        return
+    if not fits and value is not None:
+        raise ConfigError(f"{key} must be {words}, not {value!r}")
+
+
+def _written(values: ListConfig) -> str:
+    return "[" + ",".join(str(item) for item in OmegaConf.to_container(values)) + "]"
 
 
 def keys_of(cfg, prefix: str = "") -> list[str]:
@@ -96,20 +146,29 @@ def _nearest(key: str, known: list[str]) -> str:
 
 
 def dump(cfg: DictConfig) -> str:
-    """The resolved config as plain YAML that :func:`load` reads back."""
+    """The config as plain YAML that :func:`load` reads back, references to other keys as such."""
     return yaml.safe_dump(_plain(cfg), sort_keys=False, default_flow_style=None, width=100)
 
 
 def _plain(node):
     if isinstance(node, DictConfig):
-        return {key: _plain(node[key]) for key in node}
-    if isinstance(node, (ListConfig, list, tuple)):
+        return {key: _referring(node, key) for key in node}
+    if isinstance(node, ListConfig):
+        return [_referring(node, position) for position in range(len(node))]
+    if isinstance(node, (list, tuple)):
         return [_plain(item) for item in node]
     if node is None or isinstance(node, (bool, int, float, str)):
         return node
     if callable(node):
         return f"{node.__module__}.{node.__qualname__}"
     return repr(node)
+
+
+def _referring(node, key):
+    inner = node._get_node(key)
+    if inner is not None and inner._is_interpolation():
+        return inner._value()
+    return _plain(node[key])
 
 
 def fresh(node):

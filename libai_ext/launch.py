@@ -2,7 +2,11 @@
 
 ``python -m libai_ext.launch --nproc-per-node N SCRIPT [ARGS]`` does what
 ``oneflow.distributed.launch`` does, and keeps its promises: when a rank fails the others are
-ended, when the launcher is told to stop or is killed nothing stays behind.
+ended and its own traceback is shown last, when the launcher is told to stop or is killed nothing
+stays behind.
+
+Exit status: 0; 2 for what the user can mend; 75 when a signal made the ranks save a checkpoint and
+leave; 128 + the signal when it ended them without one; else that of the rank that failed first.
 """
 
 from __future__ import annotations
@@ -14,18 +18,33 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+from libai_ext.failure import ATTEMPT, FAILURE_FILE, SAVED_ON_SIGNAL, USAGE_ERROR
 from libai_ext.kernels.threads import configure_environment
 
-GRACE_SECONDS = 15
+# What a rank gets to end by itself: after its peer failed, and after it was told to save and leave.
+GRACE_SECONDS = 5
+SAVE_SECONDS = 600
+# For the ranks that fail together with the first one to be noticed.
+_TOGETHER_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the job; returns the exit status of the first rank that failed, else 0."""
+    """Run the job, again after a crash if asked to; returns its exit status."""
     args = _parse(argv)
-    return Job(args).run()
+    for attempt in range(args.restarts + 1):
+        job = Job(args, attempt)
+        status = job.run()
+        if status in (0, USAGE_ERROR, SAVED_ON_SIGNAL) or job.stop_signal is not None:
+            break
+        if attempt < args.restarts:
+            print(f"launch: restart {attempt + 1} of {args.restarts}", file=sys.stderr, flush=True)
+    return status
 
 
 def _parse(argv) -> argparse.Namespace:
@@ -35,12 +54,15 @@ def _parse(argv) -> argparse.Namespace:
     parser.add_argument("--node-rank", type=int, default=0)
     parser.add_argument("--master-addr", default="127.0.0.1", help="address of node 0")
     parser.add_argument("--master-port", type=int, help="needed for several nodes; else any free")
+    parser.add_argument("--restarts", type=int, default=0, help="how often to go on after a crash")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="SCRIPT ...")
     args = parser.parse_args(argv)
     if args.nproc_per_node < 1 or not 0 <= args.node_rank < args.nnodes:
         parser.error("needs --nproc-per-node >= 1 and 0 <= --node-rank < --nnodes")
     if args.nnodes > 1 and args.master_port is None:
         parser.error("several nodes need the same --master-port (PORT) on each")
+    if args.restarts < 0:
+        parser.error("needs --restarts >= 0")
     if not args.command:
         parser.error("no script given")
     return args
@@ -49,33 +71,41 @@ def _parse(argv) -> argparse.Namespace:
 class Job:
     """The ranks of one node."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, attempt: int = 0):
         self.args = args
+        self.attempt = attempt
+        self.port = args.master_port or _free_port()
         self.ranks: list[subprocess.Popen] = []
         self.stop_signal: int | None = None
+        self.stop_now = False
 
     def run(self) -> int:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _FORWARDED:
             signal.signal(number, self._on_signal)
-        try:
-            for local_rank in range(self.args.nproc_per_node):
-                self.ranks.append(self._start(local_rank))
-            return self._wait()
-        finally:
-            self._end()
+        with tempfile.TemporaryDirectory(prefix="launch-") as folder:
+            self.failures = [Path(folder, str(i)) for i in range(self.args.nproc_per_node)]
+            try:
+                for local_rank in range(self.args.nproc_per_node):
+                    self.ranks.append(self._start(local_rank))
+                status, message = self._wait()
+            finally:
+                self._end()
+            if message:
+                print(message, end="", file=sys.stderr, flush=True)
+        return status
 
     def _start(self, local_rank: int) -> subprocess.Popen:
         args = self.args
-        if args.master_port is None:
-            args.master_port = _free_port()
         env = dict(
             os.environ,
             MASTER_ADDR=args.master_addr,
-            MASTER_PORT=str(args.master_port),
+            MASTER_PORT=str(self.port),
             WORLD_SIZE=str(args.nnodes * args.nproc_per_node),
             RANK=str(args.node_rank * args.nproc_per_node + local_rank),
             LOCAL_RANK=str(local_rank),
         )
+        env[FAILURE_FILE] = str(self.failures[local_rank])
+        env[ATTEMPT] = str(self.attempt)
         configure_environment(args.nproc_per_node, env)
         # A group of its own, so that a rank is ended together with its data workers.
         return subprocess.Popen(
@@ -85,34 +115,68 @@ class Job:
             preexec_fn=_die_with_parent,
         )
 
-    def _wait(self) -> int:
-        while True:
+    def _wait(self) -> tuple[int, str]:
+        """Exit status and what to say, once the job is over or has to be ended."""
+        leave_by = None
+        while not self.stop_now:
             states = [rank.poll() for rank in self.ranks]
-            failed = [i for i, state in enumerate(states) if state not in (None, 0)]
-            if self.stop_signal is not None:
-                return 128 + self.stop_signal
-            if failed:
-                return self._report(failed[0], states[failed[0]])
-            if all(state == 0 for state in states):
-                return 0
-            time.sleep(0.1)
+            ended = [state for state in states if state is not None]
+            failed = [state for state in ended if state not in (0, SAVED_ON_SIGNAL)]
+            if self.stop_signal is None and failed:
+                return self._cause()
+            if len(ended) == len(states) and not failed:
+                return max(ended), ""
+            if len(ended) == len(states):
+                break
+            if self.stop_signal is not None or SAVED_ON_SIGNAL in ended:
+                leave_by = leave_by or time.monotonic() + SAVE_SECONDS
+                if time.monotonic() > leave_by:
+                    break
+            time.sleep(0.05)
+        return 128 + (self.stop_signal or signal.SIGTERM), ""
 
-    def _report(self, local_rank: int, status: int) -> int:
-        if self.args.nproc_per_node > 1:
-            how = f"exit status {status}"
-            if status < 0:
-                how = signal.Signals(-status).name
-            print(f"launch: rank {local_rank} ended with {how}; ending the job", file=sys.stderr)
-        return status if status > 0 else 128 - status
+    def _cause(self) -> tuple[int, str]:
+        """Which rank failed first, and its own words.
+
+        One that was killed comes before those that wrote down why they failed, those in the order
+        of their writing; the last are the ones that the engine aborts when a peer is lost.
+        """
+        time.sleep(_TOGETHER_SECONDS)
+        ranked = []
+        for local_rank, (process, file) in enumerate(zip(self.ranks, self.failures)):
+            state = process.poll()
+            if state in (None, 0, SAVED_ON_SIGNAL):
+                continue
+            told = file.exists()
+            killed = state < 0 and state != -signal.SIGABRT
+            order = 0 if killed else 1 if told else 2
+            ranked.append((order, file.stat().st_mtime_ns if told else 0, local_rank, state))
+        _, _, local_rank, state = min(ranked)
+        file = self.failures[local_rank]
+        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        if state == USAGE_ERROR and text:
+            return state, text
+        how = f"exit status {state}" if state > 0 else signal.Signals(-state).name
+        rank = self.args.node_rank * self.args.nproc_per_node + local_rank
+        return (
+            state if state > 0 else 128 - state
+        ), f"launch: rank {rank} ended with {how}\n{text}"
 
     def _on_signal(self, number, frame) -> None:
+        """The ranks may save; a second signal leaves at once."""
+        if self.stop_signal is not None:
+            self.stop_now = True
+            return
         self.stop_signal = number
+        for rank in self.ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
 
     def _end(self) -> None:
         """SIGTERM to every rank, SIGKILL to what is left after the grace."""
         for rank in self.ranks:
             _signal_group(rank, signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_SECONDS
+        deadline = time.monotonic() + (0 if self.stop_now else GRACE_SECONDS)
         while time.monotonic() < deadline and any(r.poll() is None for r in self.ranks):
             time.sleep(0.05)
         for rank in self.ranks:

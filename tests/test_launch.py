@@ -83,6 +83,56 @@ def test_a_killed_rank_ends_the_job(program, tmp_path):
     assert alive(tmp_path) == []
 
 
+def test_the_first_failures_traceback_comes_last(program, tmp_path):
+    """Its peers fail of it, one with a traceback of its own and one by an abort, and are noisy."""
+    root = os.getcwd()
+    path = program(
+        f"sys.path.insert(0, {root!r})\n"
+        "from libai_ext.engine import main as entry\n"
+        "def work():\n"
+        "    if rank == 1: raise RuntimeError('the cause')\n"
+        "    time.sleep(0.3)\n"
+        "    print('lost a peer', file=sys.stderr, flush=True)\n"
+        "    if rank == 0: os.abort()\n"
+        "    raise RuntimeError('the consequence')\n"
+        "entry.run(work)\n"
+    )
+    out = subprocess.run([*LAUNCH, "3", path], capture_output=True, text=True, timeout=60)
+    assert out.returncode == 1
+    assert out.stderr.splitlines()[-1] == "RuntimeError: the cause"
+    assert "launch: rank 1 ended with exit status 1\nrank 1 failed:\nTraceback" in out.stderr
+    assert "the consequence" not in out.stderr
+    assert alive(tmp_path) == []
+
+
+def test_what_the_user_can_mend_is_said_once_and_not_tried_again(program):
+    path = program(
+        f"sys.path.insert(0, {os.getcwd()!r})\n"
+        "from libai_ext.engine import main as entry\n"
+        "from libai_ext.errors import ConfigError\n"
+        "def work(): raise ConfigError('mend this')\n"
+        "entry.run(work)\n"
+    )
+    command = [*LAUNCH, "3", "--restarts", "2", path]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (out.returncode, out.stderr) == (2, "error: mend this\n")
+
+
+def test_restarts_after_a_crash(program, tmp_path):
+    path = program(
+        "attempt = int(os.environ['LIBAI_EXT_ATTEMPT'])\n"
+        "print('attempt', attempt, flush=True)\n"
+        "if rank == 1 and attempt < 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [*LAUNCH, "2", "--restarts"]
+    out = subprocess.run([*command, "2", path], capture_output=True, text=True, timeout=60)
+    assert out.returncode == 0
+    assert "launch: restart 2 of 2" in out.stderr and "attempt 2" in out.stdout
+    out = subprocess.run([*command, "1", path], capture_output=True, text=True, timeout=60)
+    assert out.returncode == 128 + signal.SIGKILL
+    assert alive(tmp_path) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_ending_the_launcher_ends_the_job(program, tmp_path, number):
     """Children of the ranks included, but for SIGKILL, which only the ranks hear of."""

@@ -31,6 +31,11 @@ train = DictConfig(
         load_weight=None,
         log_period=20,
         checkpointer=dict(period=5000, max_to_keep=5),
+        # Steps that may be left out because their loss or gradients are not finite; one more ends
+        # the run, with the state before it saved.
+        max_nonfinite_steps=0,
+        # SIGTERM, SIGINT and SIGUSR1: a checkpoint after the iteration, then exit status 75.
+        save_on_signal=True,
         # Every so many iterations or epochs, and after the last one.
         evaluation=dict(enabled=False, eval_period=5000, eval_epoch=None),
         # Moving average of the weights, evaluated beside them.

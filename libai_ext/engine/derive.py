@@ -4,13 +4,50 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Iterable
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.errors import ConfigError
 
 SIZES = ("data_parallel_size", "tensor_parallel_size", "pipeline_parallel_size")
+_MICRO = "train.train_micro_batch_size"
+# Keys that count only while another one is unset.
+_GIVES_WAY = {
+    "train.train_epoch": "train.train_iter",
+    "train.warmup_epoch": "train.warmup_iter",
+    "train.base_lr": "optim.lr",
+    _MICRO: "train.global_batch_size",
+}
+
+
+def refuse_idle(cfg: DictConfig, assignments: Iterable[str]) -> None:
+    """Refuse an override that changes nothing, because a key that wins over it is set.
+
+    Args:
+        cfg: with the overrides applied and the layout known, no batch or schedule derived yet.
+
+    Raises:
+        ConfigError: names both keys.
+    """
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        winner = _GIVES_WAY.get(key)
+        if not winner or value == "null" or OmegaConf.select(cfg, winner) is None:
+            continue
+        if key != _MICRO or cfg.train.global_batch_size != _global_batch(cfg):
+            raise ConfigError(
+                f"{assignment} has no effect while {winner}={OmegaConf.select(cfg, winner)} is "
+                f"set: leave it out, or add {winner}=null"
+            )
+
+
+def _global_batch(cfg: DictConfig) -> int:
+    """The batch that micro batch, accumulation and data-parallel size make."""
+    train = cfg.train
+    steps = train.num_accumulation_steps or 1
+    return train.train_micro_batch_size * steps * train.dist.data_parallel_size
 
 
 def derive_layout(cfg: DictConfig) -> None:
@@ -53,7 +90,7 @@ def derive_batch(cfg: DictConfig) -> None:
     if train.global_batch_size is None:
         if train.train_micro_batch_size is None:
             raise ConfigError("set train.train_micro_batch_size or train.global_batch_size")
-        train.global_batch_size = train.train_micro_batch_size * steps * ranks
+        train.global_batch_size = _global_batch(cfg)
     elif batch_problem(train):
         raise ConfigError(batch_problem(train))
     train.num_accumulation_steps = steps

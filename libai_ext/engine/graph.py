@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import oneflow as flow
 import oneflow.framework.config_util as config_util
 import oneflow.framework.session_context as session_context
 from libai.layers import TransformerLayer
@@ -24,6 +25,10 @@ class Graph(GraphBase):
         if device_type() == "cpu":
             use_single_cpu_stream()
         super().__init__(*args, **kwargs)
+        if self.is_train and self._grad_scaler is None:
+            # A loss scale of one that never changes. What comes with it: a step whose gradients
+            # are not all finite changes neither weights nor optimizer state nor the schedule.
+            self.set_grad_scaler(flow.amp.GradScaler(1.0, 1.0, 1.0, growth_interval=1))
 
     def set_activation_checkpoint(self) -> None:
         for block in self.model.modules():

@@ -5,19 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 import traceback
 from typing import Callable
 
 from libai_ext.errors import ConfigError, UserError
-
-# What a user can mend ends with one message and this status; anything else with a traceback.
-USAGE_ERROR = 2
+from libai_ext.failure import USAGE_ERROR, tell
 
 
 def parse_args(description: str) -> argparse.Namespace:
     """LiBai's options, ``--print-config`` and ``--dry-run``."""
-    parser = argparse.ArgumentParser(description=description)
+    parser = _Parser(description=description)
     parser.add_argument("--config-file", required=True, metavar="FILE", help=".py or .yaml")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument(
@@ -43,7 +40,8 @@ def parse_args(description: str) -> argparse.Namespace:
 
 
 def run(program: Callable[[], None]) -> None:
-    """Run ``program`` and leave the process.
+    """Run ``program`` and leave the process: status 2 and one message for what a user can mend,
+    1 and a traceback for anything else.
 
     Leaves by ``os._exit``: a rank that raises would otherwise wait for its peers at exit, and
     the launcher for it, for ever.
@@ -53,7 +51,7 @@ def run(program: Callable[[], None]) -> None:
         program()
         _meet_peers()
         status = 0
-    except SystemExit as error:  # argparse
+    except SystemExit as error:  # --help, or saved on a signal
         status = error.code if isinstance(error.code, int) else 1
     except BaseException as error:
         status = _report(error)
@@ -70,14 +68,17 @@ def _meet_peers() -> None:
 
 
 def _report(error: BaseException) -> int:
-    rank = int(os.environ.get("RANK", 0))
+    """Hand the error to the launcher, which shows the first one of all ranks at the end."""
     if isinstance(error, UserError):
-        # All ranks read the same config: rank 0 speaks first, and where it fails as well the
-        # launcher ends the others before they repeat it.
-        if rank:
-            time.sleep(2)
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    print(f"rank {rank} failed:", file=sys.stderr)
-    traceback.print_exception(type(error), error, error.__traceback__)
-    return 1
+        status, text = USAGE_ERROR, f"error: {error}\n"
+    else:
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        status, text = 1, "".join([f"rank {os.environ.get('RANK', 0)} failed:\n", *lines])
+    if not tell(text):
+        print(text, end="", file=sys.stderr)
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise ConfigError(f"{message}; --help lists the options")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from libai_ext.config import dump
 from libai_ext.engine import environment
 from libai_ext.errors import ConfigError
+from libai_ext.failure import restarted
 
 # What a run writes, as patterns; other files in the directory are none of its business.
 _WRITTEN = (
@@ -33,7 +34,7 @@ def prepare_output_dir(
     Called by all ranks; rank 0 touches the disk.
 
     Args:
-        resume: the run goes on with what lies there.
+        resume: the run goes on with what lies there, as it does when restarted after a crash.
         start_over: move what an earlier run left to ``before_<n>`` in the same directory.
         dev_run: a trial: use the subdirectory ``fast_dev_run`` instead, emptied.
 
@@ -47,9 +48,9 @@ def prepare_output_dir(
     folder = Path(cfg.train.output_dir)
     if dev_run:
         shutil.rmtree(folder, ignore_errors=True)
-    elif start_over:
+    elif start_over and not restarted():
         _move_aside(folder)
-    elif not resume and holds_results(folder):
+    elif not resume and not restarted() and holds_results(folder):
         raise ConfigError(
             f"train.output_dir {folder} holds an earlier run: go on with it by --resume, keep it "
             "and start anew by --start-over, or give another train.output_dir"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import shutil
 import time
@@ -24,6 +25,8 @@ from libai_ext.data.sampler import GlobalOrder
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import Evaluation, evaluate
 from libai_ext.engine.gauges import BadImageReport, Gauges
+from libai_ext.engine.nonfinite import StepGuard, gradient_norms
+from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.writers import Progress, Writing, writers
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.optim.ema import WeightAverage
@@ -49,6 +52,8 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         self.cfg = cfg
         self.dataset = self.order = self.optimizer = self.lr_scheduler = None
+        self.guard = StepGuard(self, cfg.train.max_nonfinite_steps)
+        self.skipped = False
         self._batches = None
         # Of the last evaluation: metric name -> value, on rank 0.
         self.results: dict[str, float] = {}
@@ -147,13 +152,15 @@ class Trainer(DefaultTrainer):
     def run_step(self) -> None:
         if self._batches is None:
             self._batches = self._endless_batches()
+        self.skipped = False
         if self.cfg.graph.enabled:
             loss_dict, data_time = self._graph_step()
         else:
             loss_dict, data_time = self._eager_step()
-        if self.average is not None:
-            self.average.update()
-        self.write_metrics(loss_dict, data_time)
+        if not self.skipped:
+            if self.average is not None:
+                self.average.update()
+            self.write_metrics(loss_dict, data_time)
 
     def _endless_batches(self):
         train = self.cfg.train
@@ -181,7 +188,18 @@ class Trainer(DefaultTrainer):
         batch, data_time = self._next_batch()
         losses = self.graph_train(**batch)
         # With accumulation the graph returns one value per micro-batch.
-        return {name: loss.mean() for name, loss in losses.items()}, data_time
+        losses = {name: loss.mean() for name, loss in losses.items()}
+        if not self.guard.sound(losses):
+            self.skipped = True
+            # The weights are those before the step: eager mode says where it went wrong, once what
+            # building the graph left in place of gradients is gone.
+            loss = sum(self.model(**batch).values())
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norms = gradient_norms(self.model)
+            self.optimizer.zero_grad(set_to_none=True)
+            self.guard.reject(losses, norms)
+        return losses, data_time
 
     def _eager_step(self):
         steps = self.cfg.train.num_accumulation_steps
@@ -194,9 +212,17 @@ class Trainer(DefaultTrainer):
             sum(losses.values()).backward()
             for name, loss in losses.items():
                 total[name] = total[name] + loss.detach() if name in total else loss.detach()
-        self.optimizer.clip_grad()
-        with scaled(self.optimizer):
-            self.optimizer.step()
+        norms = gradient_norms(self.model)
+        if self.guard.sound(total, norms):
+            if self.cfg.optim.params.get("clip_grad_max_norm") is not None:
+                self.optimizer.clip_grad()
+            with scaled(self.optimizer):
+                self.optimizer.step()
+            if dist.is_main_process():
+                self.storage.put_scalar("gradient_norm", math.hypot(*norms.values()))
+        else:
+            self.skipped = True
+            self.guard.reject(total, norms)
         self.optimizer.zero_grad()
         return total, data_time
 
@@ -204,7 +230,7 @@ class Trainer(DefaultTrainer):
         train = self.cfg.train
         built = [
             hooks.IterationTimer(),
-            hooks.LRScheduler(),
+            Schedule(),
             BadImageReport(),
             Checkpointing(self.checkpointer, **train.checkpointer),
         ]
@@ -215,6 +241,9 @@ class Trainer(DefaultTrainer):
             files = writers(train.output_dir, self.start_iter)
             built.append(Writing(files, train.log_period))
             built.append(Progress(train.log_period))
+        if train.save_on_signal:
+            # It may end the run: whatever else there is to do after a step comes before it.
+            built.append(SaveOnSignal(self.checkpointer))
         return built
 
     def build_evaluator(self, dataset):
@@ -256,6 +285,14 @@ class Trainer(DefaultTrainer):
         return evaluate(
             model, self._eval_loader, self.get_batch, evaluator, max_batches=max_batches
         )
+
+
+class Schedule(hooks.LRScheduler):
+    """A step that was left out does not advance the schedule, as it does not inside a graph."""
+
+    def after_step(self) -> None:
+        if not self.trainer.skipped:
+            super().after_step()
 
 
 class Checkpointing(HookBase):

@@ -126,6 +126,8 @@ class Progress(HookBase):
 
     def _text(self) -> str:
         latest = latest_scalars(self.trainer.storage)
+        if self.trainer.skipped:
+            return "step left out"
         text = f"loss {latest['total_loss']:.4f}, lr {latest['lr']:.2e}"
         if "images_per_second" in latest:  # LiBai's timer skips the first iterations
             text += f", {latest['images_per_second']:.0f} images/s"

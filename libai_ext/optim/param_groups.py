@@ -5,9 +5,16 @@ from __future__ import annotations
 from oneflow import nn
 
 
-def decay_matrices_only(model: nn.Module, weight_decay: float) -> list[dict]:
+def decay_matrices_only(
+    model: nn.Module, weight_decay: float, clip_grad_max_norm: float | None = None
+) -> list[dict]:
     """Two groups, as timm's and the official MAE's optimizer: parameters of one dimension
-    (biases, normalisation scales) undecayed, all others decayed, tokens included."""
+    (biases, normalisation scales) undecayed, all others decayed, tokens included.
+
+    Args:
+        clip_grad_max_norm: largest L2 norm of a group's gradients; OneFlow clips each group by
+            itself, in graph and in eager mode alike.
+    """
     groups = [
         {"params": [], "weight_decay": 0.0},
         {"params": [], "weight_decay": weight_decay},
@@ -15,10 +22,12 @@ def decay_matrices_only(model: nn.Module, weight_decay: float) -> list[dict]:
     for _, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups[parameter.ndim > 1]["params"].append(parameter)
-    return [group for group in groups if group["params"]]
+    return _clipped([group for group in groups if group["params"]], clip_grad_max_norm)
 
 
-def layer_decay(model: nn.Module, weight_decay: float, decay: float) -> list[dict]:
+def layer_decay(
+    model: nn.Module, weight_decay: float, decay: float, clip_grad_max_norm: float | None = None
+) -> list[dict]:
     """Groups by layer and decay: layer i of n learns at ``decay ** (n - i)`` times the rate, as
     in the official MAE's fine-tuning (``util/lr_decay.py``; BEiT, arXiv:2106.08254).
 
@@ -45,4 +54,12 @@ def layer_decay(model: nn.Module, weight_decay: float, decay: float) -> list[dic
             },
         )
         group["params"].append(parameter)
-    return list(groups.values())
+    return _clipped(list(groups.values()), clip_grad_max_norm)
+
+
+def _clipped(groups: list[dict], max_norm: float | None) -> list[dict]:
+    """Have OneFlow clip each group's gradients to an L2 norm of ``max_norm``."""
+    if max_norm is not None:
+        for group in groups:
+            group.update(clip_grad_max_norm=max_norm, clip_grad_norm_type=2.0)
+    return groups

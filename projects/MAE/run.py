@@ -14,13 +14,15 @@ from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
 from libai_ext import config
-from libai_ext.engine.derive import derive_batch, derive_layout
+from libai_ext.engine.derive import derive_batch, derive_layout, refuse_idle
 from libai_ext.engine.output_dir import prepare_output_dir
 from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
 from libai_ext.errors import ConfigError, DataError
+from libai_ext.failure import restarted
 from projects.MAE.layout import fit_layout
 from projects.MAE.modeling.archs import resolve_arch
+from projects.MAE.rules import check_config, check_heads
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +63,12 @@ def resolve(config_file: str, opts: Sequence[str], **train) -> DictConfig:
         train: keys of ``train`` to be set after them.
     """
     cfg = config.override(config.load(config_file), opts)
-    cfg.train.update(train)
+    check_config(cfg)
     derive_layout(cfg)
+    refuse_idle(cfg, opts)
+    cfg.train.update(train)
     resolve_arch(cfg.model)
+    check_heads(cfg.model)
     fit_layout(cfg)
     derive_batch(cfg)
     instantiate(cfg.task).prepare(cfg)
@@ -109,12 +114,13 @@ def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
         ConfigError: there is nothing to go on from, or to evaluate.
     """
     train = trainer.cfg.train
-    if args.eval_only and not (train.load_weight or trainer.checkpointer.has_checkpoint()):
+    last = trainer.checkpointer.has_checkpoint()
+    if args.eval_only and not (train.load_weight or last):
         raise ConfigError(
             f"nothing to evaluate: there is no checkpoint in {train.output_dir}; set "
             "train.output_dir to that of a run, or train.load_weight to a file of weights"
         )
-    if args.resume or args.eval_only and not train.load_weight:
+    if args.resume or args.eval_only and not train.load_weight or restarted() and last:
         trainer.resume()
         return
     trainer.task.start_from(trainer.model, trainer.cfg)

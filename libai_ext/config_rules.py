@@ -1,0 +1,196 @@
+"""What values config keys may have: a table of one line a key."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Callable, Iterator, Mapping, NamedTuple
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from libai_ext.config import get_config
+from libai_ext.config_targets import check_arguments, check_targets, did_you_mean
+from libai_ext.errors import ConfigError
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words, and a test of it; ``unset``: null will do."""
+
+    words: str
+    holds: Callable[[Any], bool]
+    unset: bool = False
+
+
+def whole(least: int, unset: bool = False) -> Rule:
+    return Rule(
+        f"a whole number of at least {least}",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least,
+        unset,
+    )
+
+
+def number(
+    least: float = -math.inf, most: float = math.inf, unset: bool = False, above: bool = False
+) -> Rule:
+    """A finite number in [least, most], without ``least`` itself if ``above``."""
+    bounds = [f"above {least:g}" if above else f"of at least {least:g}"] * (least > -math.inf)
+    bounds += [f"at most {most:g}"] * (most < math.inf)
+
+    def holds(value) -> bool:
+        finite = _is_number(value) and math.isfinite(value)
+        return finite and least <= value <= most and not (above and value == least)
+
+    return Rule(f"a finite number {' and '.join(bounds)}".rstrip(), holds, unset)
+
+
+def each(rule: Rule, length: int | None = None, unset: bool = False) -> Rule:
+    """A list, every item of which follows ``rule``."""
+    size = "" if length is None else f"{length} of "
+    return Rule(
+        f"a list: {size}{rule.words}",
+        lambda v: (
+            isinstance(v, (ListConfig, list, tuple))
+            and (len(v) == length if length else len(v) > 0)
+            and all(rule.holds(item) for item in v)
+        ),
+        unset,
+    )
+
+
+def one_of(*choices) -> Rule:
+    return Rule(f"one of {choices}", lambda v: v in choices)
+
+
+def either(first: Rule, second: Rule) -> Rule:
+    return Rule(
+        f"{first.words} or {second.words}",
+        lambda v: first.holds(v) or second.holds(v),
+        first.unset,
+    )
+
+
+def text(unset: bool = False) -> Rule:
+    return Rule("a text", lambda v: isinstance(v, str) and bool(v), unset)
+
+
+switch = Rule("true or false", lambda v: isinstance(v, bool))
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+RULES: Mapping[str, Rule] = {
+    "train.output_dir": text(),
+    "train.seed": whole(0),
+    "train.train_micro_batch_size": whole(1, unset=True),
+    "train.global_batch_size": whole(1, unset=True),
+    "train.num_accumulation_steps": whole(1, unset=True),
+    "train.test_micro_batch_size": whole(1),
+    "train.train_epoch": number(0, unset=True, above=True),
+    "train.train_iter": whole(1, unset=True),
+    "train.warmup_epoch": number(0),
+    "train.warmup_iter": whole(0, unset=True),
+    "train.base_lr": number(0, unset=True),
+    "train.scheduler.min_lr": number(0),
+    "train.epoch_remainder": one_of("carry", "drop"),
+    "train.load_weight": text(unset=True),
+    "train.log_period": whole(1),
+    "train.checkpointer.period": whole(1),
+    "train.checkpointer.max_to_keep": whole(1),
+    "train.save_on_signal": switch,
+    "train.max_nonfinite_steps": whole(0),
+    "train.evaluation.enabled": switch,
+    "train.evaluation.eval_period": whole(1),
+    "train.amp.enabled": switch,
+    "train.activation_checkpoint.enabled": switch,
+    "train.zero_optimization.enabled": switch,
+    "train.zero_optimization.stage": one_of(1, 2, 3),
+    "train.dist.data_parallel_size": whole(1, unset=True),
+    "train.dist.tensor_parallel_size": whole(1, unset=True),
+    "train.dist.pipeline_parallel_size": whole(1, unset=True),
+    "train.nccl_fusion_threshold_mb": whole(0),
+    "train.nccl_fusion_max_ops": whole(0),
+    "optim.lr": number(0, unset=True),
+    "optim.eps": number(0, above=True),
+    "optim.betas": each(number(0, 1), length=2),
+    "optim.params.weight_decay": number(0),
+    "optim.params.clip_grad_max_norm": number(0, unset=True, above=True),
+    "graph.enabled": switch,
+    "dataloader.train.num_workers": whole(0, unset=True),
+    "dataloader.test.num_workers": whole(0, unset=True),
+}
+_NODES = ("model", "optim", "graph", "train", "dataloader")
+
+
+def check(cfg: DictConfig, rules: Mapping[str, Rule] | None = None) -> None:
+    """Refuse a config with keys that nothing reads or values that nothing can use.
+
+    Args:
+        rules: of a project's own keys, beside :data:`RULES`; keys that the config lacks are none
+            of a rule's business.
+
+    Raises:
+        ConfigError: says all that is wrong with the values, or names the first wrong key.
+    """
+    for name in _NODES:
+        if not isinstance(cfg.get(name), DictConfig):
+            raise ConfigError(f"the config has no node '{name}'")
+    try:
+        OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    _check_names(cfg.train, get_config("common/train.py").train, "train")
+    check_targets(cfg)
+    check_arguments(cfg)
+    _check_data(cfg)
+    problems = []
+    for key, rule in {**RULES, **(rules or {})}.items():
+        value = OmegaConf.select(cfg, key, default=_ABSENT)
+        if value is _ABSENT or (value is None and rule.unset):
+            continue
+        if not rule.holds(value):
+            problems.append(f"{key} must be {rule.words}, not {_shown(value)}")
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+_ABSENT = object()
+
+
+def _check_data(cfg: DictConfig) -> None:
+    """The keys of ``data`` are there to be referred to by other nodes."""
+    used = set(re.findall(r"\$\{data\.(\w+)\}", " ".join(_references(cfg)))) | {"train", "test"}
+    for name in cfg.get("data") or ():
+        if name not in used:
+            raise ConfigError(f"unknown config key 'data.{name}'{did_you_mean(name, used, 'data')}")
+
+
+def _references(node) -> Iterator[str]:
+    if isinstance(node, (DictConfig, ListConfig)) and not node._is_interpolation():
+        for name in node if isinstance(node, DictConfig) else range(len(node)):
+            yield from _references(node._get_node(name))
+    elif node is not None and node._is_interpolation():
+        yield node._value()
+
+
+def _check_names(node: DictConfig, known: DictConfig, prefix: str) -> None:
+    """Recursively; a node with a ``_target_`` has its own parameters to be compared with."""
+    for name in node:
+        if name not in known:
+            raise ConfigError(
+                f"unknown config key '{prefix}.{name}'{did_you_mean(name, known, prefix)}"
+            )
+        inner, model = node._get_node(name), known._get_node(name)
+        if isinstance(model, DictConfig) and "_target_" not in model:
+            if not isinstance(inner, DictConfig):
+                raise ConfigError(f"{prefix}.{name} is a group of keys: {', '.join(model)}")
+            _check_names(inner, model, f"{prefix}.{name}")
+    for name in known:
+        if name not in node:
+            raise ConfigError(f"the config has no key '{prefix}.{name}'")
+
+
+def _shown(value) -> str:
+    return repr(OmegaConf.to_container(value)) if OmegaConf.is_config(value) else repr(value)

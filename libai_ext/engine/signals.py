@@ -1,0 +1,67 @@
+"""A checkpoint when the run is told to end, at the same iteration on every rank."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+
+import oneflow as flow
+from libai.engine.trainer import HookBase
+from libai.utils import distributed as dist
+
+from libai_ext.failure import SAVED_ON_SIGNAL
+
+logger = logging.getLogger(__name__)
+
+# What a terminal, a cluster's scheduler and a cluster's warning send.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class SaveOnSignal(HookBase):
+    """Save after the iteration in which any rank was signalled, and leave with status 75.
+
+    A second signal ends the process at once. Ranks hear of a signal at different moments, so they
+    add up a flag after each step; the sum is read one step later, when it has long arrived, and
+    costs no waiting.
+    """
+
+    def __init__(self, checkpointer):
+        self.checkpointer = checkpointer
+        self.received: int | None = None
+        self.pending: flow.Tensor | None = None
+        self.previous: dict = {}
+
+    def before_train(self) -> None:
+        self.main_process = os.getpid()
+        self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def after_step(self) -> None:
+        iteration = self.trainer.iter
+        if not self._agreed() or iteration + 1 >= self.trainer.max_iter:
+            return
+        self.checkpointer.save(f"model_{iteration:07d}", iteration)
+        logger.warning(
+            f"ended by a signal after {iteration + 1} iterations; --resume goes on from there"
+        )
+        raise SystemExit(SAVED_ON_SIGNAL)
+
+    def after_train(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame) -> None:
+        if os.getpid() != self.main_process:
+            # A data worker, signalled along with its rank: it ends when the rank does.
+            return
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = number
+
+    def _agreed(self) -> bool:
+        """Whether any rank had been signalled by the end of the step before; alone, by now."""
+        if dist.get_world_size() == 1:
+            return self.received is not None
+        arrived, self.pending = self.pending, flow.tensor([float(self.received is not None)])
+        flow.comm.all_reduce(self.pending)
+        return arrived is not None and bool(arrived.numpy()[0])

@@ -1,0 +1,64 @@
+"""What values the keys of MAE configs may have, beside those of every run."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from libai_ext.config_rules import check, each, either, number, one_of, switch, text, whole
+from libai_ext.errors import ConfigError
+
+_SIZE = whole(1, unset=True)
+RULES = {
+    "model.in_chans": whole(1),
+    "model.mask_ratio": number(0, 1),
+    "model.norm_pix_loss": switch,
+    "model.img_size": either(_SIZE, each(whole(1), length=2)),
+    "model.patch_size": _SIZE,
+    "model.embed_dim": _SIZE,
+    "model.depth": _SIZE,
+    "model.num_heads": _SIZE,
+    "model.decoder_embed_dim": _SIZE,
+    "model.decoder_depth": _SIZE,
+    "model.decoder_num_heads": _SIZE,
+    "data.train": each(text()),
+    "data.test": each(text(), unset=True),
+    "data.mode": one_of("RGB", "L"),
+    "data.mean": each(number()),
+    "data.std": each(number(0, above=True)),
+    "data.max_bad_share": number(0, 1),
+    "data.download": switch,
+}
+# Width and number of heads of the same layers.
+_HEADS = (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads"))
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Refuse what no run can use, before anything is derived from it.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    check(cfg, RULES)
+    data, channels = cfg.get("data"), cfg.model.get("in_chans")
+    if data is None or channels is None:
+        return
+    if channels != {"RGB": 3, "L": 1}[data.mode]:
+        raise ConfigError(f"model.in_chans {channels} does not go with data.mode {data.mode}")
+    for key in ("mean", "std"):
+        if len(data[key]) != channels:
+            raise ConfigError(
+                f"data.{key} has {len(data[key])} values for model.in_chans {channels} channels"
+            )
+
+
+def check_heads(model: DictConfig) -> None:
+    """Refuse heads that do not divide the width, once the sizes of the arch are filled in.
+
+    Raises:
+        ConfigError: names the two keys.
+    """
+    for width, heads in _HEADS:
+        if model.get(width) and model.get(heads) and model[width] % model[heads]:
+            raise ConfigError(
+                f"model.{width} {model[width]} is not divisible by model.{heads} {model[heads]}"
+            )

@@ -1,0 +1,156 @@
+"""Configs and command lines that no run can use: each ends with one message that helps.
+
+Here in process, by the function that the program runs; tests/test_command_line.py sends some
+through the launcher.
+"""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from libai_ext import config
+from libai_ext.engine import main as entry
+from libai_ext.errors import UserError
+from projects.MAE.run import resolve
+
+DIGITS = "projects/MAE/configs/mae_digits.py"
+
+OVERRIDES = [
+    # Misspelt, or in the wrong place.
+    ("train.sed=1", "unknown config key 'train.sed': did you mean 'train.seed'?"),
+    ("trian.seed=1", "unknown config key 'trian.seed': did you mean 'train.seed'?"),
+    ("optim.learning_rate=1", "unknown config key 'optim.learning_rate'"),
+    ("model.embed_dims=64", "did you mean 'model.embed_dim'?"),
+    ("max_to_keep=2", "did you mean 'train.checkpointer.max_to_keep'?"),
+    ("train.dist.tensor_parallel=2", "did you mean 'train.dist.tensor_parallel_size'?"),
+    ("data.train.1=/data", "unknown config key 'data.train.1'"),
+    # Not an assignment.
+    ("train.seed", "'train.seed' is not of the form key=value"),
+    ("+train.seed=1", "can be set, not added or deleted"),
+    ("=3", "not of the form key=value"),
+    # Of the wrong type.
+    ("train.seed=abc", "train.seed must be a number such as 0, not 'abc'"),
+    ("train.seed=1.5", "train.seed must be a whole number of at least 0, not 1.5"),
+    ("train.log_period=true", "train.log_period must be a number such as 50, not True"),
+    ("train.output_dir=[a]", "train.output_dir must be a text such as 'output/digits'"),
+    ("graph.enabled=1", "graph.enabled must be true or false, not 1"),
+    ("graph.enabled=yess", "graph.enabled must be true or false, not 'yess'"),
+    ("data.train=/data", "data.train must be a list such as [data/digits/train], not '/data'"),
+    ("data.train=[1]", "data.train must be a list: a text, not [1]"),
+    ("train.checkpointer=5", "train.checkpointer is a group of keys, set them one by one: period"),
+    ("train.train_iter=many", "train.train_iter must be a whole number of at least 1, not 'many'"),
+    ("train.seed=null", "train.seed must be a whole number of at least 0, not None"),
+    ("model.img_size=[32]", "model.img_size must be a whole number of at least 1 or a list: 2 of"),
+    # Out of range.
+    ("train.train_epoch=0", "train.train_epoch must be a finite number above 0, not 0"),
+    ("train.warmup_epoch=-1", "train.warmup_epoch must be a finite number of at least 0, not -1"),
+    ("train.base_lr=nan", "train.base_lr must be a finite number of at least 0, not nan"),
+    ("train.train_micro_batch_size=0", "must be a whole number of at least 1, not 0"),
+    ("train.checkpointer.period=0", "train.checkpointer.period must be a whole number of at least"),
+    ("train.zero_optimization.stage=4", "must be one of (1, 2, 3), not 4"),
+    ("optim.betas=[0.9]", "optim.betas must be a list: 2 of a finite number"),
+    ("optim.betas=[0.9,2]", "of at least 0 and at most 1, not [0.9, 2]"),
+    ("optim.params.weight_decay=-0.1", "must be a finite number of at least 0, not -0.1"),
+    ("model.mask_ratio=75", "model.mask_ratio must be a finite number of at least 0 and at most 1"),
+    ("model.depth=-1", "model.depth must be a whole number of at least 1, not -1"),
+    ("model.num_heads=5", "model.embed_dim 64 is not divisible by model.num_heads 5"),
+    ("data.std=[0]", "data.std must be a list: a finite number above 0, not [0]"),
+    ("dataloader.train.num_workers=-1", "must be a whole number of at least 0, not -1"),
+    # At odds with another key.
+    ("data.mode=RGB", "model.in_chans 1 does not go with data.mode RGB"),
+    ("data.mean=[0.5,0.5]", "data.mean has 2 values for model.in_chans 1 channels"),
+    ("train.num_accumulation_steps=5 train.global_batch_size=64", "64 is not divisible by"),
+    ("train.train_iter=9 train.train_epoch=3", "train.train_epoch=3 has no effect while"),
+    ("optim.lr=1 train.base_lr=2", "train.base_lr=2 has no effect while optim.lr=1 is set"),
+    ("train.global_batch_size=64 train.train_micro_batch_size=8", "has no effect while"),
+    ("train.dist.data_parallel_size=2", "= 2 processes, but 1 are running"),
+    ("data.mean='${data.average}'", "data.mean"),
+    ("optim._target_=os.system", "optim._target_ 'os.system' is not among what a config may call"),
+    ("model.arch=mae_vit_base", "model.arch 'mae_vit_base' is unknown: did you mean"),
+]
+
+
+@pytest.mark.parametrize("assignments, message", OVERRIDES)
+def test_bad_overrides(assignments, message, capsys):
+    with pytest.raises(UserError) as caught:
+        resolve(DIGITS, assignments.split(" "))
+    assert message in str(caught.value)
+    assert entry._report(caught.value) == 2
+    assert capsys.readouterr().err == f"error: {caught.value}\n"
+
+
+FILES = [
+    (
+        "train.train_epochs = 3",
+        "unknown config key 'train.train_epochs': did you mean 'train.tra",
+    ),
+    ("train.dist.tensor = 2", "unknown config key 'train.dist.tensor'"),
+    ("model.mask_ration = 0.5", "did you mean 'model.mask_ratio'?"),
+    ("optim.momentum = 0.9", "unknown config key 'optim.momentum'"),
+    ("data.means = [0.5]", "unknown config key 'data.means': did you mean 'data.mean'?"),
+    ("dataloader.train.dataset.sauce = 1", "did you mean 'dataloader.train.dataset.source'?"),
+    ("train.checkpointer = 5", "train.checkpointer is a group of keys: period, max_to_keep"),
+    ("del train.seed", "the config has no key 'train.seed'"),
+    ("del train", "the config has no node 'train'"),
+    ("model.depth = = 1", "config.py, line 2: invalid syntax"),
+    ("\nmodle.depth = 1", "config.py, line 3: NameError: name 'modle' is not defined"),
+]
+
+
+@pytest.mark.parametrize("line, message", FILES)
+def test_bad_files(line, message, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(_head() + line + "\n")
+    with pytest.raises(UserError) as caught:
+        resolve(str(path), [])
+    assert message in str(caught.value)
+
+
+def _head():
+    names = ("data", "dataloader", "graph", "model", "optim", "train")
+    nodes = "; ".join(f"{name} = c.{name}" for name in names)
+    return f"from libai_ext.config import load; c = load({DIGITS!r}); {nodes}; del c\n"
+
+
+HOSTILE = [
+    "os.system",
+    "builtins.eval",
+    "subprocess.Popen",
+    "oneflow.load",
+    "oneflow.hub.load",
+    "oneflow.os.system",
+    "libai.config.LazyConfig.load",
+    "libai_ext.config.load",
+    "libai_ext.launch.main",
+    "libai_ext.data.download.urlopen",
+    "libai_ext.data.dataset.np.load",
+    "libai_ext.data.transforms.Compose.__init__",
+    "libai_ext.engine.graph.dist.synchronize",
+    "oneflow.nn.optimizer.adamw.flow.load",
+    "projects.MAE.run.run",
+    "libai_ext.data.transforms",
+    "libai_ext.data.transforms.Absent",
+]
+
+
+@pytest.mark.parametrize("target", HOSTILE)
+@pytest.mark.parametrize("place", ["model", "train.scheduler", "dataloader.test.dataset.fields.0"])
+def test_a_yaml_cannot_name_what_runs_code(target, place, tmp_path):
+    content = yaml.safe_load(config.dump(config.load(DIGITS)))
+    node = content
+    for name in place.split("."):
+        node = node[int(name) if name.isdigit() else name]
+    node["_target_"] = target
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=rf"{place}._target_ '{target}' (is not among|does not)"):
+        config.load(str(path))
+
+
+@pytest.mark.parametrize("recipe", ["mae_pretraining", "mae_digits", "mae_text_lines", "mae_stl10"])
+def test_what_a_run_writes_can_be_read_again(recipe, tmp_path):
+    cfg = resolve(f"projects/MAE/configs/{recipe}.py", [])
+    path = tmp_path / "config.yaml"
+    path.write_text(config.dump(cfg))
+    assert config.dump(resolve(str(path), [])) == path.read_text()
