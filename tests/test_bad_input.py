@@ -86,7 +86,6 @@ FILES = [
         "unknown config key 'train.train_epochs': did you mean 'train.tra",
     ),
     ("train.dist.tensor = 2", "unknown config key 'train.dist.tensor'"),
-    ("model.mask_ration = 0.5", "did you mean 'model.mask_ratio'?"),
     ("optim.momentum = 0.9", "unknown config key 'optim.momentum'"),
     ("data.means = [0.5]", "unknown config key 'data.means': did you mean 'data.mean'?"),
     ("dataloader.train.dataset.sauce = 1", "did you mean 'dataloader.train.dataset.source'?"),

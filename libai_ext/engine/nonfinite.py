@@ -102,7 +102,7 @@ class StepGuard:
                 "iteration": iteration,
                 "lr": trainer.lr_scheduler.get_last_lr()[0],
                 "loss_magnitudes": dict(zip(losses, map(_json, np.sqrt(values)))),
-                "samples": [f"{epoch}:{index}" for epoch, index in trainer.order.batch(iteration)],
+                "samples": [f"{key.epoch}:{key.index}" for key in trainer.order.batch(iteration)],
                 "gradient_norms": {name: _json(norm) for name, norm in norms.items()},
             }
             path.write_text(json.dumps(report, indent=1))
