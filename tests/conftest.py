@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -61,6 +62,37 @@ def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     subprocess.run([sys.executable, ROOT / "tools/digits.py", folder], check=True)
     return folder
+
+
+class SmallDisk:
+    """A file system of one megabyte, by the kernel; needs the right to mount."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
+
+    def fill(self) -> None:
+        with (self.folder / "filler").open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+
+    def free(self) -> None:
+        (self.folder / "filler").unlink()
+
+    def allow(self, access: str) -> None:
+        """``"ro"`` or ``"rw"``."""
+        subprocess.run(["mount", "-o", f"remount,{access}", self.folder], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    yield SmallDisk(folder)
+    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def pytest_collection_modifyitems(config, items):

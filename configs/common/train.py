@@ -36,8 +36,11 @@ train = DictConfig(
         max_nonfinite_steps=0,
         # SIGTERM, SIGINT and SIGUSR1: a checkpoint after the iteration, then exit status 75.
         save_on_signal=True,
-        # Every so many iterations or epochs, and after the last one.
-        evaluation=dict(enabled=False, eval_period=5000, eval_epoch=None),
+        # Every so many iterations or epochs, and after the last one. model_best is kept by the
+        # result eval_metric; unset: no model_best.
+        evaluation=dict(
+            enabled=False, eval_period=5000, eval_epoch=None, eval_metric=None, eval_mode="max"
+        ),
         # Moving average of the weights, evaluated beside them.
         ema=dict(enabled=False, decay=0.9999),
         amp=dict(enabled=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import shutil
@@ -35,12 +36,51 @@ def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
         os.close(descriptor)
 
 
-def _sync(path: str) -> None:
+def sync(path: str | os.PathLike[str]) -> None:
+    """Force a file's content, or a folder's list of names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(path: str | os.PathLike[str]) -> None:
+    """Force a folder and all that is in it to disk."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            sync(os.path.join(folder, name))
+        sync(folder)
+
+
+def replace_folder(source: str, target: str) -> None:
+    """Move the folder ``source`` to ``target`` and remove what was there.
+
+    Linux exchanges the two at once, so that there is always a whole ``target``. Where the file
+    system cannot (NFS), the former one is ``target.old`` for the moment between two renames.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    former = f"{target}.old"
+    if not os.path.exists(target):
+        os.rename(source, target)
+    elif _exchange(source, target):
+        former = source
+    else:
+        shutil.rmtree(former, ignore_errors=True)
+        os.rename(target, former)
+        os.rename(source, target)
+    sync(os.path.dirname(os.path.abspath(target)))
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def _exchange(first: str, second: str) -> bool:
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:  # glibc before 2.28
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 def _umask() -> int:
@@ -67,9 +107,9 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[str]:
         yield temporary
         # What mkstemp and some libraries create, only its owner may read.
         os.chmod(temporary, 0o666 & ~_umask())
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(folder)
+        sync(folder)
     except BaseException as error:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
@@ -92,12 +132,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[str]:
         temporary = tempfile.mkdtemp(prefix=os.path.basename(path) + ".", dir=parent)
         yield temporary
         os.chmod(temporary, 0o777 & ~_umask())
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                _sync(os.path.join(folder, name))
-            _sync(folder)
+        sync_tree(temporary)
         os.rename(temporary, path)  # replaces an empty folder, refuses any other
-        _sync(parent)
+        sync(parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):

@@ -1,77 +1,257 @@
-"""LiBai's checkpoints, written whole or not at all.
+"""LiBai's checkpoints, written whole or not at all, beside the training loop.
 
-A checkpoint is a directory of ``flow.save`` files (``model``, optimizer and schedule state) and
-``progress.json``. It is written under a temporary name and renamed when complete; the file
-``last_checkpoint`` names the latest one and moves only after that.
+A checkpoint is a folder of ``flow.save`` folders (``model``, optimizer and schedule state), with
+``progress.json`` and the checksums of all files. It is written under a temporary name, forced to
+disk and renamed when complete; the file ``last_checkpoint`` names the latest one and moves only
+after that.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import shutil
+import threading
 from pathlib import Path
+from typing import Any, Callable, Sequence
 
 import oneflow as flow
 from libai.utils import distributed as dist
 from libai.utils.checkpoint import Checkpointer as LiBaiCheckpointer
+from oneflow.framework.check_point_v2 import _broadcast_py_object
+
+from libai_ext.checkpoint import host_state, manifest
+from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.checkpoint.files import replace_folder, sync, sync_tree
 
 PROGRESS = "progress.json"
+POINTER = "last_checkpoint"
+_NAMES = re.compile(r"model_(\d+|best|final)(\.old)?")
+
+logger = logging.getLogger(__name__)
 
 
 class Checkpointer(LiBaiCheckpointer):
-    """Save and load by all ranks together; rank 0 touches the disk."""
+    """Save and load by all ranks together; rank 0 touches the disk.
 
-    def save(self, name: str, iteration: int, **progress) -> None:
-        """Write checkpoint ``name`` after iteration number ``iteration`` (counted from 0).
+    Args:
+        model: its state is ``model``.
+        save_dir: folder of the checkpoints.
+        max_to_keep: how many periodic checkpoints stay; the older ones are removed, ``model_best``
+            and ``model_final`` never. None: all stay.
+        checkpointables: what else has ``state_dict`` and ``load_state_dict``, by name.
+
+    Attributes:
+        plain: further values for ``progress.json`` of each checkpoint.
+        failure: why the latest save did not succeed, on rank 0; None when it did.
+    """
+
+    def __init__(
+        self, model, save_dir: str = "", *, max_to_keep: int | None = None, **checkpointables
+    ):
+        super().__init__(model, save_dir, **checkpointables)
+        self.max_to_keep = max_to_keep
+        self.plain: dict[str, Any] = {}
+        self.failure: str | None = None
+        self._thread: threading.Thread | None = None
+
+    def save(self, name: str, iteration: int, is_latest: bool = True) -> None:
+        """Keep the present state as checkpoint ``name``, after iteration ``iteration`` (from 0).
+
+        Returns when rank 0 holds a copy in its memory; a thread writes it. One save waits for the
+        one before. A disk that refuses is logged and leaves the older checkpoints as they are;
+        see :attr:`failure`.
 
         Args:
-            progress: further plain values to be kept in ``progress.json``.
+            is_latest: a resumed run goes on from here.
         """
+        self.join()
         state = {"model": self.model.state_dict()}
         state.update({key: item.state_dict() for key, item in self.checkpointables.items()})
+        state = host_state.gather(state)
+        if dist.is_main_process():
+            progress = json.dumps(dict(self.plain, iteration=iteration), indent=1)
+            self._thread = threading.Thread(
+                target=self._try_to_write, args=(name, state, progress, is_latest)
+            )
+            self._thread.start()
+
+    def join(self) -> None:
+        """Wait for the save under way, on the rank that writes."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def finish(self) -> None:
+        """Wait, on all ranks, until the latest save is on disk.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        self.join()
+        if self.failure is not None:
+            raise CheckpointError(self.failure)
+        dist.synchronize()
+
+    def _try_to_write(self, name: str, state: dict, progress: str, is_latest: bool) -> None:
         target = Path(self.save_dir) / name
-        partial = target.with_name(f"{name}.partial")
-        if dist.is_main_process():
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        dist.synchronize()
+        try:
+            self._write(target, state, progress)
+            if is_latest:
+                self.tag_last_checkpoint(name)
+            self._prune(json.loads(progress)["iteration"])
+        except Exception as error:
+            reason = error.strerror if isinstance(error, OSError) else repr(error)
+            self.failure = f"checkpoint {target} could not be written: {reason}"
+            logger.error(self.failure, exc_info=not isinstance(error, OSError))
+            self._remove_partial()
+        else:
+            self.failure = None
+            logger.info(f"Saved checkpoint {target}")
+
+    def _write(self, target: Path, state: dict, progress: str) -> None:
+        os.makedirs(self.save_dir, exist_ok=True)
+        self._remove_partial()
+        partial = target.with_name(f"{target.name}.partial")
+        partial.mkdir()
         for key, value in state.items():
-            flow.save(value, str(partial / key), global_dst_rank=0)
-        if dist.is_main_process():
-            progress["iteration"] = iteration
-            (partial / PROGRESS).write_text(json.dumps(progress))
-            _flush(partial)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(partial, target)
-            self.tag_last_checkpoint(name)
-        dist.synchronize()
-        self.logger.info(f"Saved checkpoint {target}")
+            host_state.write(value, partial / key)
+        (partial / PROGRESS).write_text(progress)
+        manifest.write(partial)
+        sync_tree(partial)
+        replace_folder(str(partial), str(target))
+
+    def _remove_partial(self) -> None:
+        """What a crash or an error left half written."""
+        for path in Path(self.save_dir).glob("*.partial"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pointer = Path(self.save_dir) / "last_checkpoint"
-        partial = pointer.with_name("last_checkpoint.partial")
+        pointer = Path(self.save_dir) / POINTER
+        partial = pointer.with_name(f"{POINTER}.new")
         partial.write_text(last_filename_basename)
-        _flush(partial)
+        sync(partial)
         os.replace(partial, pointer)
+        sync(self.save_dir)
 
-    def progress(self) -> dict | None:
-        """``progress.json`` of the latest checkpoint, None when there is no checkpoint."""
-        if not self.has_checkpoint():
-            return None
-        return json.loads((Path(self.get_checkpoint_file()) / PROGRESS).read_text())
+    def _prune(self, iteration: int) -> None:
+        """Those after ``iteration`` were left behind by a run that went back: it writes them
+        again."""
+        if self.max_to_keep is None:
+            return
+        numbers = [(_iteration(path), path) for path in self._folders() if path.name[-1].isdigit()]
+        reached = sorted(item for item in numbers if item[0] <= iteration)
+        for _, path in reached[: -self.max_to_keep]:
+            path.rename(path.with_name(f"{path.name}.partial"))  # a half removed one is none
+        self._remove_partial()
 
-    def _load_file(self, f: str) -> dict:
-        names = sorted(p.name for p in Path(f).iterdir() if p.is_dir())
-        return {name: flow.load(os.path.join(f, name), global_src_rank=0) for name in names}
+    def _folders(self) -> list[Path]:
+        folder = Path(self.save_dir)
+        if not folder.is_dir():
+            return []
+        return [path for path in folder.iterdir() if _NAMES.fullmatch(path.name)]
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is any, whole or not; asked by all ranks together."""
+        return _from_rank_0(lambda: bool(self._folders()))
 
-def _flush(path: Path) -> None:
-    """Force a file, or all files of a folder, to disk before a rename makes them visible."""
-    files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    for file in files:
-        descriptor = os.open(file, os.O_RDONLY)
+    def get_checkpoint_file(self) -> str:
+        """Folder of the latest checkpoint that is whole; asked by all ranks together.
+
+        It is the one that ``last_checkpoint`` names, or where that is damaged the one before it.
+
+        Raises:
+            CheckpointError: there is none, or none is whole.
+        """
+        return _from_rank_0(self._latest)
+
+    def _latest(self) -> str:
+        candidates = self._candidates()
+        if not candidates:
+            raise CheckpointError(f"{self.save_dir}: no checkpoint in this folder")
+        for path in candidates:
+            try:
+                manifest.verify(path)
+                return str(path)
+            except CheckpointError as error:
+                logger.warning(f"checkpoint {path.name} is damaged and not used: {error}")
+        names = ", ".join(path.name for path in candidates)
+        raise CheckpointError(f"{self.save_dir}: no checkpoint is whole, of {names}")
+
+    def _candidates(self) -> list[Path]:
+        """The one to go on from, then those of earlier iterations, latest first."""
+        folders = sorted(self._folders(), key=_recency, reverse=True)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            latest = Path(self.save_dir) / (Path(self.save_dir) / POINTER).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            latest = None
+            if folders:
+                logger.warning(f"{Path(self.save_dir) / POINTER} cannot be read: {error}")
+        if latest not in folders:
+            if latest is not None:
+                logger.warning(f"checkpoint {latest.name} is missing")
+            return folders
+        reached = _iteration(latest)
+        others = [path for path in folders if path != latest]
+        return [latest, *(path for path in others if reached < 0 or _iteration(path) <= reached)]
+
+    def progress(self, path: str) -> dict:
+        """``progress.json`` of a checkpoint; asked by all ranks together."""
+        return _from_rank_0(lambda: json.loads((Path(path) / PROGRESS).read_text()))
+
+    def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
+        """Restore the model and the named checkpointables, all when None; by all ranks together.
+
+        Returns:
+            The checkpoint's ``progress.json``.
+
+        Raises:
+            CheckpointError: the checkpoint lacks one of them, or its model is another one.
+        """
+        names = list(self.checkpointables if checkpointables is None else checkpointables)
+        saved = _from_rank_0(lambda: [item.name for item in Path(path).iterdir()])
+        missing = [name for name in ("model", *names) if name not in saved]
+        if missing:
+            raise CheckpointError(f"{path}: the checkpoint has no {', '.join(missing)}")
+        state = {
+            name: flow.load(os.path.join(path, name), global_src_rank=0)
+            for name in ("model", *names)
+        }
+        incompatible = self._load_model(state)
+        if any(incompatible):
+            raise CheckpointError(f"{path}: the checkpoint is of another model: {incompatible}")
+        for name in names:
+            self.checkpointables[name].load_state_dict(state[name])
+        logger.info(f"Loaded checkpoint {path}")
+        return self.progress(path)
+
+
+def _iteration(path: Path) -> int:
+    """The last iteration that a checkpoint contains; -1 when it is too damaged to say."""
+    number = _NAMES.fullmatch(path.name).group(1)
+    if number.isdigit():
+        return int(number)
+    try:
+        return int(json.loads((path / PROGRESS).read_text())["iteration"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def _recency(path: Path) -> tuple[int, bool]:
+    return _iteration(path), not path.name.endswith(".old")
+
+
+def _from_rank_0(ask: Callable[[], Any]) -> Any:
+    """The answer of rank 0 on every rank; where it fails, a `CheckpointError` on every rank."""
+    answer = None
+    if dist.is_main_process():
+        try:
+            answer = ask()
+        except (OSError, ValueError) as error:
+            answer = error if isinstance(error, CheckpointError) else CheckpointError(str(error))
+    answer = _broadcast_py_object(answer)
+    if isinstance(answer, CheckpointError):
+        raise answer
+    return answer

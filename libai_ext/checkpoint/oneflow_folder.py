@@ -115,18 +115,29 @@ def save(tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
         os.mkdir(model)
         items = b""
         for index, (name, array) in enumerate(tensors.items()):
-            array = np.asarray(array, order="C")
-            kind = META_NAMES.get(array.dtype)
-            if kind is None:
+            if np.asarray(array).dtype not in META_NAMES:
                 raise CheckpointError(f"{os.fspath(path)}: {name} has the type {array.dtype}")
             folder = f"tensor_{index}"
-            os.mkdir(os.path.join(model, folder))
-            array.tofile(os.path.join(model, folder, "out"))
-            dimensions = "".join(f"  dim: {dimension}\n" for dimension in array.shape)
-            with open(os.path.join(model, folder, "meta"), "w") as file:
-                file.write(f"shape {{\n{dimensions}}}\ndata_type: {kind}\n")
+            write_tensor(array, os.path.join(model, folder))
             state = b"}" + text("path") + text(folder) + b"s"
             items += text(name) + global_name("oneflow", "Tensor") + b")\x81" + state + b"b"
         with open(os.path.join(model, PICKLE), "wb") as file:
             version = text("protocol_version") + integer(PROTOCOL_VERSION)
             file.write(PROTOCOL + b"}(" + version + text("data") + b"}(" + items + b"uu.")
+
+
+def write_tensor(array: np.ndarray, folder: str) -> None:
+    """Make the folder of one tensor.
+
+    Raises:
+        KeyError: the array's type has no place there.
+        OSError: the disk refuses.
+    """
+    array = np.asarray(array, order="C")
+    kind = META_NAMES[array.dtype]
+    os.mkdir(folder)
+    with open(os.path.join(folder, "out"), "wb") as file:
+        file.write(array.data)  # array.tofile names no reason when the disk refuses
+    dimensions = "".join(f"  dim: {dimension}\n" for dimension in array.shape)
+    with open(os.path.join(folder, "meta"), "w") as file:
+        file.write(f"shape {{\n{dimensions}}}\ndata_type: {kind}\n")

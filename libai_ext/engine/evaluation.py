@@ -7,7 +7,6 @@ from typing import Callable
 
 import numpy as np
 import oneflow as flow
-from libai.engine.trainer import HookBase
 from libai.evaluation.evaluator import inference_context
 from libai.utils import distributed as dist
 
@@ -42,20 +41,6 @@ def evaluate(
             if dist.is_main_process():
                 evaluator.process(*rows)
     return evaluator.results() if dist.is_main_process() else {}
-
-
-class Evaluation(HookBase):
-    """Evaluates every ``period`` iterations and after the last one."""
-
-    def __init__(self, period: int):
-        self.period = period
-
-    def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done % self.period and done != self.trainer.max_iter:
-            return
-        results = self.trainer.test()
-        self.trainer.storage.put_scalars(**results, smoothing_hint=False)
 
 
 def on_rank_0(tensor: flow.Tensor) -> np.ndarray:

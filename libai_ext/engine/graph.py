@@ -8,7 +8,7 @@ import oneflow.framework.session_context as session_context
 from libai.layers import TransformerLayer
 from libai.models.utils import GraphBase
 from libai.utils import distributed as dist
-from oneflow import nn
+from oneflow import Tensor, nn
 
 from libai_ext.placement import device_type
 
@@ -29,6 +29,11 @@ class Graph(GraphBase):
             # A loss scale of one that never changes. What comes with it: a step whose gradients
             # are not all finite changes neither weights nor optimizer state nor the schedule.
             self.set_grad_scaler(flow.amp.GradScaler(1.0, 1.0, 1.0, growth_interval=1))
+
+    def state_dict(self, destination=None) -> dict:
+        """Optimizer and schedule only: the module's tensors are in its own state dict."""
+        state = super().state_dict(destination)
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
     def set_activation_checkpoint(self) -> None:
         for block in self.model.modules():

@@ -41,6 +41,7 @@ class SaveOnSignal(HookBase):
         if not self._agreed() or iteration + 1 >= self.trainer.max_iter:
             return
         self.checkpointer.save(f"model_{iteration:07d}", iteration)
+        self.checkpointer.finish()
         logger.warning(
             f"ended by a signal after {iteration + 1} iterations; --resume goes on from there"
         )

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import re
-import shutil
 import time
-from pathlib import Path
 
 import oneflow as flow
 from libai.config import instantiate
 from libai.engine import hooks
 from libai.engine.default import DefaultTrainer
-from libai.engine.trainer import HookBase, TrainerBase
+from libai.engine.trainer import TrainerBase
 from libai.models import build_model
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
@@ -22,8 +19,10 @@ from libai_ext.checkpoint.native import Checkpointer
 from libai_ext.config import fresh
 from libai_ext.data.loader import build_eval_loader, build_train_loader
 from libai_ext.data.sampler import GlobalOrder
+from libai_ext.engine import agreement
+from libai_ext.engine.checkpointing import Checkpointing, Evaluation
 from libai_ext.engine.derive import derive_schedule
-from libai_ext.engine.evaluation import Evaluation, evaluate
+from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.gauges import BadImageReport, Gauges
 from libai_ext.engine.nonfinite import StepGuard, gradient_norms
 from libai_ext.engine.signals import SaveOnSignal
@@ -126,18 +125,31 @@ class Trainer(DefaultTrainer):
                 items["graph"] = self.graph_train
             else:
                 items["optimizer"] = self.optimizer
-        return Checkpointer(self.model, self.cfg.train.output_dir, **items)
+        train = self.cfg.train
+        checkpointer = Checkpointer(
+            self.model, train.output_dir, max_to_keep=train.checkpointer.max_to_keep, **items
+        )
+        checkpointer.plain["settings"] = agreement.settings(self.cfg, self.dataset)
+        return checkpointer
 
     def resume(self) -> None:
-        """Continue from the latest checkpoint of the output directory.
+        """Continue from the latest checkpoint of the output directory that is whole, or evaluate
+        it.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is none, or the config contradicts it.
+            CheckpointError: there are some, and all are damaged.
         """
-        progress = self.checkpointer.progress()
-        if progress is None:
+        checkpointer = self.checkpointer
+        if not checkpointer.has_checkpoint():
             raise ConfigError(f"--resume: no checkpoint in {self.cfg.train.output_dir}")
-        self.checkpointer.load(self.checkpointer.get_checkpoint_file())
+        path = checkpointer.get_checkpoint_file()
+        progress = checkpointer.progress(path)
+        # An evaluation has nothing to do with how the model was trained.
+        prefix = "" if self.optimizer is not None else "model."
+        agreement.check(progress.get("settings", {}), checkpointer.plain["settings"], path, prefix)
+        checkpointer.load(path)
+        checkpointer.plain["best"] = progress.get("best")
         self.start_iter = progress["iteration"] + 1
 
     def train(self) -> None:
@@ -148,6 +160,12 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
         self.model.train()
         super().train()
+
+    def before_step(self) -> None:
+        """LiBai moves ``storage.iter`` on in the middle of a step: what the step itself measures
+        would bear the same number as what the hooks of the step before did."""
+        self.storage.iter = self.iter + 1
+        super().before_step()
 
     def run_step(self) -> None:
         if self._batches is None:
@@ -228,19 +246,24 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self):
         train = self.cfg.train
-        built = [
-            hooks.IterationTimer(),
-            Schedule(),
-            BadImageReport(),
-            Checkpointing(self.checkpointer, **train.checkpointer),
-        ]
-        if train.evaluation.enabled:
-            built.append(Evaluation(train.evaluation.eval_period))
+        evaluation = train.evaluation
+        built = [hooks.IterationTimer(), Schedule(), BadImageReport()]
+        periods = [train.log_period]
+        if evaluation.enabled:
+            periods.append(evaluation.eval_period)
+            built.append(
+                Evaluation(
+                    self.checkpointer,
+                    evaluation.eval_period,
+                    evaluation.eval_metric,
+                    evaluation.eval_mode,
+                )
+            )
         if dist.is_main_process():
             built.append(Gauges(self.global_batch_size))
-            files = writers(train.output_dir, self.start_iter)
-            built.append(Writing(files, train.log_period))
+            built.append(Writing(writers(train.output_dir, self.start_iter), *periods))
             built.append(Progress(train.log_period))
+        built.append(Checkpointing(self.checkpointer, train.checkpointer.period, train.log_period))
         if train.save_on_signal:
             # It may end the run: whatever else there is to do after a step comes before it.
             built.append(SaveOnSignal(self.checkpointer))
@@ -293,28 +316,3 @@ class Schedule(hooks.LRScheduler):
     def after_step(self) -> None:
         if not self.trainer.skipped:
             super().after_step()
-
-
-class Checkpointing(HookBase):
-    """A checkpoint every ``period`` iterations, the last ``max_to_keep`` kept, and
-    ``model_final`` at the end."""
-
-    def __init__(self, checkpointer: Checkpointer, period: int, max_to_keep: int):
-        self.checkpointer = checkpointer
-        self.period = period
-        self.max_to_keep = max_to_keep
-
-    def after_step(self) -> None:
-        iteration = self.trainer.iter
-        if iteration + 1 == self.trainer.max_iter:
-            self.checkpointer.save("model_final", iteration)
-        elif (iteration + 1) % self.period == 0:
-            self.checkpointer.save(f"model_{iteration:07d}", iteration)
-            if dist.is_main_process():
-                self._prune()
-
-    def _prune(self) -> None:
-        folder = Path(self.checkpointer.save_dir)
-        saved = sorted(p for p in folder.iterdir() if re.fullmatch(r"model_\d{7,}", p.name))
-        for old in saved[: -self.max_to_keep]:
-            shutil.rmtree(old)

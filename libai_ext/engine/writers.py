@@ -7,12 +7,17 @@ import json
 import logging
 import os
 import sys
+import time
+from itertools import chain
 from pathlib import Path
 
-from libai.engine import hooks
+from libai.engine.hooks import PeriodicWriter
 from libai.engine.trainer import HookBase
 from libai.utils.events import EventStorage, EventWriter, get_event_storage
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
@@ -21,77 +26,157 @@ _INTERNAL = ("eta_seconds",)
 
 def latest_scalars(storage: EventStorage) -> dict[str, float]:
     """Scalars of the iteration just done, by name; losses are LiBai's ``total_loss``."""
-    done = storage.iter
     return {
         name: value
         for name, (value, iteration) in storage.latest().items()
-        # Hooks put values before LiBai moves storage.iter on, or after it.
-        if iteration in (done, done - 1) and name not in _INTERNAL
+        if iteration == storage.iter and name not in _INTERNAL
     }
 
 
-class MetricsFile(EventWriter):
+class _File(EventWriter):
+    """A file that training can do without for a while: what the disk refuses is kept, warned of
+    and offered again at each logging step."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.pending: list = []
+
+    def write(self) -> None:
+        self.pending.append(self.record(get_event_storage()))
+        self.flush()
+
+    def flush(self) -> None:
+        try:
+            self.append(self.pending)
+        except OSError as error:
+            logger.warning(
+                f"{self.path} cannot be written ({error.strerror}); {len(self.pending)} logging "
+                "steps are kept in memory until it can"
+            )
+        else:
+            self.pending = []
+
+    def close(self) -> None:
+        if self.pending:
+            self.flush()
+
+    def record(self, storage: EventStorage):
+        """What this file says of the iteration just done."""
+        raise NotImplementedError
+
+    def append(self, records: list) -> None:
+        """Put all records on disk, or raise OSError and let them be given again."""
+        raise NotImplementedError
+
+
+class MetricsFile(_File):
     """One JSON object per logging step. ``iteration`` counts optimizer steps done."""
 
     def __init__(self, path: str, start_iter: int):
         """Lines after ``start_iter``, written by a run that got further than its last
         checkpoint, are dropped: a resumed run writes them again."""
-        self.path = Path(path)
-        kept = []
-        if start_iter and self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _upto(line, start_iter)]
-        self.path.write_text("".join(line + "\n" for line in kept))
-        self.file = self.path.open("a")
+        super().__init__(path)
+        self.start_iter: int | None = start_iter
+        self.size = 0
+        self.flush()
 
-    def write(self) -> None:
-        storage = get_event_storage()
+    def record(self, storage: EventStorage) -> str:
         line = {"iteration": storage.iter, "samples": storage.samples, **latest_scalars(storage)}
-        self.file.write(json.dumps(line) + "\n")
-        self.file.flush()
+        return json.dumps(line) + "\n"
 
-    def close(self) -> None:
-        self.file.close()
+    def append(self, records: list[str]) -> None:
+        if self.start_iter is not None:
+            self._rewind(self.start_iter)
+            self.start_iter = None
+        with open(self.path, "r+b") as file:
+            # Half a line, where the disk was full in the middle.
+            file.truncate(self.size)
+            file.seek(self.size)
+            file.write("".join(records).encode())
+            file.flush()
+            os.fsync(file.fileno())
+            self.size = file.tell()
+
+    def _rewind(self, iteration: int) -> None:
+        path = Path(self.path)
+        kept = []
+        if iteration and path.exists():
+            lines = path.read_text(errors="replace").splitlines()
+            kept = [line + "\n" for line in lines if _upto(line, iteration)]
+        partial = path.with_name(f"{path.name}.new")
+        with partial.open("w") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        self.size = path.stat().st_size
 
 
 def _upto(line: str, iteration: int) -> bool:
     try:
         return json.loads(line)["iteration"] <= iteration
-    except (ValueError, KeyError):  # cut off by a crash
+    except (ValueError, KeyError, TypeError):  # cut off by a crash
         return False
 
 
-class TensorBoard(EventWriter):
-    """Scalars and pictures as TensorBoard events under ``output_dir/tensorboard``."""
+class TensorBoard(_File):
+    """Scalars and pictures as TensorBoard events under ``output_dir/tensorboard``.
+
+    tensorboardX's own writer hands events to a thread, which a full disk ends: the next ten
+    events fill its queue and training hangs. Also, what waits in it is lost with the process.
+    """
 
     def __init__(self, folder: str, start_iter: int):
-        self.writer = SummaryWriter(folder, purge_step=start_iter or None)
+        super().__init__(folder)
+        self.first_step = start_iter + 1
+        self.writer: EventsWriter | None = None
 
-    def write(self) -> None:
-        storage = get_event_storage()
-        for name, value in latest_scalars(storage).items():
-            self.writer.add_scalar(name, value, storage.iter)
+    def record(self, storage: EventStorage) -> list[Event]:
+        scalars = [summary.scalar(name, value) for name, value in latest_scalars(storage).items()]
+        values = [part.value[0] for part in scalars]
+        events = [Event(wall_time=time.time(), step=storage.iter, summary=Summary(value=values))]
         # LiBai gives no other access to what put_image() took; its own writer reads it here too.
         for name, picture, iteration in storage._vis_data:
-            self.writer.add_image(name, picture, iteration)
+            image = summary.image(name, picture)
+            events.append(Event(wall_time=time.time(), step=iteration, summary=image))
         storage.clear_images()
-        self.writer.flush()  # a run that is killed leaves what it logged
+        return events
+
+    def append(self, records: list[list[Event]]) -> None:
+        try:
+            if self.writer is None:
+                self._open()
+            for event in chain.from_iterable(records):
+                self.writer.write_event(event)
+            self.writer.flush()
+        except OSError:
+            # Readers stop at half an event: go on in another file, which takes back what this
+            # one may have of the steps that are given again.
+            self.writer = None
+            self.first_step = records[0][0].step if records else self.first_step
+            raise
+
+    def _open(self) -> None:
+        os.makedirs(self.path, exist_ok=True)
+        # The name has seconds only, and a file of the same name would be emptied.
+        suffix = f".{time.time_ns()}"
+        start = SessionLog(status=SessionLog.START)
+        try:
+            writer = EventsWriter(os.path.join(self.path, "events"), filename_suffix=suffix)
+            writer.write_event(
+                Event(wall_time=time.time(), step=self.first_step, session_log=start)
+            )
+            writer.flush()
+        except OSError:
+            for empty in Path(self.path).glob(f"*{suffix}"):
+                empty.unlink()
+            raise
+        self.writer = writer
 
     def close(self) -> None:
-        self.writer.close()
-
-
-class Writing(hooks.PeriodicWriter):
-    """Writes every ``period`` iterations, and whenever there was an evaluation."""
-
-    def after_step(self) -> None:
-        _, evaluated = next(
-            (self.trainer.storage.latest()[name] for name in self.trainer.results), (0, None)
-        )
-        if evaluated == self.trainer.iter:
-            for writer in self._writers:
-                writer.write()
-        else:
-            super().after_step()
+        super().close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 class Progress(HookBase):
@@ -142,6 +227,20 @@ class Progress(HookBase):
         left = self.trainer.max_iter - self.trainer.iter - 1
         seconds = self.trainer.storage.history("time").median(100) * left
         return f", left {datetime.timedelta(seconds=int(seconds))}"
+
+
+class Writing(PeriodicWriter):
+    """Every so many iterations, counted by any of the periods, and after the last one."""
+
+    def __init__(self, writers: list[EventWriter], *periods: int):
+        super().__init__(writers)
+        self.periods = periods
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or any(done % period == 0 for period in self.periods):
+            for writer in self._writers:
+                writer.write()
 
 
 def writers(output_dir: str, start_iter: int):

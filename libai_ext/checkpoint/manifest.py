@@ -1,0 +1,75 @@
+"""The list of a checkpoint's files with their checksums: written last, compared on load.
+
+One line a file: CRC-32 in hexadecimal, size in bytes, path. CRC-32 finds every damage that a disk
+does; it is no protection against somebody who changes a file on purpose.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+from libai_ext.checkpoint.errors import CheckpointError
+
+MANIFEST = "manifest"
+_BLOCK = 1 << 22
+
+
+def write(folder: Path) -> None:
+    """List all files below ``folder`` in its manifest."""
+    lines = [_line(folder, path) for path in _files(folder)]
+    (folder / MANIFEST).write_text("".join(lines), encoding="utf-8")
+
+
+def verify(folder: Path) -> None:
+    """Compare ``folder`` with its manifest.
+
+    Raises:
+        CheckpointError: a file is missing, too many, unreadable or not what was written.
+    """
+    listed = {}
+    for line in _read(folder):
+        path = line.split(" ", 2)[-1].rstrip("\n")
+        listed[path] = line
+    present = _files(folder)
+    for path in sorted(listed.keys() | set(present)):
+        file = folder / path
+        if path not in listed:
+            raise CheckpointError(f"{file}: not listed in {MANIFEST}")
+        if path not in present:
+            raise CheckpointError(f"{file}: the file is missing")
+        try:
+            line = _line(folder, path)
+        except OSError as error:
+            raise CheckpointError(f"{file}: {error.strerror}") from None
+        if line != listed[path]:
+            raise CheckpointError(f"{file}: not what was written (size or checksum differs)")
+
+
+def _read(folder: Path) -> list[str]:
+    try:
+        lines = (folder / MANIFEST).read_bytes().decode("utf-8").splitlines(keepends=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder / MANIFEST}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        lines = []
+    if not lines:
+        raise CheckpointError(f"{folder / MANIFEST}: not a list of files")
+    return lines
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths relative to ``folder``, the manifest left out."""
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in files if path != MANIFEST)
+
+
+def _line(folder: Path, path: str) -> str:
+    checksum = 0
+    size = 0
+    with open(os.path.join(folder, path), "rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            checksum = zlib.crc32(block, checksum)
+            size += len(block)
+    return f"{checksum:08x} {size} {path}\n"

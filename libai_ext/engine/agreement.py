@@ -1,0 +1,86 @@
+"""What a resumed run must have in common with its checkpoint, compared key by key."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Sized
+
+from libai.config.lazy import _convert_target_to_string
+from omegaconf import DictConfig, OmegaConf
+
+from libai_ext.errors import ConfigError
+
+# Everything that decides about samples, augmentation, model and steps. Not here: the layout, how
+# the global batch is split, where files lie, what is logged and when.
+_NODES = ("task", "model", "optim", "train.scheduler", "train.ema", "dataloader.train")
+_VALUES = (
+    "train.global_batch_size",
+    "train.train_iter",
+    "train.warmup_iter",
+    "train.seed",
+    "train.epoch_remainder",
+    "graph.enabled",
+)
+_FREE = (
+    "num_workers",
+    "source.roots",
+    "source.download",
+    "source.max_bad_share",
+    # Derived from train.train_iter and train.warmup_iter.
+    "scheduler.max_iter",
+    "scheduler.warmup_iter",
+)
+
+
+def settings(cfg: DictConfig, dataset: Sized | None) -> dict[str, Any]:
+    """The values to be kept with each checkpoint, as JSON has them.
+
+    Args:
+        cfg: resolved, with everything derived.
+        dataset: the training data set, None where there is only something to evaluate.
+    """
+    flat: dict[str, Any] = {"training samples": dataset and len(dataset)}
+    for key in _VALUES:
+        flat[key] = OmegaConf.select(cfg, key)
+    for key in _NODES:
+        node = OmegaConf.select(cfg, key)
+        if node is not None:
+            _flatten(key, OmegaConf.to_container(node, resolve=True), flat)
+    return json.loads(json.dumps(flat))
+
+
+def _flatten(key: str, value: Any, flat: dict[str, Any]) -> None:
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _flatten(f"{key}.{name}", item, flat)
+    elif isinstance(value, (list, tuple)) and any(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value):
+            _flatten(f"{key}.{number}", item, flat)
+    elif not key.endswith(_FREE) and value is not None:
+        # A Python config holds classes and functions where a YAML one has their names.
+        flat[key] = _convert_target_to_string(value) if callable(value) else value
+
+
+def check(saved: dict[str, Any], present: dict[str, Any], path: str, prefix: str = "") -> None:
+    """Compare the settings of checkpoint ``path`` with those of a config.
+
+    Args:
+        prefix: compare the keys that begin so.
+
+    Raises:
+        ConfigError: they differ; each key is named with both values.
+    """
+    keys = [key for key in {**saved, **present} if key.startswith(prefix)]
+    differing = [key for key in keys if saved.get(key) != present.get(key)]
+    if not differing:
+        return
+    lines = "".join(
+        f"\n  {key}: {saved.get(key, 'unset')} in the checkpoint, "
+        f"{present.get(key, 'unset')} in the config"
+        for key in differing
+    )
+    raise ConfigError(
+        f"the config contradicts {path}:{lines}\n"
+        "Set these keys as in the checkpoint. A longer run, another rate or another model is a "
+        f"new run: give it another train.output_dir and start it with train.load_weight={path}"
+    )

@@ -1,0 +1,102 @@
+"""When a run is saved: every so many iterations, at its best evaluation, at its end."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from libai.engine.trainer import HookBase
+from oneflow.framework.check_point_v2 import _broadcast_py_object
+
+from libai_ext.checkpoint.native import Checkpointer
+from libai_ext.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+BEST = "model_best"
+FINAL = "model_final"
+MODES = ("max", "min")
+
+
+class Checkpointing(HookBase):
+    """A checkpoint every ``period`` iterations, and ``model_final`` at the end.
+
+    Registered last: what the other hooks write of an iteration is on disk when its checkpoint is.
+
+    Args:
+        log_period: a save that failed is reported again at each so many iterations.
+    """
+
+    def __init__(self, checkpointer: Checkpointer, period: int, log_period: int):
+        self.checkpointer = checkpointer
+        self.period = period
+        self.log_period = log_period
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter:
+            self.checkpointer.save(FINAL, self.trainer.iter)
+            self.checkpointer.finish()
+        elif done % self.period == 0:
+            self.checkpointer.save(f"model_{self.trainer.iter:07d}", self.trainer.iter)
+        elif self.checkpointer.failure and done % self.log_period == 0:
+            logger.error(f"{self.checkpointer.failure}; training goes on")
+
+    def after_train(self) -> None:
+        """Also when an exception or a signal ends the run: the process may leave after this."""
+        self.checkpointer.join()
+
+
+class Evaluation(HookBase):
+    """Evaluate every ``period`` iterations and after the last one, and keep ``model_best``.
+
+    LiBai's ``EvalHook`` and ``BestCheckpointer`` forget the best result when a run is resumed and
+    evaluate the end after ``model_final``, so that a run killed in between never does. Here the
+    best result is part of every checkpoint, and the evaluation of an iteration comes before it.
+
+    Args:
+        metric: the result that decides, None to keep no ``model_best``.
+        mode: ``"max"`` or ``"min"``: which way is better.
+
+    Raises:
+        ConfigError: another mode.
+    """
+
+    def __init__(
+        self, checkpointer: Checkpointer, period: int, metric: str | None = None, mode: str = "max"
+    ):
+        if mode not in MODES:
+            raise ConfigError(f"train.evaluation.eval_mode must be one of {MODES}, not {mode!r}")
+        self.checkpointer = checkpointer
+        self.period = period
+        self.metric = metric
+        self.mode = mode
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self.period and done != self.trainer.max_iter:
+            return
+        results = _broadcast_py_object(self.trainer.test())
+        self.trainer.storage.put_scalars(**results, smoothing_hint=False)
+        if self.metric is not None:
+            self._compare(results)
+
+    def _compare(self, results: dict[str, float]) -> None:
+        """
+        Raises:
+            ConfigError: the metric is none of the results.
+        """
+        if self.metric not in results:
+            raise ConfigError(
+                f"train.evaluation.eval_metric {self.metric!r} is none of the results: "
+                f"{', '.join(results)}"
+            )
+        value = results[self.metric]
+        best = self.checkpointer.plain.get("best")
+        sign = 1 if self.mode == "max" else -1
+        if math.isfinite(value) and (best is None or sign * value > sign * best["value"]):
+            iteration = self.trainer.iter
+            best = {"metric": self.metric, "value": value, "iteration": iteration}
+            self.checkpointer.plain["best"] = best
+            self.checkpointer.save(BEST, iteration, is_latest=False)
+            logger.info(f"best {self.metric} so far: {value:.6g}")

@@ -1,0 +1,302 @@
+"""Kill training runs at random moments, resume them, and compare with runs left alone.
+
+    python tools/soak.py [--kills N] [--processes 1 2] [--folder FOLDER]
+    python tools/soak.py --iterations N
+
+Jobs of a small MAE on made images are killed by SIGKILL, every third time inside a save, and
+resumed; after several kills a job may end. Then its weights, optimizer state, metrics and
+TensorBoard steps must be those of the job that nobody killed, to the bit. After every kill each
+checkpoint must be whole. With --iterations one job runs that long, and its memory, files and
+processes are watched. Exit status 1 when anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from libai_ext.checkpoint import manifest, oneflow_folder
+from libai_ext.checkpoint.errors import CheckpointError
+
+ROOT = Path(__file__).resolve().parents[1]
+ITERATIONS, PERIOD, IMAGES = 40, 4, 64
+KILLS_PER_JOB = 5
+MAX_GROWTH = 0.02  # of memory after warm-up
+TIMES = ("time", "data_time")
+
+
+def make_images(folder: Path) -> None:
+    """Noise, in two classes."""
+    rng = np.random.default_rng(0)
+    for number in range(IMAGES):
+        path = folder / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+
+
+class Job:
+    """One training run, started as often as needed.
+
+    Args:
+        images: what :func:`make_images` made.
+        folder: output directory.
+    """
+
+    def __init__(self, images: Path, folder: Path, processes: int, graph: bool, iterations: int):
+        self.folder = folder
+        self.command = [
+            "bash",
+            str(ROOT / "tools/train.sh"),
+            str(ROOT / "projects/MAE/train_net.py"),
+            str(ROOT / "projects/MAE/configs/mae_pretraining.py"),
+            str(processes),
+            f"data.train=[{images}]",
+            f"data.test=[{images}]",
+            f"train.output_dir={folder}",
+            f"graph.enabled={graph}",
+            "model.arch=mae_vit_digits",
+            "model.depth=1",
+            "train.global_batch_size=8",
+            f"train.train_iter={iterations}",
+            "train.warmup_iter=4",
+            "train.base_lr=0.01",
+            "train.log_period=1",
+            f"train.checkpointer.period={PERIOD}",
+            "train.checkpointer.max_to_keep=3",
+            "train.evaluation.enabled=True",
+            f"train.evaluation.eval_period={2 * PERIOD}",
+            "train.evaluation.eval_metric=loss",
+            "train.evaluation.eval_mode=min",
+            "dataloader.train.num_workers=1",
+            "dataloader.test.num_workers=0",
+        ]
+
+    def checkpoints(self) -> list[Path]:
+        return [path for path in self.folder.glob("model_*") if path.suffix != ".partial"]
+
+    def start(self) -> subprocess.Popen:
+        """Go on from the last checkpoint, or begin."""
+        resume = ["--resume"] if self.checkpoints() else []
+        if not resume and self.folder.exists():
+            self.folder.rename(self.folder.with_name(f"{self.folder.name}-{time.time_ns()}"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder.with_suffix(".txt").open("ab")
+        return subprocess.Popen([*self.command, *resume], stdout=log, stderr=log)
+
+    def finish(self) -> float:
+        """Run to the end; returns seconds.
+
+        Raises:
+            RuntimeError: the run failed.
+        """
+        started = time.perf_counter()
+        status = self.start().wait(timeout=600)
+        if status:
+            log = self.folder.with_suffix(".txt").read_text(errors="replace")
+            raise RuntimeError(f"exit status {status}:\n{log[-3000:]}")
+        return time.perf_counter() - started
+
+    def partial(self) -> set[tuple[str, int]]:
+        """Checkpoints half written or half removed: name and inode, as names come back."""
+        found = set()
+        for path in self.folder.glob("model_*.partial"):
+            try:
+                found.add((path.name, path.stat().st_ino))
+            except FileNotFoundError:
+                pass
+        return found
+
+    def result(self) -> dict:
+        """Everything that must not depend on interruptions."""
+        state = {}
+        for item in sorted(path for path in (self.folder / "model_final").iterdir()):
+            if item.is_dir():
+                state[item.name] = _plain(oneflow_folder.load(item))
+        lines = (self.folder / "metrics.jsonl").read_text().splitlines()
+        metrics = [
+            {name: value for name, value in json.loads(line).items() if name not in TIMES}
+            for line in lines
+        ]
+        events = EventAccumulator(str(self.folder / "tensorboard")).Reload()
+        scalars = {
+            tag: [(event.step, event.value) for event in events.Scalars(tag)]
+            for tag in events.Tags()["scalars"]
+            if tag not in TIMES
+        }
+        best = json.loads((self.folder / "model_best" / "progress.json").read_text())
+        names = sorted(path.name for path in self.checkpoints())
+        return dict(state=state, metrics=metrics, scalars=scalars, best=best, names=names)
+
+
+def _plain(node):
+    """Arrays as type, shape and bytes, so that == compares bits."""
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_plain(value) for value in node]
+    if isinstance(node, np.ndarray):
+        return (str(node.dtype), node.shape, node.tobytes())
+    return node
+
+
+def kill(job: Job, inside_save: bool, seconds: float, rng: random.Random) -> str:
+    """Start the job and kill it at a random moment; says where it was.
+
+    Args:
+        seconds: how long an undisturbed run takes.
+    """
+    left_before = job.partial()
+    process = job.start()
+    deadline = time.monotonic() + rng.uniform(0, seconds)
+    saves_to_pass = rng.randrange(4)
+    saving = False
+    while process.poll() is None:
+        if inside_save:
+            was_saving, saving = saving, bool(job.partial() - left_before)
+            if saving and not was_saving:
+                if saves_to_pass == 0:
+                    time.sleep(rng.uniform(0, 0.01))
+                    break
+                saves_to_pass -= 1
+        elif time.monotonic() > deadline:
+            break
+        time.sleep(0.0003)
+    if process.poll() is not None:
+        return "ended before"
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=30)
+    if job.partial() - left_before:
+        return "inside a save"
+    return "training" if job.checkpoints() else "before the first checkpoint"
+
+
+def unreadable(job: Job) -> list[str]:
+    damaged = []
+    for path in job.checkpoints():
+        try:
+            manifest.verify(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+    return damaged
+
+
+def kill_test(folder: Path, kills: int, processes: list[int], seed: int) -> bool:
+    """Print a table; returns whether all is as it should be."""
+    rng = random.Random(seed)
+    images = folder / "images"
+    make_images(images)
+    print("processes  mode   kills  inside a save  before the 1st checkpoint  unreadable  differs")
+    good = True
+    layouts = [(number, graph) for number in processes for graph in (False, True)]
+    for index, (number, graph) in enumerate(layouts):
+        share = kills // len(layouts) + (index < kills % len(layouts))
+        if share == 0:
+            continue
+        name = f"{number}-{'graph' if graph else 'eager'}"
+        reference = Job(images, folder / f"{name}-reference", number, graph, ITERATIONS)
+        seconds = reference.finish()
+        expected = reference.result()
+        assert [line["iteration"] for line in expected["metrics"]] == [*range(1, ITERATIONS + 1)]
+        where: dict[str, int] = {}
+        damaged: list[str] = []
+        differing: list[str] = []
+        done = jobs = 0
+        while done < share:
+            job = Job(images, folder / f"{name}-{jobs}", number, graph, ITERATIONS)
+            jobs += 1
+            for _ in range(min(KILLS_PER_JOB, share - done)):
+                moment = kill(job, done % 3 == 0, seconds, rng)
+                damaged += unreadable(job)
+                where[moment] = where.get(moment, 0) + 1
+                if moment == "ended before":
+                    break
+                done += 1
+            job.finish()
+            result = job.result()
+            differing += [f"{job.folder}: {k}" for k in expected if result[k] != expected[k]]
+        print(
+            f"{number:9d}  {name[2:]}  {done:5d}  {where.get('inside a save', 0):13d}  "
+            f"{where.get('before the first checkpoint', 0):25d}  {len(damaged):10d}  "
+            f"{len(differing):7d}",
+            flush=True,
+        )
+        for line in damaged + differing:
+            print(f"  {line}")
+        good = good and not damaged and not differing
+    return good
+
+
+def watch(folder: Path, iterations: int) -> bool:
+    """Memory, file descriptors and processes of one long job; returns whether they stay."""
+    make_images(folder / "images")
+    job = Job(folder / "images", folder / "job", 1, False, iterations)
+    process = job.start()
+    samples = []
+    while process.poll() is None:
+        time.sleep(0.5)
+        metrics = job.folder / "metrics.jsonl"
+        if not metrics.exists():
+            continue
+        try:
+            family = psutil.Process(process.pid).children(recursive=True)
+            trainer = max(family, key=lambda child: child.memory_info().rss)
+            samples.append(
+                (
+                    metrics.read_bytes().count(b"\n"),
+                    trainer.memory_info().rss,
+                    trainer.num_fds(),
+                    len(family),
+                )
+            )
+        except (psutil.Error, ValueError):  # it ended meanwhile
+            pass
+    if process.returncode:
+        raise RuntimeError(f"exit status {process.returncode}")
+    first = [sample for sample in samples if 0.1 <= sample[0] / iterations < 0.2]
+    last = [sample for sample in samples if 0.9 <= sample[0] / iterations < 1]
+    print("              iterations 10-20 %    90-100 %")
+    medians = [
+        [float(np.median([s[k] for s in part])) for k in (1, 2, 3)] for part in (first, last)
+    ]
+    for name, before, after in zip(("memory, MiB", "open files", "processes"), *medians):
+        scale = 2**20 if "MiB" in name else 1
+        print(f"{name:12s} {before / scale:19.1f} {after / scale:11.1f}")
+    growth = medians[1][0] / medians[0][0] - 1
+    print(f"growth of memory: {100 * growth:.2f} %")
+    return growth < MAX_GROWTH and medians[0][1:] == medians[1][1:]
+
+
+def main() -> int:
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of each restart
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--iterations", type=int, help="watch one job of so many instead")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="keep what the runs leave, here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.folder or Path(scratch)
+        if args.iterations:
+            good = watch(folder, args.iterations)
+        else:
+            good = kill_test(folder, args.kills, args.processes, args.seed)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
