@@ -12,7 +12,7 @@ from libai_ext.errors import ConfigError
 
 # Everything that decides about samples, augmentation, model and steps. Not here: the layout, how
 # the global batch is split, where files lie, what is logged and when.
-_NODES = ("task", "model", "optim", "train.scheduler", "train.ema", "dataloader.train")
+_NODES = ("task._target_", "model", "optim", "train.scheduler", "train.ema", "dataloader.train")
 _VALUES = (
     "train.global_batch_size",
     "train.train_iter",
@@ -45,7 +45,8 @@ def settings(cfg: DictConfig, dataset: Sized | None) -> dict[str, Any]:
     for key in _NODES:
         node = OmegaConf.select(cfg, key)
         if node is not None:
-            _flatten(key, OmegaConf.to_container(node, resolve=True), flat)
+            plain = OmegaConf.is_config(node)
+            _flatten(key, OmegaConf.to_container(node, resolve=True) if plain else node, flat)
     return json.loads(json.dumps(flat))
 
 

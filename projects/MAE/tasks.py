@@ -20,7 +20,16 @@ logger = logging.getLogger(__name__)
 
 
 class Pretraining:
-    """Masked autoencoding, evaluated by its loss under the same masks each time."""
+    """Masked autoencoding, evaluated by its loss under the same masks each time.
+
+    Args:
+        picture_period: iterations between reconstructions in TensorBoard; 0: none.
+        picture_samples: how many samples they show.
+    """
+
+    def __init__(self, picture_period: int = 200, picture_samples: int = 5):
+        self.picture_period = picture_period
+        self.picture_samples = picture_samples
 
     def prepare(self, cfg: DictConfig) -> None:
         """Write what follows from the model into a config whose sizes and batch are
@@ -44,7 +53,7 @@ class Pretraining:
 
     def hooks(self, cfg: DictConfig) -> list:
         """What else happens while training; runs before the files are written."""
-        return [PictureHook(**cfg.train.pictures)]
+        return [PictureHook(self.picture_period, self.picture_samples)]
 
     def evaluator(self, dataset) -> MeanOf:
         return MeanOf(loss="sample_losses")

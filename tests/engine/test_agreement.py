@@ -20,7 +20,7 @@ def settings_of(*opts, samples=100, file=CONFIG):
     "opts",
     [
         ["train.num_accumulation_steps=2", "train.global_batch_size=64"],
-        ["data.train=[/elsewhere]", "data.test=[]"],
+        ["data.train=[/elsewhere]", "data.test=[/elsewhere]"],
         ["train.log_period=1", "train.checkpointer.period=7", "train.output_dir=/elsewhere"],
         ["dataloader.train.num_workers=3", "data.max_bad_share=0.5"],
     ],
@@ -41,7 +41,7 @@ def test_layout_places_and_reports_are_free(opts):
         (["optim.betas=[0.9,0.99]"], "optim.betas: [0.9, 0.95] in the checkpoint, [0.9, 0.99] in"),
         (["train.epoch_remainder=drop"], "train.epoch_remainder: carry in the checkpoint, drop"),
         (["graph.enabled=False"], "graph.enabled: True in the checkpoint, False in the config"),
-        (["data.mode=RGB"], "source.mode: L in the checkpoint, RGB in the config"),
+        (["data.std=[0.4]"], "transforms.1.std: [0.5] in the checkpoint, [0.4] in the config"),
         (["train.scheduler.min_lr=0.1"], "train.scheduler.min_lr: 0.0 in the checkpoint, 0.1"),
     ],
 )

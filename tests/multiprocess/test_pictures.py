@@ -26,7 +26,7 @@ def test_grey_rectangles(launch, digits, tmp_path, processes, mode, norm):
         "train.train_iter=12",
         "train.warmup_iter=2",
         "train.log_period=6",
-        "train.pictures.period=5",
+        "task.picture_period=5",
     )
     drawn = event_pictures.check(tmp_path, steps=[5, 10, 12], samples=5)
     assert drawn.shape == (5, 4, 16, 48, 3)
@@ -35,7 +35,7 @@ def test_grey_rectangles(launch, digits, tmp_path, processes, mode, norm):
 def test_none_when_not_asked_for(launch, digits, tmp_path):
     options = [f"data.train=[{digits}/train]", f"data.test=[{digits}/test]"]
     options += [f"train.output_dir={tmp_path}", "train.global_batch_size=4", "model.depth=1"]
-    launch.train(DIGITS, 1, "--fast-dev-run", *options, "train.pictures.period=0")
+    launch.train(DIGITS, 1, "--fast-dev-run", *options, "task.picture_period=0")
     events = event_pictures.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert events.Tags()["images"] == []
     scalars = events.Tags()["scalars"]

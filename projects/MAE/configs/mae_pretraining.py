@@ -26,15 +26,13 @@ from projects.MAE.modeling.archs import build_mae
 from projects.MAE.modeling.masking import MaskingNoise
 from projects.MAE.tasks import Pretraining
 
-task = LazyCall(Pretraining)()
+task = LazyCall(Pretraining)(picture_period=200, picture_samples=5)
 
 train = get_config("common/train.py").train
 train.train_micro_batch_size = 64
 train.train_epoch = 800
 train.warmup_epoch = 40
 train.base_lr = 1.5e-4
-# Reconstructions in TensorBoard, of so many samples; period 0: none.
-train.pictures = dict(period=200, samples=5)
 
 graph = get_config("common/graph.py").graph
 
