@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Sequence
+from typing import Callable, Sequence
 
 from omegaconf import DictConfig
 
@@ -13,12 +13,15 @@ from libai_ext.errors import ConfigError
 from libai_ext.placement import device_type
 
 
-def fit_layout(cfg: DictConfig, layer_costs: Sequence[float], model_problems: list[str]) -> None:
+def fit_layout(
+    cfg: DictConfig, layer_costs: Sequence[float], model_problems: Callable[[], list[str]]
+) -> None:
     """Set ``train.dist.custom_pipeline_stage_id`` where it is unset.
 
     Args:
         layer_costs: of each layer that can be on a pipeline stage of its own.
-        model_problems: what the model has against the layout, a sentence each.
+        model_problems: gives what the model has against a layout of whole numbers, a sentence
+            each.
 
     Raises:
         ConfigError: lists everything that does not fit.
@@ -30,7 +33,7 @@ def fit_layout(cfg: DictConfig, layer_costs: Sequence[float], model_problems: li
         if not isinstance(layout[name], int) or layout[name] < 1
     ]
     if not problems:
-        problems = _process_problems(layout) + model_problems
+        problems = _process_problems(layout) + model_problems()
         problems += [problem for problem in (batch_problem(cfg.train),) if problem]
         problems += _stage_problems(layout, len(layer_costs))
     problems += _engine_problems(cfg)

@@ -15,7 +15,7 @@ def fit_layout(cfg: DictConfig) -> None:
         ConfigError: lists everything that does not fit, with the numbers.
     """
     layers = layers_of(cfg.model)
-    layout.fit_layout(cfg, [layer.operations for layer in layers], _problems(cfg))
+    layout.fit_layout(cfg, [layer.operations for layer in layers], lambda: _problems(cfg))
 
 
 def _problems(cfg: DictConfig) -> list[str]:

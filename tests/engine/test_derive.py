@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from libai_ext.data.sampler import GlobalOrder
-from libai_ext.engine.derive import derive_batch, derive_layout, derive_schedule
+from libai_ext.engine.derive import derive_batch, derive_schedule
 from libai_ext.errors import ConfigError
 
 
@@ -88,17 +88,6 @@ def test_iterations_win_over_epochs():
 def test_a_run_needs_a_length():
     with pytest.raises(ConfigError, match="train.train_epoch or train.train_iter"):
         derive_schedule(config(), GlobalOrder(100, 10, 0))
-
-
-def test_layout_follows_from_the_processes(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    cfg = config()
-    cfg.train.dist = dict(data_parallel_size=None, tensor_parallel_size=2, pipeline_parallel_size=2)
-    derive_layout(cfg)
-    assert cfg.train.dist.data_parallel_size == 2
-    cfg.train.dist.tensor_parallel_size = 4
-    with pytest.raises(ConfigError, match="data 2 x tensor 4 x pipeline 2 = 16 .* 8 are running"):
-        derive_layout(cfg)
 
 
 def test_evaluation_every_epoch():

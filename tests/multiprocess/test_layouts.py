@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from itertools import product
 from typing import NamedTuple
 
@@ -64,7 +66,7 @@ TASKS = {
         "projects/MAE/configs/mae_digits_finetune.py",
         (
             *_SMALL,
-            "model.depth=3",
+            "model.depth=2",
             "model.drop_path=0.3",
             "model.head_std=0.02",
             "finetune.enable=False",
@@ -91,13 +93,23 @@ class Case(NamedTuple):
 
 
 def _cases(layout: str) -> list[Case]:
-    """Compiling graphs takes most of the time: there, each accumulation has one optimizer."""
-    graphs = [Case(layout, "graph", "sgd", 1), Case(layout, "graph", "adamw", 2)]
-    eager = [Case(layout, "eager", *rest) for rest in product(("sgd", "adamw"), (1, 2))]
-    return graphs + eager
+    """Compiling graphs takes most of the time: each accumulation has one optimizer."""
+    return [
+        Case(layout, mode, *rest)
+        for mode, rest in product(("graph", "eager"), (("sgd", 1), ("adamw", 2)))
+    ]
 
 
 CASES = [case for layout in LAYOUTS for case in _cases(layout)]
+# Graphs once around, eager mode under each other layout.
+RESUMED = [
+    (source, target, mode)
+    for (i, source), (k, target) in product(enumerate(SAVED_AND_RESUMED), repeat=2)
+    for mode in ("graph", "eager")
+    if (source != target if mode == "eager" else k == (i + 1) % len(SAVED_AND_RESUMED))
+]
+# How each task is evaluated.
+EVALUATED_IN = {"pretraining": "eager", "finetuning": "graph"}
 
 
 class Table:
@@ -106,7 +118,6 @@ class Table:
     def __init__(self, task: Task, launch, digits, folder):
         self.task, self.launch, self.root = task, launch, folder
         self.data = [f"data.train=[{digits}/train]", f"data.test=[{digits}/test]"]
-        self.failed: dict[int, str] = {}
         (folder / "sgd.py").write_text(SGD.format(config=task.config))
 
     def folder(self, *parts):
@@ -143,13 +154,37 @@ class Table:
 
 @pytest.fixture(scope="module", params=list(TASKS))
 def table(request, launch, digits, tmp_path_factory):
-    """The whole table of one task."""
+    """All runs of one task: from scratch, then resumed and evaluated from their checkpoints."""
     folder = tmp_path_factory.mktemp(request.param)
     table = Table(TASKS[request.param], launch, digits, folder)
     table.run(
         {name: [table.command(c, table.folder(*c)) for c in _cases(name)] for name in LAYOUTS}
     )
+    later = {name: [evaluation(table, name, EVALUATED_IN[request.param])] for name in LAYOUTS}
+    if request.param == "pretraining":
+        for source, target, mode in RESUMED:
+            later[target].append(resumption(table, source, target, mode))
+    table.run(later)
     return table
+
+
+def resumption(table, source, target, mode):
+    """Command that goes on from the checkpoint in the middle of a run of another layout."""
+    folder = table.folder(source, "to", target, mode)
+    shutil.copytree(table.folder(source, mode, "adamw", 2), folder)
+    shutil.rmtree(folder / "model_final")
+    (folder / "last_checkpoint").write_text(f"model_{SAVED_AT - 1:07d}")
+    return table.command(Case(target, mode, "adamw", 2), folder, "--resume")
+
+
+def evaluation(table, layout, mode):
+    """Command that evaluates what the one process has trained."""
+    folder = table.folder("evaluated", layout)
+    folder.mkdir()
+    weights = table.folder("one", "graph", "adamw", 2) / "model_final" / "model"
+    return table.command(
+        Case(layout, mode, "adamw", 1), folder, "--eval-only", f"train.load_weight={weights}"
+    )
 
 
 def curve(folder):
@@ -182,3 +217,27 @@ def assert_same(folder, reference, optimizer):
 def test_same_curve_and_weights(table, case):
     reference = table.folder("one", "graph", case.optimizer, 1 if case.optimizer == "sgd" else 2)
     assert_same(table.folder(*case), reference, case.optimizer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source, target, mode", RESUMED)
+@pytest.mark.parametrize("table", ["pretraining"], indirect=True)
+def test_resume_under_another_layout(table, source, target, mode):
+    """The curve and the weights go on as if nothing had happened."""
+    folder = table.folder(source, "to", target, mode)
+    assert_same(folder, table.folder("one", mode, "adamw", 2), "adamw")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_same_evaluation(table, layout):
+    found, expected = (results(table.folder("evaluated", name)) for name in (layout, "one"))
+    assert list(found) == list(table.task.results)
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def results(folder):
+    """What the log says of the evaluation."""
+    line = re.search(r"evaluation on 599 samples: (.*)", (folder / "log.txt").read_text())[1]
+    pairs = (part.rsplit(" ", 1) for part in line.split(", "))
+    return {name: float(value) for name, value in pairs}
