@@ -22,16 +22,16 @@ class Layer(NamedTuple):
     heads: int
     hidden: int
     tokens: int
-    # Of the layer itself, which tensor parallelism divides but for the norms and two biases.
-    own_parameters: int
-    # Of embeddings, norms and heads, which every tensor-parallel rank holds whole.
-    extra_parameters: int
+    # Matrices and the biases of their columns, which tensor parallelism divides.
+    split_parameters: int
+    # The other biases, norms, embeddings and heads: whole on every tensor-parallel rank.
+    whole_parameters: int
     # Multiplications and additions of one sample, forward; backward takes twice as many.
     operations: float
 
     @property
     def parameters(self) -> int:
-        return self.own_parameters + self.extra_parameters
+        return self.split_parameters + self.whole_parameters
 
 
 def layers_of(model: DictConfig) -> list[Layer]:
@@ -68,13 +68,12 @@ def layers_of(model: DictConfig) -> list[Layer]:
 def _layer(width: int, heads: int, ratio: float, tokens: int) -> Layer:
     hidden = int(width * ratio)
     products = 4 * width**2 + 2 * width * hidden
-    parameters = products + 3 * width + width + hidden + width + 4 * width
     operations = 2 * tokens * products + 4 * tokens**2 * width
-    return Layer(width, heads, hidden, tokens, parameters, 0, operations)
+    return Layer(width, heads, hidden, tokens, products + 3 * width + hidden, 6 * width, operations)
 
 
 def _with(layer: Layer, parameters: int, operations: float) -> Layer:
     return layer._replace(
-        extra_parameters=layer.extra_parameters + parameters,
+        whole_parameters=layer.whole_parameters + parameters,
         operations=layer.operations + operations,
     )

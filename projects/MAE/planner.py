@@ -1,0 +1,207 @@
+"""Cost model of a training step under a layout: memory, communication, pipeline bubble, time.
+
+Nothing is run. Ranks are laid out as the engine does, [pipeline, data, tensor]: a tensor-parallel
+group is made of neighbours. What is assumed:
+
+- Adam in float32: 4 bytes a parameter, 4 its gradient, 8 its moments. ZeRO stage 1 divides the
+  moments by the data-parallel size, stage 2 the gradients too, stage 3 the parameters too. Mixed
+  precision adds a copy of 2 bytes.
+- A layer keeps ``WHOLE + SPLIT`` values a token and width, and ``SCORES`` a head and pair of
+  tokens, for the backward pass; tensor parallelism divides the latter two. The three numbers were
+  fitted to one process in eager mode. Activation checkpointing keeps one value a token and width,
+  and one layer as a whole. Mixed precision halves them.
+- Stage s of a pipeline of p holds the activations of up to p - s micro-batches.
+- A gradient is all-reduced once a step over the data-parallel ranks; tensor parallelism all-reduces
+  the tokens four times a layer and micro-batch; a stage sends tokens on and gets their gradients.
+- The slowest stage sets the pace: m micro-batches take m + p - 1 of its turns. Backward takes twice
+  the operations of forward. Nothing overlaps.
+"""
+
+from __future__ import annotations
+
+from typing import Iterator, NamedTuple, Sequence
+
+from libai_ext.engine.stages import balance
+from projects.MAE.costs import Layer
+
+WHOLE, SPLIT, SCORES = 6.0, 15.0, 2.25
+# Of a process, beyond what the model takes, without the engine itself.
+WORKSPACE = 64e6
+
+
+class Machine(NamedTuple):
+    """Bytes, bytes a second and operations a second."""
+
+    devices: int
+    memory: float
+    node_size: int
+    link_in_node: float
+    link_between_nodes: float
+    speed: float
+
+
+class Training(NamedTuple):
+    batch: int
+    accumulation: int = 1
+    zero: int = 0
+    amp: bool = False
+    checkpointing: bool = False
+
+
+class Memory(NamedTuple):
+    """Bytes on the fullest device."""
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return sum(self) + WORKSPACE
+
+
+class Plan(NamedTuple):
+    data: int
+    tensor: int
+    pipeline: int
+    stages: list
+    # True where the stages are not those that training would choose by itself.
+    by_hand: bool
+    memory: Memory
+    # Bytes that a device sends in a step, for each kind of parallelism.
+    sent: dict
+    bubble: float
+    seconds: float
+
+
+def plans(layers: Sequence[Layer], machine: Machine, training: Training) -> list[Plan]:
+    """Every layout that divides evenly and fits into memory, fastest first."""
+    found = []
+    for data, tensor, pipeline in _sizes(machine.devices):
+        if not fits_evenly(layers, machine, training, data, tensor, pipeline):
+            continue
+        plan = evaluate(layers, machine, training, data, tensor, pipeline)
+        if plan is not None:
+            found.append(plan)
+    return sorted(found, key=lambda plan: (plan.seconds, plan.memory.total))
+
+
+def _sizes(devices: int) -> Iterator[tuple[int, int, int]]:
+    for tensor in (n for n in range(1, devices + 1) if devices % n == 0):
+        rest = devices // tensor
+        for pipeline in (n for n in range(1, rest + 1) if rest % n == 0):
+            yield rest // pipeline, tensor, pipeline
+
+
+def fits_evenly(layers, machine, training, data: int, tensor: int, pipeline: int) -> bool:
+    """What training would refuse is no plan, nor is a tensor-parallel group across nodes."""
+    return (
+        training.batch % (data * training.accumulation) == 0
+        and pipeline <= len(layers)
+        and tensor <= machine.node_size
+        and not any(x % tensor for y in set(layers) for x in (y.heads, y.width, y.hidden))
+    )
+
+
+def evaluate(layers, machine, training, data: int, tensor: int, pipeline: int) -> Plan | None:
+    """A plan, None where it does not fit into memory with any cut of the pipeline."""
+    operations = [layer.operations for layer in layers]
+    stages, by_hand = balance(operations, pipeline), False
+    memory = fullest(layers, training, data, tensor, stages)
+    if memory.total > machine.memory:
+        sizes = [sum(stage_memory([layer], training, data, tensor, pipeline)) for layer in layers]
+        try:
+            stages, by_hand = balance(operations, pipeline, sizes, machine.memory - WORKSPACE), True
+        except ValueError:
+            return None
+        memory = fullest(layers, training, data, tensor, stages)
+    groups = _groups(layers, stages)
+    sent = _sent(groups, training, data, tensor)
+    links = _links(machine, data, tensor)
+    turn = max(sum(layer.operations for layer in group) for group in groups)
+    passes = 4 if training.checkpointing else 3
+    micro = training.batch // (data * training.accumulation)
+    compute = passes * turn * micro / tensor / machine.speed
+    turns = training.accumulation + pipeline - 1
+    seconds = turns * (compute + sent["tensor"] / training.accumulation / links["tensor"])
+    seconds += sent["data"] / links["data"] + sent["pipeline"] / links["pipeline"]
+    bubble = (pipeline - 1) / turns
+    return Plan(data, tensor, pipeline, stages, by_hand, memory, sent, bubble, seconds)
+
+
+def fullest(layers, training: Training, data: int, tensor: int, stages: Sequence[int]) -> Memory:
+    """Memory of the stage that takes most."""
+    groups = _groups(layers, stages)
+    return max(
+        (
+            stage_memory(group, training, data, tensor, len(groups) - number)
+            for number, group in enumerate(groups)
+        ),
+        key=sum,
+    )
+
+
+def stage_memory(group, training: Training, data: int, tensor: int, in_flight: int) -> Memory:
+    """Memory of one stage.
+
+    Args:
+        in_flight: micro-batches whose activations it may hold; no more than there are.
+    """
+    held = sum(layer.split_parameters / tensor + layer.whole_parameters for layer in group)
+    shares = [data if training.zero >= stage else 1 for stage in (3, 2, 1)]
+    copies = 2 * held if training.amp else 0
+    width = 2 if training.amp else 4
+    samples = training.batch // (data * training.accumulation)
+    each = [width * _values(layer, tensor) for layer in group]
+    activations = sum(each) * min(in_flight, training.accumulation)
+    if training.checkpointing:
+        inputs = width * sum(layer.tokens * layer.width for layer in group)
+        activations = inputs * min(in_flight, training.accumulation) + max(each)
+    return Memory(
+        4 * held / shares[0] + copies,
+        4 * held / shares[1],
+        8 * held / shares[2],
+        activations * samples,
+    )
+
+
+def _values(layer: Layer, tensor: int) -> float:
+    """Values of one sample that a layer keeps for the backward pass."""
+    tokens = layer.tokens * layer.width
+    scores = layer.heads * layer.tokens**2
+    return tokens * (WHOLE + SPLIT / tensor) + scores * SCORES / tensor
+
+
+def _groups(layers, stages) -> list[list[Layer]]:
+    return [[x for x, s in zip(layers, stages) if s == stage] for stage in range(stages[-1] + 1)]
+
+
+def _sent(groups, training: Training, data: int, tensor: int) -> dict:
+    width = 2 if training.amp else 4
+    samples = training.batch // data
+    held = max(
+        sum(layer.split_parameters / tensor + layer.whole_parameters for layer in group)
+        for group in groups
+    )
+    tokens = max(sum(layer.tokens * layer.width for layer in group) for group in groups)
+    ends = [group[-1].tokens * group[-1].width for group in groups[:-1]]
+    return {
+        "data": _all_reduce(data) * width * held,
+        "tensor": _all_reduce(tensor) * 4 * width * tokens * samples,
+        "pipeline": 2 * width * max(ends, default=0) * samples,
+    }
+
+
+def _all_reduce(ranks: int) -> float:
+    """What a rank of a ring sends, in units of the tensor."""
+    return 2 * (ranks - 1) / ranks
+
+
+def _links(machine: Machine, data: int, tensor: int) -> dict:
+    """The slower link that each kind of parallelism runs over."""
+
+    def link(span: int) -> float:
+        return machine.link_in_node if span <= machine.node_size else machine.link_between_nodes
+
+    return {"tensor": link(tensor), "data": link(data * tensor), "pipeline": link(machine.devices)}

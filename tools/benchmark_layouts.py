@@ -1,0 +1,92 @@
+"""Measure the memory of each process under each layout, beside what projects/MAE/planner.py says.
+
+    python tools/benchmark_layouts.py [--layouts 1,1,1 2,1,1 ...] [key=value ...]
+
+Real processes train a few eager steps on made-up images. Parameters and AdamW's moments are
+counted; the peak is resident memory above that of an idle engine. Each figure is that of the
+process with most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from libai_ext.startup import start
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "projects/MAE/configs/mae_pretraining.py"
+OPTIONS = ["model.arch=mae_vit_small_patch8", "train.global_batch_size=32", "graph.enabled=False"]
+LAYOUTS = ["1,1,1", "2,1,1", "1,2,1", "1,1,2", "2,2,1", "2,1,2", "1,2,2", "2,2,2"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--layouts", nargs="+", default=LAYOUTS, help="data,tensor,pipeline")
+    parser.add_argument("options", nargs="*", default=[], metavar="key=value")
+    args = parser.parse_intermixed_args()
+    start()
+    print(
+        "| data x tensor x pipeline | parameters + optimizer, MB | of one process | peak, MB "
+        "| predicted | error |"
+    )
+    print("|---|---|---|---|---|---|")
+    whole = None
+    for text in args.layouts:
+        sizes = [int(size) for size in text.split(",")]
+        states, peak = measured(sizes, args.options)
+        expected, total = predicted(sizes, args.options)
+        whole = whole or total
+        print(
+            f"| {' x '.join(map(str, sizes))} | {states / 1e6:.0f} | {states / whole:.0%} "
+            f"| {peak / 1e6:.0f} | {expected / 1e6:.0f} | {expected / peak - 1:+.0%} |",
+            flush=True,
+        )
+
+
+def layout_options(sizes) -> list[str]:
+    names = ("data", "tensor", "pipeline")
+    return [f"train.dist.{name}_parallel_size={size}" for name, size in zip(names, sizes)]
+
+
+def measured(sizes, options) -> tuple[int, int]:
+    """States and peak of the process that has most of each, in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        launcher = ["-m", "libai_ext.launch", "--nproc-per-node", str(math.prod(sizes))]
+        rank = [str(ROOT / "tools/measure_rank.py"), folder, CONFIG]
+        subprocess.run(
+            [sys.executable, *launcher, *rank, *OPTIONS, *layout_options(sizes), *options],
+            check=True,
+            cwd=ROOT,
+        )
+        ranks = [json.loads(path.read_text()) for path in Path(folder).glob("rank*.json")]
+    return max(rank["states"] for rank in ranks), max(rank["rise"] for rank in ranks)
+
+
+def predicted(sizes, options) -> tuple[float, float]:
+    """Peak by the cost model, and the states of one process, in bytes."""
+    from libai_ext import config
+    from libai_ext.engine.stages import balance
+    from projects.MAE.costs import layers_of
+    from projects.MAE.modeling.archs import resolve_arch
+    from projects.MAE.planner import Training, fullest
+
+    cfg = config.override(config.load(str(ROOT / CONFIG)), [*OPTIONS, *options])
+    resolve_arch(cfg.model)
+    layers = layers_of(cfg.model)
+    data, tensor, pipeline = sizes
+    stages = cfg.train.dist.custom_pipeline_stage_id if pipeline > 1 else [0] * len(layers)
+    stages = stages or balance([layer.operations for layer in layers], pipeline)
+    memory = fullest(layers, Training(cfg.train.global_batch_size), data, tensor, stages)
+    return memory.total, 12 * sum(layer.parameters for layer in layers)
+
+
+if __name__ == "__main__":
+    main()
