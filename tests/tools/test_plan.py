@@ -1,0 +1,120 @@
+"""The planner's arithmetic, and the tool's output."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from libai_ext.engine.derive import SIZES
+from projects.MAE.costs import layers_of
+from projects.MAE.modeling.archs import ARCHS
+from projects.MAE.planner import Machine, Training, evaluate, fullest, plans
+from projects.MAE.run import resolve
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = layers_of(OmegaConf.create(dict(ARCHS["mae_vit_base_patch16"], in_chans=3, mask_ratio=0.75)))
+MACHINE = Machine(8, 1e12, 8, 1e11, 1e10, 3e13)
+NUMBERS = sum(layer.parameters for layer in BASE)
+
+
+def plan(*sizes, machine=MACHINE, **training):
+    return evaluate(BASE, machine, Training(**dict(dict(batch=256), **training)), *sizes)
+
+
+def test_states_of_one_process():
+    memory = plan(1, 1, 1).memory
+    assert (memory.parameters, memory.gradients, memory.optimizer) == (
+        4 * NUMBERS,
+        4 * NUMBERS,
+        8 * NUMBERS,
+    )
+
+
+def test_zero_divides_by_the_data_parallel_size():
+    def parts(stage):
+        return plan(8, 1, 1, zero=stage).memory[:3]
+
+    p, g, o = parts(0)
+    assert parts(1) == (p, g, o / 8)
+    assert parts(2) == (p, g / 8, o / 8)
+    assert parts(3) == (p / 8, g / 8, o / 8)
+
+
+def test_tensor_parallelism_divides_matrices_only():
+    split = sum(layer.split_parameters for layer in BASE)
+    assert plan(1, 4, 1).memory.parameters == 4 * (split / 4 + NUMBERS - split)
+
+
+def test_data_parallelism_divides_activations_only():
+    one, eight = plan(1, 1, 1).memory, plan(8, 1, 1).memory
+    assert eight[:3] == one[:3]
+    assert eight.activations == one.activations / 8
+
+
+def test_a_pipeline_holds_several_micro_batches():
+    """Two stages of equal layers: the first one holds two micro-batches, no more than there are."""
+    layers = BASE[1:3]
+    stages = [0, 1]
+    one, two, four = (
+        fullest(layers, Training(64 * n, accumulation=n), 1, 1, stages).activations
+        for n in (1, 2, 4)
+    )
+    assert (two, four) == (2 * one, 2 * one)
+
+
+def test_bubble_and_bytes_sent():
+    found = plan(2, 2, 2, accumulation=4)
+    assert found.bubble == 1 / 5
+    assert found.sent["pipeline"] == 2 * 4 * 128 * 197 * 512  # cut within the decoder
+    assert plan(8, 1, 1).sent == {"data": 2 * 7 / 8 * 4 * NUMBERS, "tensor": 0, "pipeline": 0}
+
+
+def test_checkpointing_and_mixed_precision_save_activations():
+    whole = plan(8, 1, 1).memory.activations
+    assert plan(8, 1, 1, amp=True).memory.activations == whole / 2
+    assert plan(8, 1, 1, checkpointing=True).memory.activations < whole / 4
+
+
+def test_stages_follow_the_memory_where_it_is_short():
+    roomy = plan(1, 1, 2, batch=8)
+    assert not roomy.by_hand
+    tight = plan(1, 1, 2, batch=8, machine=MACHINE._replace(memory=roomy.memory.total - 1e8))
+    assert tight.by_hand and tight.stages != roomy.stages
+    assert tight.memory.total < roomy.memory.total and tight.seconds > roomy.seconds
+    assert plan(1, 1, 2, batch=8, machine=MACHINE._replace(memory=1e8)) is None
+
+
+def test_only_layouts_that_training_takes():
+    found = plans(BASE, MACHINE._replace(devices=24), Training(96))
+    sizes = {(p.data, p.tensor, p.pipeline) for p in found}
+    # 16 decoder heads do not divide by 3 or 6, nor do tensor groups span nodes.
+    assert {tensor for _, tensor, _ in sizes} == {1, 2, 4}
+    assert (24, 1, 1) in sizes and (2, 4, 3) in sizes
+    assert [p.seconds for p in found] == sorted(p.seconds for p in found)
+
+
+@pytest.mark.parametrize("devices", [1, 8, 4096])
+def test_tool_prints_lines_that_training_takes(launch, monkeypatch, devices):
+    out = launch.python(ROOT / "tools/plan.py", "--devices", devices, "--batch", 16 * devices)
+    rows = re.findall(r"^\| (\d+) x (\d+) x (\d+) \|", out, re.M)
+    assert rows and all(int(d) * int(t) * int(p) == devices for d, t, p in rows)
+    monkeypatch.setenv("WORLD_SIZE", str(devices))
+    lines = out.split("processes:\n")[1].split()
+    layout = resolve("projects/MAE/configs/mae_pretraining.py", lines).train.dist
+    assert tuple(str(layout[name]) for name in SIZES) == rows[0]
+
+
+def test_nothing_fits(launch):
+    out = launch.python(ROOT / "tools/plan.py", "--devices", "8", "--memory", "1", status=2)
+    assert "no layout of 8 devices divides batch 4096" in out and "fits into 1 GiB" in out
+
+
+def test_page_has_the_numbers_of_the_tool(launch):
+    page = (ROOT / "projects/MAE/PARALLEL.md").read_text()
+    command = re.search(r"`python (tools/plan.py[^`]*)`", page)[1].split()
+    out = launch.python(*command).splitlines()
+    rows = re.findall(r"^\| \d x \d x \d (?:\| [\d.%]+ ){10}\|$", page, re.M)
+    assert len(rows) == 6 and set(rows) <= set(out)
