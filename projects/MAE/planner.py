@@ -8,8 +8,8 @@ group is made of neighbours. What is assumed:
   precision adds a copy of 2 bytes.
 - A layer keeps ``WHOLE + SPLIT`` values a token and width, and ``SCORES`` a head and pair of
   tokens, for the backward pass; tensor parallelism divides the latter two. The three numbers were
-  fitted to one process in eager mode. Activation checkpointing keeps one value a token and width,
-  and one layer as a whole. Mixed precision halves them.
+  fitted to eager runs on CPU (projects/MAE/PARALLEL.md). Activation checkpointing keeps one value
+  a token and width, and one layer as a whole. Mixed precision halves them.
 - Stage s of a pipeline of p holds the activations of up to p - s micro-batches.
 - A gradient is all-reduced once a step over the data-parallel ranks; tensor parallelism all-reduces
   the tokens four times a layer and micro-batch; a stage sends tokens on and gets their gradients.
