@@ -24,10 +24,6 @@ def _problems(cfg: DictConfig) -> list[str]:
     for prefix in ("", "decoder_") if "decoder_depth" in model else ("",):
         width, heads = model[f"{prefix}embed_dim"], model[f"{prefix}num_heads"]
         hidden = int(width * (model.get("mlp_ratio") or 4.0))
-        if width % heads:
-            problems.append(
-                f"model.{prefix}embed_dim {width} is not divisible by {prefix}num_heads {heads}"
-            )
         problems += [
             f"{name} {size} is not divisible by tensor_parallel_size {tensor}"
             for name, size in (

@@ -27,7 +27,7 @@ BAD = [
     (
         2,
         [TENSOR + "2", "model.decoder_embed_dim=63"],
-        "decoder_embed_dim 63 .* decoder_num_heads 4",
+        "decoder_embed_dim 63 .* model.decoder_num_heads 4",
     ),
     (3, [TENSOR + "3"], "model.embed_dim 64 is not divisible by tensor_parallel_size 3"),
     (3, [TENSOR + "3"], "MLP width .model.embed_dim x mlp_ratio. 256 is not divisible by .* 3"),
@@ -37,7 +37,7 @@ BAD = [
     (2, [PIPELINE + "2", STAGES + "[0,1]"], "names 2 layers, the model has 5"),
     (2, [PIPELINE + "2", STAGES + "[0,0,0,0,0]"], "must rise from 0 to 1 without a gap"),
     (2, [PIPELINE + "2", STAGES + "[0,1,0,1,1]"], r"\[0, 1, 0, 1, 1\] must rise from 0 to 1"),
-    (2, [TENSOR + "0"], "tensor_parallel_size is 0: give a whole number"),
+    (2, [TENSOR + "0"], "tensor_parallel_size must be a whole number of at least 1, not 0"),
     (2, [DATA + "null", TENSOR + "null"], "only one size may be left out, not data.* and tensor"),
     (2, ["graph.enabled=False", "train.activation_checkpoint.enabled=True"], "in graphs only"),
 ]
