@@ -29,12 +29,13 @@ def files(folder):
     return {
         str(path.relative_to(folder)): path.read_text()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != "environment.json"
     }
 
 
 def test_a_new_directory_gets_the_config(cfg, tmp_path):
     prepare_output_dir(cfg)
+    assert (tmp_path / "run/environment.json").is_file()
     assert files(tmp_path / "run") == {
         "config.yaml": f"train: {{output_dir: {tmp_path}/run, seed: 1}}\n"
     }
