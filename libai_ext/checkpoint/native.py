@@ -88,12 +88,12 @@ class Checkpointer(LiBaiCheckpointer):
         """Wait, on all ranks, until the latest save is on disk.
 
         Raises:
-            CheckpointError: it failed.
+            CheckpointError: it failed; on all ranks, since none can leave without its peers.
         """
         self.join()
-        if self.failure is not None:
-            raise CheckpointError(self.failure)
-        dist.synchronize()
+        failure = _from_rank_0(lambda: self.failure)
+        if failure is not None:
+            raise CheckpointError(failure)
 
     def _try_to_write(self, name: str, state: dict, progress: str, is_latest: bool) -> None:
         target = Path(self.save_dir) / name
