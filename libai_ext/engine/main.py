@@ -9,7 +9,7 @@ import traceback
 from typing import Callable
 
 from libai_ext.errors import ConfigError, UserError
-from libai_ext.failure import USAGE_ERROR, tell
+from libai_ext.failure import SAVED_ON_SIGNAL, USAGE_ERROR, tell
 
 
 def parse_args(description: str) -> argparse.Namespace:
@@ -43,18 +43,22 @@ def run(program: Callable[[], None]) -> None:
     """Run ``program`` and leave the process: status 2 and one message for what a user can mend,
     1 and a traceback for anything else.
 
-    Leaves by ``os._exit``: a rank that raises would otherwise wait for its peers at exit, and
-    the launcher for it, for ever.
+    Leaves by ``os._exit``, and while the exception is still held: a rank that raises would
+    otherwise wait for its peers when its graphs are freed, and the launcher for it, for ever.
     """
-    status = 1
     try:
         program()
         _meet_peers()
-        status = 0
+        _leave(0)
     except SystemExit as error:  # --help, or saved on a signal
-        status = error.code if isinstance(error.code, int) else 1
+        if error.code == SAVED_ON_SIGNAL:
+            _meet_peers()
+        _leave(error.code if isinstance(error.code, int) else 1)
     except BaseException as error:
-        status = _report(error)
+        _leave(_report(error))
+
+
+def _leave(status: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -50,6 +50,7 @@ train.base_lr = 5e-4
 train.scheduler.min_lr = 1e-6
 train.evaluation.enabled = True
 train.evaluation.eval_epoch = 1
+train.evaluation.eval_metric = "top1"
 
 graph = get_config("common/graph.py").graph
 
