@@ -16,8 +16,8 @@ from libai_ext.errors import UserError
 
 logger = logging.getLogger(__name__)
 _TRAIN_STEP = "System-Train-TrainStep"
-# How often the counter is read before a step counts as left out.
-_LATE_READS = 10
+# So long may the counter of a step that was taken be late.
+_LATE_SECONDS = 2.0
 
 
 class NonFiniteError(UserError):
@@ -74,13 +74,14 @@ class StepGuard:
         finite = bool(np.isfinite(sum_of_squares(map(_reduced, losses.values()))).all())
         if norms is not None:
             return finite and all(math.isfinite(norm) for norm in norms.values())
-        before = self.steps_taken
-        for _ in range(_LATE_READS):
-            self.steps_taken = self._count()
-            if before is None or self.steps_taken == before + 1 or not finite:
-                break
+        before, deadline = self.steps_taken, time.monotonic() + _LATE_SECONDS
+        self.steps_taken = self._count()
+        while finite and before is not None and self.steps_taken != before + 1:
+            if time.monotonic() > deadline:
+                return False
             time.sleep(0.05)
-        return finite and (before is None or self.steps_taken == before + 1)
+            self.steps_taken = self._count()
+        return finite
 
     def reject(self, losses, norms: dict[str, float]) -> None:
         """Note a step that was left out.
@@ -122,10 +123,10 @@ class StepGuard:
         """The step counter inside the training graph.
 
         The loss is there before the step is over, and nothing orders a read of the counter; the
-        parameters are there when it is over.
+        first layer's parameters, updated last, are there when it is over.
         """
-        *_, last = self.trainer.model.parameters()
-        last.to_local().numpy()
+        first = next(p for p in self.trainer.model.parameters() if p.requires_grad)
+        first.to_local().numpy()
         graph = self.trainer.graph_train._c_nn_graph
         found = dict(zip(graph.additional_var_names, graph.additional_var_tensors))
         return round(math.sqrt(sum_of_squares([found[_TRAIN_STEP]])[0]))
