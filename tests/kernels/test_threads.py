@@ -16,6 +16,7 @@ def test_processes_share_the_cpus(cpus, processes, expected, monkeypatch):
     assert shown == {
         "ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD": "0",
         "OMP_WAIT_POLICY": "passive",
+        "ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE": "512",
         "OMP_NUM_THREADS": str(expected),
     }
 
