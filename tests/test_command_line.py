@@ -69,7 +69,7 @@ def test_fast_dev_run_then_eval_only_then_resume(launch, options, tmp_path):
     # Evaluating has left the run's own config as it was.
     assert load(str(run / "config.yaml")).train.test_micro_batch_size == 32
 
-    out = launch.train(DIGITS, 1, "--resume", *options, "train.train_iter=4")
+    out = launch.train(DIGITS, 1, "--resume", *options, "train.train_iter=4", "train.warmup_iter=1")
     assert "nothing to do: 4 of 4 iterations are done" in out
 
 

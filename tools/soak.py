@@ -34,7 +34,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ITERATIONS, PERIOD, IMAGES = 40, 4, 64
 KILLS_PER_JOB = 5
 MAX_GROWTH = 0.02  # of memory after warm-up
-TIMES = ("time", "data_time")
+# Differ from run to run.
+MEASURED = ("time", "data_time", "images_per_second", "data_wait", "memory_gib")
 
 
 def make_images(folder: Path) -> None:
@@ -126,14 +127,14 @@ class Job:
                 state[item.name] = _plain(oneflow_folder.load(item))
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
         metrics = [
-            {name: value for name, value in json.loads(line).items() if name not in TIMES}
+            {name: value for name, value in json.loads(line).items() if name not in MEASURED}
             for line in lines
         ]
         events = EventAccumulator(str(self.folder / "tensorboard")).Reload()
         scalars = {
             tag: [(event.step, event.value) for event in events.Scalars(tag)]
             for tag in events.Tags()["scalars"]
-            if tag not in TIMES
+            if tag not in MEASURED
         }
         best = json.loads((self.folder / "model_best" / "progress.json").read_text())
         names = sorted(path.name for path in self.checkpoints())

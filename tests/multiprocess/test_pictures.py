@@ -36,7 +36,7 @@ def test_none_when_not_asked_for(launch, digits, tmp_path):
     options = [f"data.train=[{digits}/train]", f"data.test=[{digits}/test]"]
     options += [f"train.output_dir={tmp_path}", "train.global_batch_size=4", "model.depth=1"]
     launch.train(DIGITS, 1, "--fast-dev-run", *options, "task.picture_period=0")
-    events = event_pictures.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    events = event_pictures.EventAccumulator(str(tmp_path / "fast_dev_run/tensorboard")).Reload()
     assert events.Tags()["images"] == []
     scalars = events.Tags()["scalars"]
     assert {"total_loss", "lr", "images_per_second", "data_wait", "memory_gib"} <= set(scalars)
