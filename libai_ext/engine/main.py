@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import traceback
@@ -48,6 +49,8 @@ def run(program: Callable[[], None]) -> None:
     """
     try:
         program()
+        # A graph is freed by all ranks together: no rank may collect one while others leave.
+        gc.disable()
         _meet_peers()
         _leave(0)
     except SystemExit as error:  # --help, or saved on a signal

@@ -8,6 +8,7 @@ other, so that a table of cases needs a launch for each number of processes only
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import sys
@@ -18,6 +19,9 @@ from projects.MAE import train_net
 
 
 def program() -> None:
+    # A graph of several ranks is freed by all of them together; collected at a different moment
+    # by each, one would wait for the others for ever.
+    gc.disable()
     for command in json.loads(Path(sys.argv[1]).read_text()):
         for name in ("libai", "libai_ext", "projects"):
             logging.getLogger(name).handlers.clear()  # they write to the previous run's folder
