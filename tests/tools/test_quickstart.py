@@ -73,3 +73,24 @@ def test_reconstructions_resemble_the_originals(quickstart):
         for _, reconstruction in tiles
     ]
     assert sum(found == number for number, found in enumerate(nearest)) >= 14
+
+
+@pytest.mark.slow
+def test_fine_tuning_what_it_learnt(launch, quickstart, tmp_path):
+    """97.7 % in the table of projects/MAE/README.md; another instruction set may round a digit
+    or two to another class."""
+    folder, _ = quickstart
+    launch.train(
+        "projects/MAE/configs/mae_digits_finetune.py",
+        1,
+        f"finetune.path={folder}",
+        "finetune.weight_style=oneflow",
+        f"train.output_dir={tmp_path}",
+        "graph.enabled=False",
+    )
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["iteration"] == 749
+    assert lines[-1]["top1"] > 97
+    best = json.loads((tmp_path / "model_best/progress.json").read_text())["best"]
+    assert best["metric"] == "top1"
+    assert best["value"] == max(line["top1"] for line in lines if "top1" in line)
