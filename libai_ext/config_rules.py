@@ -101,6 +101,8 @@ RULES: Mapping[str, Rule] = {
     "train.checkpointer.max_to_keep": whole(1),
     "train.save_on_signal": switch,
     "train.max_nonfinite_steps": whole(0),
+    "train.hang_report.factor": number(1, above=True),
+    "train.hang_report.min_seconds": number(0, above=True),
     "train.evaluation.enabled": switch,
     "train.evaluation.eval_period": whole(1),
     "train.evaluation.eval_epoch": number(0, unset=True, above=True),

@@ -24,6 +24,7 @@ from libai_ext.engine.checkpointing import Checkpointing, Evaluation
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.gauges import BadImageReport, Gauges
+from libai_ext.engine.hang import HangReport
 from libai_ext.engine.nonfinite import StepGuard, gradient_norms
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.writers import Progress, Writing, writers
@@ -247,7 +248,8 @@ class Trainer(DefaultTrainer):
     def build_hooks(self):
         train = self.cfg.train
         evaluation = train.evaluation
-        built = [hooks.IterationTimer(), Schedule(), BadImageReport()]
+        built = [HangReport(**train.hang_report)]
+        built += [hooks.IterationTimer(), Schedule(), BadImageReport()]
         periods = [train.log_period]
         if evaluation.enabled:
             periods.append(evaluation.eval_period)
