@@ -3,7 +3,7 @@
 ``python -m libai_ext.launch --nproc-per-node N SCRIPT [ARGS]`` does what
 ``oneflow.distributed.launch`` does, and keeps its promises: when a rank fails the others are
 ended and its own traceback is shown last, when the launcher is told to stop or is killed nothing
-stays behind.
+stays behind. Of several nodes, each has a launcher; they end together as well.
 
 Exit status: 0; 2 for what the user can mend; 75 when a signal made the ranks save a checkpoint and
 leave; 128 + the signal when it ended them without one; else that of the rank that failed first.
@@ -19,17 +19,22 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
+from libai_ext import nodes
 from libai_ext.failure import ATTEMPT, FAILURE_FILE, SAVED_ON_SIGNAL, USAGE_ERROR
 from libai_ext.kernels.threads import configure_environment
+from libai_ext.peers import Peers
 
 # What a rank gets to end by itself: after its peer failed, and after it was told to save and leave.
 GRACE_SECONDS = 5
 SAVE_SECONDS = 600
 # For the ranks that fail together with the first one to be noticed.
 _TOGETHER_SECONDS = 0.5
+# For the word of the node whose loss made the engine abort here.
+_WORD_SECONDS = 3
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -37,10 +42,14 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 def main(argv: list[str] | None = None) -> int:
     """Run the job, again after a crash if asked to; returns its exit status."""
     args = _parse(argv)
+    if args.hosts:
+        return nodes.Hosts(args.hosts, args.arguments, args.master_port).run(_FORWARDED)
+    if args.leash:
+        threading.Thread(target=_follow_leash, daemon=True).start()
     for attempt in range(args.restarts + 1):
         job = Job(args, attempt)
         status = job.run()
-        if status in (0, USAGE_ERROR, SAVED_ON_SIGNAL) or job.stop_signal is not None:
+        if job.final or status in (0, USAGE_ERROR, SAVED_ON_SIGNAL):
             break
         if attempt < args.restarts:
             print(f"launch: restart {attempt + 1} of {args.restarts}", file=sys.stderr, flush=True)
@@ -50,13 +59,19 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="libai_ext.launch", description=__doc__)
     parser.add_argument("--nproc-per-node", type=int, default=1)
-    parser.add_argument("--nnodes", type=int, default=1)
+    parser.add_argument("--nnodes", type=int, help="unset: by HOSTFILE, by Slurm, or 1")
     parser.add_argument("--node-rank", type=int, default=0)
     parser.add_argument("--master-addr", default="127.0.0.1", help="address of node 0")
     parser.add_argument("--master-port", type=int, help="needed for several nodes; else any free")
     parser.add_argument("--restarts", type=int, default=0, help="how often to go on after a crash")
+    parser.add_argument("--leash", action="store_true", help="obey the standard input")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="SCRIPT ...")
     args = parser.parse_args(argv)
+    args.arguments = sys.argv[1:] if argv is None else argv
+    try:
+        _place(args, os.environ)
+    except ValueError as error:
+        parser.error(str(error))
     if args.nproc_per_node < 1 or not 0 <= args.node_rank < args.nnodes:
         parser.error("needs --nproc-per-node >= 1 and 0 <= --node-rank < --nnodes")
     if args.nnodes > 1 and args.master_port is None:
@@ -66,6 +81,36 @@ def _parse(argv) -> argparse.Namespace:
     if not args.command:
         parser.error("no script given")
     return args
+
+
+def _place(args: argparse.Namespace, env) -> None:
+    """Where the user has not said how many nodes there are, the surroundings may.
+
+    Raises:
+        ValueError: they contradict themselves.
+    """
+    args.hosts = None
+    if args.nnodes is not None:
+        return
+    args.nnodes = 1
+    if env.get("HOSTFILE"):
+        args.hosts = nodes.read_hosts(env["HOSTFILE"])
+        return
+    command = nodes.srun(env)
+    if command:
+        module = [sys.executable, "-m", "libai_ext.launch"]
+        os.execvp(command[0], [*command, *module, *args.arguments])
+    place = nodes.slurm(env)
+    if place:
+        args.nnodes, args.node_rank, args.master_addr = place[:3]
+        args.master_port = args.master_port or place.port
+
+
+def _follow_leash() -> None:
+    """Numbers of signals come in lines; the end of the input is SIGTERM."""
+    for line in sys.stdin:
+        os.kill(os.getpid(), int(line))
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Job:
@@ -78,6 +123,9 @@ class Job:
         self.ranks: list[subprocess.Popen] = []
         self.stop_signal: int | None = None
         self.stop_now = False
+        # Whether there is no point in another attempt.
+        self.final = False
+        self.peers: Peers | None = None
 
     def run(self) -> int:
         for number in _FORWARDED:
@@ -85,14 +133,31 @@ class Job:
         with tempfile.TemporaryDirectory(prefix="launch-") as folder:
             self.failures = [Path(folder, str(i)) for i in range(self.args.nproc_per_node)]
             try:
+                self._meet()
                 for local_rank in range(self.args.nproc_per_node):
                     self.ranks.append(self._start(local_rank))
                 status, message = self._wait()
+                if self.peers is not None:
+                    self.peers.end(status, self.final)
             finally:
                 self._end()
             if message:
                 print(message, end="", file=sys.stderr, flush=True)
         return status
+
+    def _meet(self) -> None:
+        args = self.args
+        if args.nnodes == 1:
+            return
+        port = self.port + 1
+        try:
+            self.peers = Peers(args.nnodes, args.node_rank, args.master_addr, port, self.attempt)
+        except OSError as error:
+            print(
+                f"error: port {port}, of the launchers: {error}; set another PORT on each node",
+                file=sys.stderr,
+            )
+            sys.exit(USAGE_ERROR)
 
     def _start(self, local_rank: int) -> subprocess.Popen:
         args = self.args
@@ -124,6 +189,8 @@ class Job:
             failed = [state for state in ended if state not in (0, SAVED_ON_SIGNAL)]
             if self.stop_signal is None and failed:
                 return self._cause()
+            if self.peers is not None and self.peers.verdict is not None:
+                return self._obey()
             if len(ended) == len(states) and not failed:
                 return max(ended), ""
             if len(ended) == len(states):
@@ -134,6 +201,13 @@ class Job:
                     break
             time.sleep(0.05)
         return 128 + (self.stop_signal or signal.SIGTERM), ""
+
+    def _obey(self) -> tuple[int, str]:
+        """Said at once: the words of the rank that failed come last, from the launcher of its
+        node."""
+        status, text, self.final = self.peers.verdict
+        print(text, end="", file=sys.stderr, flush=True)
+        return status, ""
 
     def _cause(self) -> tuple[int, str]:
         """Which rank failed first, and its own words.
@@ -151,7 +225,9 @@ class Job:
             killed = state < 0 and state != -signal.SIGABRT
             order = 0 if killed else 1 if told else 2
             ranked.append((order, file.stat().st_mtime_ns if told else 0, local_rank, state))
-        _, _, local_rank, state = min(ranked)
+        order, _, local_rank, state = min(ranked)
+        if order == 2 and self.peers is not None and self._peer_failed():
+            return self._obey()
         file = self.failures[local_rank]
         text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
         if state == USAGE_ERROR and text:
@@ -162,12 +238,19 @@ class Job:
             state if state > 0 else 128 - state
         ), f"launch: rank {rank} ended with {how}\n{text}"
 
+    def _peer_failed(self) -> bool:
+        deadline = time.monotonic() + _WORD_SECONDS
+        while self.peers.verdict is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.peers.verdict is not None
+
     def _on_signal(self, number, frame) -> None:
         """The ranks may save; a second signal leaves at once."""
         if self.stop_signal is not None:
             self.stop_now = True
             return
         self.stop_signal = number
+        self.final = True
         for rank in self.ranks:
             if rank.poll() is None:
                 rank.send_signal(number)

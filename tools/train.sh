@@ -2,11 +2,12 @@
 # Launch a training program on N processes of this machine.
 #   bash tools/train.sh FILE CONFIG N [options] [key=value ...]
 # RESTARTS=N starts again from the last checkpoint, up to N times, after a crash.
-# Several machines: the same call on each, with NODE (how many), NODE_RANK (0 ...), ADDR (address
-# of machine 0) and PORT set.
+# Several machines: one call in a Slurm allocation; one call with HOSTFILE=FILE, a host a line (by
+# ssh, same directory); or the same call on each, with NODE (how many), NODE_RANK (0 ...), ADDR
+# (address of machine 0) and PORT set.
 set -euo pipefail
 if [ $# -lt 3 ]; then
-  sed -n '2,6s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -15,7 +16,8 @@ shift 3
 python=$root/.venv/bin/python
 [ -x "$python" ] || python=python3
 exec "$python" -m libai_ext.launch \
-  --nproc-per-node "$processes" --nnodes "${NODE:-1}" --node-rank "${NODE_RANK:-0}" \
-  --master-addr "${ADDR:-127.0.0.1}" ${PORT:+--master-port "$PORT"} \
+  --nproc-per-node "$processes" ${NODE:+--nnodes "$NODE"} \
+  ${NODE_RANK:+--node-rank "$NODE_RANK"} ${ADDR:+--master-addr "$ADDR"} \
+  ${PORT:+--master-port "$PORT"} \
   --restarts "${RESTARTS:-0}" \
   "$file" --config-file "$config" "$@"

@@ -1,0 +1,197 @@
+"""Where a job of several machines runs: by hand, in a Slurm allocation, or on a list of hosts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Mapping, NamedTuple
+
+# What the others get to end by themselves after a node has failed.
+GRACE_SECONDS = 20
+# Forwarded to other hosts, beside the prefixes below; the rest is theirs to set.
+_FORWARDED = ("PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+_FORWARDED_PREFIXES = ("NCCL_", "ONEFLOW_", "GLOG_", "LIBAI_EXT_")
+
+
+class Nodes(NamedTuple):
+    """This machine's place among those of the job, and where they meet."""
+
+    count: int = 1
+    rank: int = 0
+    address: str = "127.0.0.1"
+    port: int | None = None
+
+
+def job_port(number: int) -> int:
+    """A port for job ``number``, the one after it free for the launchers: even, 10000 ... 29998,
+    below those that systems hand out by themselves."""
+    return 10000 + 2 * (number % 10000)
+
+
+def slurm(env: Mapping[str, str]) -> Nodes | None:
+    """The place that Slurm gave this process, None outside ``srun``.
+
+    Raises:
+        ValueError: there are several launchers on a node.
+    """
+    if "SLURM_STEP_ID" not in env or "SLURM_JOB_ID" not in env:
+        return None
+    count = int(env.get("SLURM_STEP_NUM_NODES") or env.get("SLURM_NNODES") or 1)
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS") or env.get("SLURM_NTASKS") or count)
+    if count == 1:
+        return None
+    if tasks != count:
+        raise ValueError(
+            f"srun started {tasks} tasks on {count} nodes; one a node is needed, it starts the "
+            "others: srun --ntasks-per-node=1"
+        )
+    hosts = expand(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])
+    return Nodes(count, int(env["SLURM_NODEID"]), hosts[0], job_port(int(env["SLURM_JOB_ID"])))
+
+
+def srun(env: Mapping[str, str]) -> list[str] | None:
+    """The command that starts a launcher on each node of this allocation, None where there is
+    none, or one node, or ``srun`` has done so."""
+    count = int(env.get("SLURM_JOB_NUM_NODES") or env.get("SLURM_NNODES") or 1)
+    if "SLURM_JOB_ID" not in env or "SLURM_STEP_ID" in env or count == 1:
+        return None
+    command = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"]
+    if "SLURM_CPUS_PER_TASK" in env:
+        # Newer versions do not pass it on from the allocation.
+        command.append(f"--cpus-per-task={env['SLURM_CPUS_PER_TASK']}")
+    return command
+
+
+def expand(hosts: str) -> list[str]:
+    """Slurm's short form of a list: ``a[01-03,7],b`` -> a01, a02, a03, a7, b.
+
+    Raises:
+        ValueError: it is none.
+    """
+    names = []
+    parts = re.findall(r"((?:[^,\[\]]|\[[^\]]*\])+)(?:,|$)", hosts)
+    if ",".join(parts) != hosts or not hosts:
+        raise ValueError(f"cannot read the list of nodes {hosts!r}")
+    for part in parts:
+        found = [""]
+        for text, ranges in re.findall(r"([^\[]+)|\[([^\]]*)\]", part):
+            choices = [text] if text else _numbers(ranges)
+            found = [start + end for start in found for end in choices]
+        names += found
+    return names
+
+
+def _numbers(ranges: str) -> list[str]:
+    numbers = []
+    for item in ranges.split(","):
+        first, _, last = item.partition("-")
+        width = len(first)
+        numbers += [f"{n:0{width}d}" for n in range(int(first), int(last or first) + 1)]
+    return numbers
+
+
+def read_hosts(path: str) -> list[str]:
+    """The hosts that a file names, one a line; ``#`` starts a comment.
+
+    Raises:
+        ValueError: the file cannot be read or is of another form.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"HOSTFILE: {error}") from None
+    hosts = [line for line in (line.split("#")[0].strip() for line in lines) if line]
+    wrong = [host for host in hosts if host.split() != [host] or host.startswith("-")]
+    if wrong or not hosts:
+        raise ValueError(f"HOSTFILE {path}: one host a line is needed, not {(wrong or [''])[0]!r}")
+    if len(set(hosts)) != len(hosts):
+        raise ValueError(f"HOSTFILE {path} names a host twice; a launcher starts all ranks of one")
+    return hosts
+
+
+def remote_command(arguments: list[str], env: Mapping[str, str]) -> str:
+    """For the shell of another host: the launcher with ``arguments``, in this directory."""
+    chosen = {k: env[k] for k in env if k in _FORWARDED or k.startswith(_FORWARDED_PREFIXES)}
+    words = ["env", *(f"{name}={value}" for name, value in sorted(chosen.items()))]
+    words += [sys.executable, "-m", "libai_ext.launch", *arguments]
+    return f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(words)}"
+
+
+class Hosts:
+    """A launcher on each host, by ``ssh``.
+
+    The standard input of each is the leash: a line with a number has the launcher behave as if it
+    had received that signal, its end (this process or the connection is gone) as SIGTERM.
+    """
+
+    def __init__(self, hosts: list[str], arguments: list[str], port: int | None):
+        self.hosts = hosts
+        self.arguments = arguments
+        self.port = port or job_port(os.getpid())
+        self.processes: list[subprocess.Popen] = []
+
+    def run(self, signals: tuple[int, ...]) -> int:
+        """Exit status of the first that fails, else the largest one."""
+        for number in signals:
+            signal.signal(number, lambda number, frame: self._send(f"{int(number)}\n"))
+        try:
+            for rank in range(len(self.hosts)):
+                self.processes.append(self._start(rank))
+            return self._wait()
+        finally:
+            self._end()
+
+    def _start(self, rank: int) -> subprocess.Popen:
+        address = self.hosts[0].rpartition("@")[2]
+        options = ["--leash", "--nnodes", str(len(self.hosts)), "--node-rank", str(rank)]
+        options += ["--master-addr", address, "--master-port", str(self.port)]
+        command = remote_command([*options, *self.arguments], os.environ)
+        return subprocess.Popen(
+            ["ssh", "-o", "BatchMode=yes", self.hosts[rank], command],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for this process to pass on
+        )
+
+    def _wait(self) -> int:
+        first, leave_by = 0, None
+        while leave_by is None or time.monotonic() < leave_by:
+            states = [process.poll() for process in self.processes]
+            failed = [(state, host) for state, host in zip(states, self.hosts) if state]
+            if failed and not first:
+                first = failed[0][0]
+                leave_by = time.monotonic() + GRACE_SECONDS
+                if first == 255:
+                    print(f"launch: ssh to {failed[0][1]} failed", file=sys.stderr, flush=True)
+            if None not in states:
+                break
+            time.sleep(0.05)
+        return first if first >= 0 else 128 - first
+
+    def _send(self, line: str) -> None:
+        for process in self.processes:
+            try:
+                process.stdin.write(line.encode())
+                process.stdin.flush()
+            except OSError:
+                pass
+
+    def _end(self) -> None:
+        """Let go of the leashes; who does not come is left to its own end."""
+        for process in self.processes:
+            try:
+                process.stdin.close()
+            except OSError:
+                pass
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in self.processes:
+            try:
+                process.wait(max(0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

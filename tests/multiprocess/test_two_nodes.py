@@ -1,0 +1,115 @@
+"""Two machines, as two network namespaces of this one with a cable between them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ADDRESSES = ("10.77.0.1", "10.77.0.2")
+ITERATIONS, SAVED_AT = 40, 5
+
+
+def ip(*words):
+    """Needs iproute2 and the right to make namespaces; without them the test fails."""
+    subprocess.run(["ip", *words], check=True)
+
+
+@pytest.fixture
+def machines():
+    """Names of two namespaces that reach each other at :data:`ADDRESSES`."""
+    names = [f"libai{os.getpid()}{side}" for side in "ab"]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ends = [f"veth{os.getpid()}{side}"[-15:] for side in "ab"]
+        ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        for name, end, address in zip(names, ends, ADDRESSES):
+            ip("link", "set", end, "netns", name)
+            ip("-n", name, "address", "add", f"{address}/24", "dev", end)
+            for device in (end, "lo"):
+                ip("-n", name, "link", "set", device, "up")
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def processes(machine):
+    """Pids that run in a namespace."""
+    out = subprocess.run(["ip", "netns", "pids", machine], capture_output=True, text=True)
+    return [int(pid) for pid in out.stdout.split()]
+
+
+def losses(folder):
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {(line := json.loads(text))["iteration"]: line["total_loss"] for text in lines}
+
+
+def command(digits, folder, processes, *options):
+    return [
+        *("bash", "tools/train.sh", "projects/MAE/train_net.py"),
+        *("projects/MAE/configs/mae_digits.py", str(processes)),
+        f"data.train=[{digits}/train]",
+        f"train.output_dir={folder}",
+        f"train.train_iter={ITERATIONS}",
+        "train.warmup_iter=2",
+        "train.log_period=1",
+        "train.global_batch_size=8",
+        f"train.checkpointer.period={SAVED_AT}",
+        "model.depth=1",
+        "graph.enabled=False",
+        "dataloader.train.num_workers=0",
+        *options,
+    ]
+
+
+def start(machine, rank, words, output):
+    """The launcher of a node, with a host name of its own: the engine tells nodes by it."""
+    env = dict(os.environ, NODE="2", NODE_RANK=str(rank), ADDR=ADDRESSES[0], PORT="29400")
+    inside = f'hostname node{rank} && exec "$@"'
+    namespace = ["ip", "netns", "exec", machine, "unshare", "--uts"]
+    return subprocess.Popen(
+        [*namespace, "bash", "-c", inside, "node", *words],
+        cwd=ROOT,
+        env=env,
+        stdout=output.open("w"),
+        stderr=subprocess.STDOUT,
+    )
+
+
+def both(machines, tmp_path, words):
+    outputs = [tmp_path / f"node{rank}" for rank in range(2)]
+    return [start(*row) for row in zip(machines, range(2), [words] * 2, outputs)], outputs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_node_is_lost_and_the_job_resumed(launch, digits, machines, tmp_path, victim):
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    jobs, outputs = both(machines, tmp_path, command(digits, run, 1))
+    deadline = time.monotonic() + 100
+    while len(losses(run)) < SAVED_AT + 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(losses(run)) >= SAVED_AT + 3, [path.read_text() for path in outputs]
+    for pid in processes(machines[victim]):
+        os.kill(pid, signal.SIGKILL)
+    survivor = 1 - victim
+    assert jobs[survivor].wait(60) not in (0, 2, 75), outputs[survivor].read_text()
+    assert f"launch: lost node {victim}" in outputs[survivor].read_text()
+    assert processes(machines[survivor]) == []
+    assert len(losses(run)) < ITERATIONS
+
+    jobs, outputs = both(machines, tmp_path, command(digits, run, 1, "--resume"))
+    assert [job.wait(120) for job in jobs] == [0, 0], [path.read_text() for path in outputs]
+    launch(*command(digits, alone, 1))
+    expected = losses(alone)
+    assert list(expected) == list(range(1, ITERATIONS + 1))
+    assert losses(run) == pytest.approx(expected, rel=1e-5)
