@@ -108,8 +108,9 @@ def _place(args: argparse.Namespace, env) -> None:
 
 def _follow_leash() -> None:
     """Numbers of signals come in lines; the end of the input is SIGTERM."""
-    for line in sys.stdin:
-        os.kill(os.getpid(), int(line))
+    with open(0, "rb", buffering=0, closefd=False) as leash:
+        for line in leash:
+            os.kill(os.getpid(), int(line))
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -176,6 +177,7 @@ class Job:
         return subprocess.Popen(
             [sys.executable, "-u", *args.command],
             env=env,
+            stdin=subprocess.DEVNULL if args.leash else None,
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
@@ -226,7 +228,8 @@ class Job:
             order = 0 if killed else 1 if told else 2
             ranked.append((order, file.stat().st_mtime_ns if told else 0, local_rank, state))
         order, _, local_rank, state = min(ranked)
-        if order == 2 and self.peers is not None and self._peer_failed():
+        aborted = order == 2 and state == -signal.SIGABRT
+        if aborted and self.peers is not None and self._peer_failed():
             return self._obey()
         file = self.failures[local_rank]
         text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""

@@ -14,6 +14,7 @@ from typing import Mapping, NamedTuple
 
 # What the others get to end by themselves after a node has failed.
 GRACE_SECONDS = 20
+_SSH_FAILED = 255
 # Forwarded to other hosts, beside the prefixes below; the rest is theirs to set.
 _FORWARDED = ("PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 _FORWARDED_PREFIXES = ("NCCL_", "ONEFLOW_", "GLOG_", "LIBAI_EXT_")
@@ -139,7 +140,7 @@ class Hosts:
     def run(self, signals: tuple[int, ...]) -> int:
         """Exit status of the first that fails, else the largest one."""
         for number in signals:
-            signal.signal(number, lambda number, frame: self._send(f"{int(number)}\n"))
+            signal.signal(number, lambda number, frame: self._send(number))
         try:
             for rank in range(len(self.hosts)):
                 self.processes.append(self._start(rank))
@@ -155,6 +156,7 @@ class Hosts:
         return subprocess.Popen(
             ["ssh", "-o", "BatchMode=yes", self.hosts[rank], command],
             stdin=subprocess.PIPE,
+            bufsize=0,
             start_new_session=True,  # Ctrl-C is for this process to pass on
         )
 
@@ -166,32 +168,28 @@ class Hosts:
             if failed and not first:
                 first = failed[0][0]
                 leave_by = time.monotonic() + GRACE_SECONDS
-                if first == 255:
+                if first == _SSH_FAILED:  # the others would wait for this node
                     print(f"launch: ssh to {failed[0][1]} failed", file=sys.stderr, flush=True)
+                    break
             if None not in states:
                 break
             time.sleep(0.05)
         return first if first >= 0 else 128 - first
 
-    def _send(self, line: str) -> None:
+    def _send(self, number: int) -> None:
         for process in self.processes:
             try:
-                process.stdin.write(line.encode())
-                process.stdin.flush()
+                process.stdin.write(f"{int(number)}\n".encode())
             except OSError:
                 pass
 
     def _end(self) -> None:
-        """Let go of the leashes; who does not come is left to its own end."""
+        """SIGTERM; after the grace a second one, which is obeyed at once; then without them."""
+        for _ in range(2):
+            self._send(signal.SIGTERM)
+            deadline = time.monotonic() + GRACE_SECONDS
+            while time.monotonic() < deadline and any(p.poll() is None for p in self.processes):
+                time.sleep(0.05)
         for process in self.processes:
-            try:
-                process.stdin.close()
-            except OSError:
-                pass
-        deadline = time.monotonic() + GRACE_SECONDS
-        for process in self.processes:
-            try:
-                process.wait(max(0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.kill()
+            process.wait()
