@@ -137,6 +137,8 @@ class Job:
                 self._meet()
                 for local_rank in range(self.args.nproc_per_node):
                     self.ranks.append(self._start(local_rank))
+                if self.stop_signal is not None:  # it came before the ranks were there to hear it
+                    self._forward(self.stop_signal)
                 status, message = self._wait()
                 if self.peers is not None:
                     self.peers.end(status, self.final)
@@ -254,6 +256,9 @@ class Job:
             return
         self.stop_signal = number
         self.final = True
+        self._forward(number)
+
+    def _forward(self, number: int) -> None:
         for rank in self.ranks:
             if rank.poll() is None:
                 rank.send_signal(number)
