@@ -6,11 +6,15 @@ import argparse
 import gc
 import os
 import sys
+import time
 import traceback
 from typing import Callable
 
 from libai_ext.errors import ConfigError, UserError
 from libai_ext.failure import SAVED_ON_SIGNAL, USAGE_ERROR, tell
+
+# For the others to hear from rank 0 that all have come to the end.
+_ANSWER_SECONDS = 0.5
 
 
 def parse_args(description: str) -> argparse.Namespace:
@@ -69,9 +73,12 @@ def _leave(status: int) -> None:
 
 def _meet_peers() -> None:
     """Wait until every rank has come to its end: the engine aborts in a pipeline's ranks when
-    one of their peers leaves before the others' last messages have arrived."""
+    one of their peers leaves before the others' last messages have arrived. Rank 0 answers the
+    others, and leaves a moment after they have been let go."""
     if "oneflow" in sys.modules:
         sys.modules["oneflow"].comm.barrier()
+        if os.environ.get("RANK") == "0" and os.environ.get("WORLD_SIZE") != "1":
+            time.sleep(_ANSWER_SECONDS)
 
 
 def _report(error: BaseException) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-ITERATIONS, SAVED_AT = 80, 10
+ITERATIONS, SAVED_AT = 50, 10
 
 
 def ip(*words):
