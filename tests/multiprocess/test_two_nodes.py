@@ -90,10 +90,18 @@ def both(machines, tmp_path, words):
     return [start(*row) for row in zip(machines, range(2), [words] * 2, outputs)], outputs
 
 
+@pytest.fixture(scope="module")
+def expected(launch, digits, tmp_path_factory):
+    """Losses of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    launch(*command(digits, folder, 1))
+    return losses(folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_node_is_lost_and_the_job_resumed(launch, digits, machines, tmp_path, victim):
-    run, alone = tmp_path / "run", tmp_path / "alone"
+def test_a_node_is_lost_and_the_job_resumed(digits, machines, expected, tmp_path, victim):
+    run = tmp_path / "run"
     jobs, outputs = both(machines, tmp_path, command(digits, run, 1))
     deadline = time.monotonic() + 100
     while not (run / "last_checkpoint").exists() and time.monotonic() < deadline:
@@ -109,7 +117,5 @@ def test_a_node_is_lost_and_the_job_resumed(launch, digits, machines, tmp_path, 
 
     jobs, outputs = both(machines, tmp_path, command(digits, run, 1, "--resume"))
     assert [job.wait(120) for job in jobs] == [0, 0], [path.read_text() for path in outputs]
-    launch(*command(digits, alone, 1))
-    expected = losses(alone)
     assert list(expected) == list(range(1, ITERATIONS + 1))
     assert losses(run) == pytest.approx(expected, rel=1e-5)
