@@ -11,7 +11,7 @@ from typing import Sequence
 import numpy as np
 from PIL import Image
 
-from libai_ext.kernels.resample import resize_bicubic
+from libai_ext.kernels.resample import is_native, resize_bicubic, resize_to_floats
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -22,14 +22,23 @@ INTERPOLATIONS = {
 
 
 class Compose:
-    """Apply transforms in turn."""
+    """Apply transforms in turn.
+
+    Where a random crop, a random flip and the conversion to an array follow each other, they run
+    in one pass: the same draws and the same bits, without an image in between.
+    """
 
     def __init__(self, transforms: Sequence):
         self.transforms = list(transforms)
+        self._steps = list(transforms)
+        for i in range(len(self._steps) - 2):
+            if _CropFlipToArray.joins(*self._steps[i : i + 3]):
+                self._steps[i : i + 3] = [_CropFlipToArray(*self._steps[i : i + 3])]
+                break  # nothing crops an array
 
     def __call__(self, image: Image.Image, rng: np.random.Generator):
-        for transform in self.transforms:
-            image = transform(image, rng)
+        for step in self._steps:
+            image = step(image, rng)
         return image
 
 
@@ -130,8 +139,11 @@ class RandomResizedCrop:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         # Cropping first, as torchvision does: the resampling must not see beyond the crop.
-        crop = image.crop(self.box(image.width, image.height, rng))
-        return _resize(crop, (self.width, self.height), self.interpolation)
+        box = self.box(image.width, image.height, rng)
+        size = (self.width, self.height)
+        if self.interpolation == Image.Resampling.BICUBIC:
+            return resize_bicubic(image, size, box)
+        return image.crop(box).resize(size, self.interpolation)
 
 
 class RandomHorizontalFlip:
@@ -140,8 +152,12 @@ class RandomHorizontalFlip:
     def __init__(self, p: float = 0.5):
         self.p = p
 
+    def draw(self, rng: np.random.Generator) -> bool:
+        """Whether to mirror."""
+        return rng.random() < self.p
+
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        if rng.random() < self.p:
+        if self.draw(rng):
             return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image
 
@@ -155,15 +171,47 @@ class ToArray:
         self.shift = (-mean / std).astype(np.float32)[:, None, None]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        self.check(image)
         pixels = np.asarray(image)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        if pixels.shape[-1] != len(self.scale):
-            raise ValueError(
-                f"the image has {pixels.shape[-1]} channels, data.mean and data.std have "
-                f"{len(self.scale)}"
-            )
         # Channels apart while they are bytes: NumPy is slow along an axis of three.
         out = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
         out *= self.scale
         out += self.shift
         return out
+
+    def check(self, image: Image.Image) -> None:
+        """
+        Raises:
+            ValueError: the image has other channels than the statistics.
+        """
+        channels = len(image.getbands())
+        if channels != len(self.scale):
+            raise ValueError(
+                f"the image has {channels} channels, data.mean and data.std have {len(self.scale)}"
+            )
+
+
+class _CropFlipToArray:
+    """RandomResizedCrop, RandomHorizontalFlip and ToArray, in one native pass if there is one."""
+
+    def __init__(self, crop: RandomResizedCrop, flip: RandomHorizontalFlip, to_array: ToArray):
+        self.crop, self.flip, self.to_array = crop, flip, to_array
+
+    @staticmethod
+    def joins(*transforms) -> bool:
+        """Whether this does the same as these three."""
+        return (
+            tuple(map(type, transforms)) == (RandomResizedCrop, RandomHorizontalFlip, ToArray)
+            and transforms[0].interpolation == Image.Resampling.BICUBIC
+        )
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        image.load()
+        if not is_native(image):
+            return self.to_array(self.flip(self.crop(image, rng), rng), rng)
+        self.to_array.check(image)
+        box = self.crop.box(image.width, image.height, rng)
+        size = (self.crop.width, self.crop.height)
+        scale, shift = self.to_array.scale, self.to_array.shift
+        return resize_to_floats(image, size, box, self.flip.draw(rng), scale, shift)

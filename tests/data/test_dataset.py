@@ -16,6 +16,7 @@ from libai_ext.data.transforms import (
     ToArray,
 )
 from libai_ext.errors import DataError
+from libai_ext.kernels import loader
 from projects.MAE.modeling.masking import MaskingNoise
 
 
@@ -145,6 +146,42 @@ def test_flip():
     flip = RandomHorizontalFlip(0.5)
     count = sum(flip(image, rng).getpixel((0, 0))[0] == 63 for _ in range(1000))
     assert 440 < count < 560
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_crop_flip_and_conversion_in_one_pass_give_the_same_bits(mode, monkeypatch):
+    rng = np.random.default_rng(0)
+    channels = len(mode) // 3 * 2 + 1
+    to_array = ToArray([0.485, 0.456, 0.406][:channels], [0.229, 0.224, 0.225][:channels])
+    steps = [RandomResizedCrop((37, 53)), RandomHorizontalFlip(), to_array]
+    fused = Compose(steps)
+    for number in range(60):
+        width, height = map(int, rng.integers(1, 300, 2))
+        noise = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).convert(mode)
+        draws = [np.random.default_rng(number) for _ in range(3)]
+        expected = noise
+        for step in steps:
+            expected = step(expected, draws[0])
+        one = fused(noise, draws[1])
+        with monkeypatch.context() as without:
+            without.setattr(loader, "_library", None)
+            other = fused(noise, draws[2])
+        assert one.dtype == np.float32 and one.shape == (channels, 37, 53)
+        np.testing.assert_array_equal(one, expected)
+        np.testing.assert_array_equal(other, expected)
+        assert len({rng.random() for rng in draws}) == 1
+    with pytest.raises(ValueError, match="data.mean and data.std have"):
+        fused(noise.convert("L" if mode == "RGB" else "RGB"), rng)
+
+
+def test_only_what_one_pass_can_do_is_joined():
+    def count(*steps):
+        return len(Compose(steps)._steps)
+
+    crop, flip, to_array = RandomResizedCrop((8, 8)), RandomHorizontalFlip(), ToArray([0.5], [0.5])
+    assert count(crop, flip, to_array, Resize(4)) == count(Resize(4), crop, flip, to_array) == 2
+    assert count(crop, flip, Resize(4), to_array) == 4
+    assert count(RandomResizedCrop((8, 8), interpolation="bilinear"), flip, to_array) == 3
 
 
 def test_resize_and_center_crop():

@@ -36,6 +36,20 @@ def test_extremes_are_clipped_as_pillow_does(size):
     check(pixels, size)
 
 
+def test_a_box_is_resized_as_if_cropped_first():
+    rng = np.random.default_rng(3)
+    for mode in ("RGB", "L"):
+        image = Image.fromarray(rng.integers(0, 256, (90, 130, 3), np.uint8)).convert(mode)
+        for _ in range(40):
+            (left, right), (top, bottom) = (sorted(rng.integers(0, n, 2)) for n in (130, 90))
+            box = tuple(map(int, (left, top, right + 1, bottom + 1)))
+            size = tuple(map(int, rng.integers(1, 150, 2)))
+            expected = image.crop(box).resize(size, Image.Resampling.BICUBIC)
+            np.testing.assert_array_equal(resize_bicubic(image, size, box), expected)
+    with pytest.raises(ValueError, match="not within an image of"):
+        resize_bicubic(image, (4, 4), (0, 0, 131, 4))
+
+
 def test_other_modes_and_machines_without_it(monkeypatch):
     pixels = np.random.default_rng(2).integers(0, 256, (20, 30, 4), np.uint8)
     check(pixels, (9, 7))

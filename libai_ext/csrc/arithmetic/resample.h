@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <vector>
 
 namespace libai_ext {
@@ -73,15 +74,15 @@ inline uint8_t Rounded(int32_t sum) {
 
 constexpr int32_t kHalf = 1 << (kPrecision - 1);
 
-// One row of pixels [width, channels] to [out, channels]. `wide` holds the row as 4 numbers a
-// pixel, with kTaps pixels of zeros behind; `spread` holds each weight four times; `total`
+// One row of `width` pixels to `out_width`, each of `bytes` channels. `wide` holds the row as 4
+// numbers a pixel, with `taps` pixels of zeros behind; `spread` holds each weight four times; `total`
 // has room for the row of sums and a pixel more.
-template<int channels>
+template<int bytes>
 void Row(const uint8_t* __restrict row, int64_t width, int64_t out_width, int64_t taps,
          const int64_t* __restrict first, const int32_t* __restrict spread,
          int32_t* __restrict wide, int32_t* __restrict total, uint8_t* __restrict out) {
   for (int64_t x = 0; x < width; ++x) {
-    for (int c = 0; c < channels; ++c) { wide[x * kLanes + c] = row[x * channels + c]; }
+    for (int c = 0; c < bytes; ++c) { wide[x * kLanes + c] = row[x * bytes + c]; }
   }
   for (int64_t place = 0; place < out_width; ++place) {
     const int32_t* pixels = wide + first[place] * kLanes;
@@ -96,9 +97,9 @@ void Row(const uint8_t* __restrict row, int64_t width, int64_t out_width, int64_
     OnePixel halves[2];
     std::memcpy(halves, &sums, sizeof(sums));
     const OnePixel sum = halves[0] + halves[1];
-    std::memcpy(total + place * channels, &sum, sizeof(sum));  // the next one covers what is over
+    std::memcpy(total + place * bytes, &sum, sizeof(sum));  // the next one covers what is over
   }
-  for (int64_t i = 0; i < out_width * channels; ++i) { out[i] = Rounded(kHalf + total[i]); }
+  for (int64_t i = 0; i < out_width * bytes; ++i) { out[i] = Rounded(kHalf + total[i]); }
 }
 
 // Sums `taps` rows of `stride` bytes, a multiple of 64, each times its weight.
@@ -118,44 +119,81 @@ inline void Column(const uint8_t* rows, int64_t stride, const int32_t* factors, 
   }
 }
 
+// One channel of a row, normalised. Without fused operations: NumPy's bits.
+template<int bytes>
+__attribute__((optimize("fp-contract=off"))) void Normalise(const uint8_t* __restrict row,
+                                                            int64_t width, float scale, float shift,
+                                                            float* __restrict out) {
+  for (int64_t x = 0; x < width; ++x) {
+    out[x] = static_cast<float>(row[x * bytes]) * scale + shift;
+  }
+}
+
 }  // namespace resample
 
-// pixels [height, width, channels] to out [out_height, out_width, channels]; channels 1 or 3.
-inline void ResizeBicubic(const uint8_t* pixels, int64_t height, int64_t width, int64_t channels,
-                          int64_t out_height, int64_t out_width, uint8_t* out) {
+// A rectangle of an image as Pillow holds it: a pointer to each row; 1 byte a pixel (grey) or 4
+// (colour, the last one unused).
+struct Region {
+  const uint8_t* const* rows;
+  int64_t left, top, width, height;
+};
+
+// Resizes a region, which it does not look beyond, and calls store(y, row) for each row of the
+// result. Mirroring reverses each row.
+template<int bytes, typename Store>
+void ResizeBicubic(const Region& region, int64_t out_height, int64_t out_width, bool mirrored,
+                   const Store& store) {
   using namespace resample;
-  const int64_t length = out_width * channels;
-  const int64_t stride = (length + 63) / 64 * 64;
-  std::vector<uint8_t> between(height * stride);
-  if (width == out_width) {  // Pillow leaves out a pass that changes no size
-    for (int64_t y = 0; y < height; ++y) {
-      std::memcpy(&between[y * stride], pixels + y * length, length);
-    }
-  } else {
-    const Weights weights = MakeWeights(width, out_width);
+  // A pass that changes no size has weights of 0 and 1: Pillow, which leaves it out, agrees.
+  const int64_t stride = (out_width * bytes + 63) / 64 * 64;
+  const std::unique_ptr<uint8_t[]> between(new uint8_t[region.height * stride]);
+  {
+    Weights weights = MakeWeights(region.width, out_width);
     std::vector<int32_t> spread(weights.values.size() * kLanes);
-    for (size_t i = 0; i < spread.size(); ++i) { spread[i] = weights.values[i / kLanes]; }
-    std::vector<int32_t> wide((width + weights.taps) * kLanes);
-    std::vector<int32_t> total(length + kLanes);
-    const auto row = channels == 3 ? Row<3> : Row<1>;
-    for (int64_t y = 0; y < height; ++y) {
-      row(pixels + y * width * channels, width, out_width, weights.taps, weights.first.data(),
-          spread.data(), wide.data(), total.data(), &between[y * stride]);
+    const int64_t taps = weights.taps;
+    for (int64_t place = 0; place < out_width; ++place) {
+      const int64_t to = mirrored ? out_width - 1 - place : place;
+      for (int64_t i = 0; i < taps * kLanes; ++i) {
+        spread[to * taps * kLanes + i] = weights.values[place * taps + i / kLanes];
+      }
+    }
+    if (mirrored) { std::reverse(weights.first.begin(), weights.first.end()); }
+    std::vector<int32_t> wide((region.width + taps) * kLanes);
+    std::vector<int32_t> total(out_width * bytes + kLanes);
+    for (int64_t y = 0; y < region.height; ++y) {
+      Row<bytes>(region.rows[region.top + y] + region.left * bytes, region.width, out_width, taps,
+                 weights.first.data(), spread.data(), wide.data(), total.data(),
+                 &between[y * stride]);
     }
   }
-  if (height == out_height) {
-    for (int64_t y = 0; y < height; ++y) {
-      std::memcpy(out + y * length, &between[y * stride], length);
-    }
-    return;
-  }
-  const Weights weights = MakeWeights(height, out_height);
+  const Weights weights = MakeWeights(region.height, out_height);
   std::vector<uint8_t> row(stride);
   for (int64_t y = 0; y < out_height; ++y) {
     Column(&between[weights.first[y] * stride], stride, &weights.values[y * weights.taps],
            weights.taps, row.data());
-    std::memcpy(out + y * length, row.data(), length);
+    store(y, row.data());
   }
+}
+
+// To another image as Pillow holds it.
+template<int bytes>
+void ResizeToRows(const Region& region, int64_t out_height, int64_t out_width, uint8_t** out) {
+  ResizeBicubic<bytes>(region, out_height, out_width, false, [&](int64_t y, const uint8_t* row) {
+    std::memcpy(out[y], row, out_width * bytes);
+  });
+}
+
+// To out [channels, out_height, out_width], normalised: value * scale + shift of its channel.
+template<int bytes>
+void ResizeToFloats(const Region& region, int64_t out_height, int64_t out_width, bool mirrored,
+                    const float* scale, const float* shift, float* out) {
+  constexpr int channels = bytes == 4 ? 3 : 1;
+  ResizeBicubic<bytes>(region, out_height, out_width, mirrored, [&](int64_t y, const uint8_t* row) {
+    for (int c = 0; c < channels; ++c) {
+      resample::Normalise<bytes>(row + c, out_width, scale[c], shift[c],
+                                 out + (c * out_height + y) * out_width);
+    }
+  });
 }
 
 }  // namespace libai_ext

@@ -11,6 +11,7 @@
 #include "../arithmetic/gemm.h"
 #include "../arithmetic/layer_norm.h"
 #include "../arithmetic/reduce.h"
+#include "../arithmetic/resample.h"
 
 namespace libai_ext {
 namespace {
@@ -154,6 +155,55 @@ void CheckAdam() {
   Expect(Near(weight[9], before[9] * (1 - 1e-2 * 0.05) - 1e-2 * sign), "AdamUpdate");
 }
 
+// Each row is an array of its own, and the region ends where the rows do.
+template<int bytes>
+void CheckResize(int64_t height, int64_t width, int64_t out_height, int64_t out_width) {
+  const int64_t left = width / 3, top = height / 4;
+  std::vector<std::vector<uint8_t>> image(height), resized(out_height);
+  std::vector<const uint8_t*> rows;
+  std::vector<uint8_t*> out_rows;
+  for (auto& row : image) {
+    for (int64_t x = 0; x < width * bytes; ++x) { row.push_back(x * 37 + rows.size() * 101); }
+    rows.push_back(row.data());
+  }
+  for (auto& row : resized) {
+    row.resize(out_width * bytes);
+    out_rows.push_back(row.data());
+  }
+  const Region region{rows.data(), left, top, width - left, height - top};
+  ResizeToRows<bytes>(region, out_height, out_width, out_rows.data());
+  const int64_t channels = bytes == 4 ? 3 : 1;
+  const Array scale{1.f, 2.f, 3.f}, shift{0.f, 5.f, -1.f};
+  for (const bool mirrored : {false, true}) {
+    Array floats(channels * out_height * out_width);
+    ResizeToFloats<bytes>(region, out_height, out_width, mirrored, scale.data(), shift.data(),
+                          floats.data());
+    size_t at = 0;
+    for (int64_t c = 0; c < channels; ++c) {
+      for (int64_t y = 0; y < out_height; ++y) {
+        for (int64_t x = 0; x < out_width; ++x) {
+          const int64_t from = mirrored ? out_width - 1 - x : x;
+          Expect(floats[at++] == resized[y][from * bytes + c] * scale[c] + shift[c], "Resize");
+        }
+      }
+    }
+  }
+  if (height - top != out_height || width - left != out_width) { return; }
+  for (int64_t y = 0; y < out_height; ++y) {
+    Expect(std::equal(resized[y].begin(), resized[y].end(), rows[top + y] + left * bytes),
+           "a resize to the same size");
+  }
+}
+
+void CheckResizes() {
+  const int64_t sizes[][4] = {{1, 1, 1, 1},    {1, 1, 9, 7},     {90, 70, 1, 1},   {8, 9, 6, 6},
+                              {40, 3, 17, 64}, {33, 61, 70, 16}, {120, 90, 13, 65}};
+  for (const auto& s : sizes) {
+    CheckResize<1>(s[0], s[1], s[2], s[3]);
+    CheckResize<4>(s[0], s[1], s[2], s[3]);
+  }
+}
+
 }  // namespace
 }  // namespace libai_ext
 
@@ -170,5 +220,6 @@ int main() {
     CheckElementwise();
     CheckAdam();
   }
+  CheckResizes();
   std::puts("no error found");
 }
