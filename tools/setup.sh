@@ -29,7 +29,8 @@ END
 }
 
 stamp=.venv/.installed
-wanted=$(cat requirements.txt setup.py tools/setup.sh | sha256sum)
+# A checkout that was moved is installed anew.
+wanted=$({ echo "$root"; cat requirements.txt setup.py tools/setup.sh; } | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   if [ "$(uname -s)-$(uname -m)" != Linux-x86_64 ]; then
     echo "error: oneflow 0.9.0 has wheels for Linux on x86-64 only" >&2
