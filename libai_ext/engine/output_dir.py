@@ -8,7 +8,6 @@ from pathlib import Path
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
-from libai_ext.config import dump
 from libai_ext.engine import environment
 from libai_ext.errors import ConfigError
 from libai_ext.failure import restarted
@@ -29,7 +28,7 @@ DEV_RUN = "fast_dev_run"
 def prepare_output_dir(
     cfg: DictConfig, resume: bool = False, start_over: bool = False, dev_run: bool = False
 ) -> None:
-    """Make ``train.output_dir`` ready for a training run and write its ``config.yaml``.
+    """Make ``train.output_dir`` ready for a training run.
 
     Called by all ranks; rank 0 touches the disk.
 
@@ -57,12 +56,30 @@ def prepare_output_dir(
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump(cfg))
-        environment.write(str(folder))
     except OSError as error:
-        raise ConfigError(
-            f"train.output_dir {folder} cannot be written: {error.strerror}"
-        ) from None
+        raise _unwritable(folder, error) from None
+
+
+def write_record(output_dir: str, config: str) -> None:
+    """Write ``config.yaml`` and ``environment.json`` of a run that is about to start, on rank 0.
+
+    Not before it is known that it may: a resume that the checkpoint contradicts leaves the config
+    of the run as it was.
+
+    Raises:
+        ConfigError: the directory cannot be written.
+    """
+    if not dist.is_main_process():
+        return
+    try:
+        Path(output_dir, "config.yaml").write_text(config)
+        environment.write(output_dir)
+    except OSError as error:
+        raise _unwritable(output_dir, error) from None
+
+
+def _unwritable(folder, error: OSError) -> ConfigError:
+    return ConfigError(f"train.output_dir {folder} cannot be written: {error.strerror}")
 
 
 def holds_results(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from libai_ext import config
 from libai_ext.engine.derive import derive_batch, derive_layout, refuse_idle
-from libai_ext.engine.output_dir import prepare_output_dir
+from libai_ext.engine.output_dir import prepare_output_dir, write_record
 from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
 from libai_ext.errors import ConfigError, DataError
@@ -89,12 +89,14 @@ def run(args: argparse.Namespace) -> None:
         return
     if not args.eval_only:
         prepare_output_dir(cfg, args.resume, args.start_over, args.fast_dev_run)
+    record = config.dump(cfg)  # before the trainer derives what follows from the data
     trainer = _build(cfg, training=not args.eval_only)
     _set_state(trainer, args)
     log_summary(trainer)
     if args.eval_only:
         trainer.test()
         return
+    write_record(cfg.train.output_dir, record)
     trainer.train()
     if args.fast_dev_run:
         trainer.test(max_batches=2)

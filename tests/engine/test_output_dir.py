@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from omegaconf import DictConfig
 
-from libai_ext.engine.output_dir import prepare_output_dir
+from libai_ext.config import dump
+from libai_ext.engine.output_dir import prepare_output_dir, write_record
 from libai_ext.errors import ConfigError
 
 
@@ -33,8 +34,14 @@ def files(folder):
     }
 
 
+def start(cfg, **how):
+    """What a run does first."""
+    prepare_output_dir(cfg, **how)
+    write_record(cfg.train.output_dir, dump(cfg))
+
+
 def test_a_new_directory_gets_the_config(cfg, tmp_path):
-    prepare_output_dir(cfg)
+    start(cfg)
     assert (tmp_path / "run/environment.json").is_file()
     assert files(tmp_path / "run") == {
         "config.yaml": f"train: {{output_dir: {tmp_path}/run, seed: 1}}\n"
@@ -64,6 +71,8 @@ def test_a_second_run_is_refused(cfg, run, left):
 def test_resume_keeps_everything(cfg, run):
     before = files(run)
     prepare_output_dir(cfg, resume=True)
+    assert files(run) == before
+    write_record(str(run), dump(cfg))
     after = files(run)
     assert after.pop("config.yaml")
     assert after == before
@@ -71,8 +80,8 @@ def test_resume_keeps_everything(cfg, run):
 
 def test_start_over_moves_the_earlier_run_aside(cfg, run):
     before = files(run)
-    prepare_output_dir(cfg, start_over=True)
-    prepare_output_dir(cfg, start_over=True)
+    start(cfg, start_over=True)
+    start(cfg, start_over=True)
     after = files(run)
     assert after.pop("notes.md") == before.pop("notes.md")
     assert after.pop("config.yaml") == after.pop("before_2/config.yaml")
@@ -82,7 +91,7 @@ def test_start_over_moves_the_earlier_run_aside(cfg, run):
 def test_a_trial_touches_nothing_of_the_run(cfg, run):
     before = files(run)
     (run / "fast_dev_run/model_final").mkdir(parents=True)
-    prepare_output_dir(cfg, dev_run=True)
+    start(cfg, dev_run=True)
     assert cfg.train.output_dir == f"{run}/fast_dev_run"
     after = files(run)
     assert after.pop("fast_dev_run/config.yaml")
