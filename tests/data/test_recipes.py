@@ -106,7 +106,8 @@ def test_text_lines_from_the_launcher(launch, text_lines, tmp_path):
     out = launch.train(TEXT_LINES, 1, "--fast-dev-run", *options, "data.max_bad_share=0.1")
     assert "samples          2,000" in out and "[4/4]" in out
     assert "evaluation on 1000 samples: loss" in out
-    log = (tmp_path / "run/log.txt").read_text()
+    run = tmp_path / "run/fast_dev_run"
+    log = (run / "log.txt").read_text()
     skipped = [line for line in log.splitlines() if "stands in for sample" in line]
     # 256 samples of which 2.5 % are bad, and those that the workers read ahead.
     assert 2 <= len(skipped) <= 20
@@ -116,9 +117,9 @@ def test_text_lines_from_the_launcher(launch, text_lines, tmp_path):
     # Both workers together; one may have read and skipped more by the time the log was closed.
     assert 2 <= bad <= len(skipped) and 256 <= read <= 256 + 8 * 64
     assert share == pytest.approx(100 * bad / read, abs=0.005)
-    losses = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    losses = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     assert len(losses) == 4
-    drawn = event_pictures.check(tmp_path / "run", steps=[4], samples=5)
+    drawn = event_pictures.check(run, steps=[4], samples=5)
     assert drawn.shape == (5, 4, 32, 128, 3)
 
     out = launch.train(TEXT_LINES, 1, "--fast-dev-run", *options, "data.max_bad_share=0", status=2)
