@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from evaluation_worker import table
 
+pytestmark = pytest.mark.slow  # real launches
+
 
 def expected(size):
     logits, labels = (array[:size] for array in table())

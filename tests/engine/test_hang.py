@@ -10,6 +10,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow  # real launches
+
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 20
 

@@ -87,6 +87,7 @@ def test_stages_by_cost_and_by_hand(monkeypatch):
     assert layout.custom_pipeline_stage_id == [0, 1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_every_problem_is_listed_before_anything_runs(launch, tmp_path):
     """By the program as a user starts it: status 2, no output folder, no traceback."""
     out = launch.train(

@@ -12,6 +12,8 @@ import pytest
 from libai_ext.engine.nonfinite import sum_of_squares
 from libai_ext.optim.param_groups import decay_matrices_only
 
+pytestmark = pytest.mark.slow  # real launches
+
 DIGITS = "projects/MAE/configs/mae_digits.py"
 POISONED = 4  # counted from 0
 

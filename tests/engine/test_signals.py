@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # real launches
+
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = "projects/MAE/configs/mae_digits.py"
 ITERATIONS = 120
