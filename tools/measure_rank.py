@@ -66,13 +66,19 @@ def program() -> None:
         dist.tton(loss)
     flow.comm.barrier()
 
+    rank = flow.env.get_rank()
+    if graph is not None:
+        moments = [t for name, t in graph.state_dict().items() if name.endswith(("-m", "-v"))]
+    else:
+        states = (optimizer._state[parameter] for parameter in model.parameters())
+        moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
     held = sum(
-        p.to_local().numel() * 4
-        for p in model.parameters()
-        if flow.env.get_rank() in np.ravel(p.placement.ranks)
+        tensor.to_local().numel() * tensor.element_size()
+        for tensor in [*model.parameters(), *moments]
+        if rank in np.ravel(tensor.placement.ranks)
     )
-    Path(folder, f"rank{flow.env.get_rank()}.json").write_text(
-        json.dumps(dict(states=3 * held, rise=resident("VmHWM") - idle, idle=idle))
+    Path(folder, f"rank{rank}.json").write_text(
+        json.dumps(dict(states=held, rise=resident("VmHWM") - idle))
     )
 
 

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from libai_ext.checkpoint.oneflow_folder import PICKLE, PROTOCOL_VERSION, write_tensor
 from libai_ext.checkpoint.plain import map_leaves
+from libai_ext.compat.placements import placement
 
 
 @dataclass(eq=False)
@@ -49,11 +50,8 @@ def _to_host(leaf: Any) -> Any:
     if not isinstance(leaf, flow.Tensor):
         return leaf
     if leaf.is_global:
-        ranks = flow.placement("cpu", leaf.placement.ranks)
-        on_cpu = leaf.to_global(placement=ranks, sbp=leaf.sbp)
-        leaf = on_cpu.to_global(
-            placement=flow.placement("cpu", [0]), sbp=flow.sbp.broadcast
-        ).to_local()
+        on_cpu = leaf.to_global(placement=placement("cpu", leaf.placement.ranks), sbp=leaf.sbp)
+        leaf = on_cpu.to_global(placement=placement("cpu", [0]), sbp=flow.sbp.broadcast).to_local()
     return HostTensor(np.array(leaf.numpy()) if flow.env.get_rank() == 0 else None)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import oneflow as flow
 from libai.utils import distributed as dist
 
+from libai_ext.compat.placements import placement
+
 
 def ttol(tensor: flow.Tensor, pure_local: bool = False, ranks=None) -> flow.Tensor:
     """Local copy of a global tensor.
@@ -20,11 +22,11 @@ def ttol(tensor: flow.Tensor, pure_local: bool = False, ranks=None) -> flow.Tens
     """
     if not tensor.is_global:
         return tensor
-    placement = flow.placement(tensor.placement.type, ranks) if ranks else tensor.placement
+    where = placement(tensor.placement.type, ranks) if ranks else tensor.placement
     if pure_local:
-        return tensor.to_global(placement=placement).to_local()
-    sbp = [flow.sbp.broadcast] * placement.ranks.ndim
-    return tensor.to_global(sbp=sbp, placement=placement).to_local()
+        return tensor.to_global(placement=where).to_local()
+    sbp = [flow.sbp.broadcast] * where.ranks.ndim
+    return tensor.to_global(sbp=sbp, placement=where).to_local()
 
 
 def apply() -> None:

@@ -9,6 +9,7 @@ import psutil
 from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 
+from libai_ext.compat.placements import placement
 from libai_ext.placement import device_type
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,6 @@ def _sum_over_data_ranks(counts: tuple[int, ...]) -> list[int]:
     tensor = util.tensor_parallel_size
     counted = dist.get_rank() < util.data_parallel_size * tensor and dist.get_rank() % tensor == 0
     local = flow.tensor(counts if counted else [0] * len(counts), dtype=flow.int64)
-    everyone = flow.placement(device_type(), list(range(dist.get_world_size())))
+    everyone = placement(device_type(), list(range(dist.get_world_size())))
     summed = local.to(device_type()).to_global(placement=everyone, sbp=flow.sbp.partial_sum)
     return summed.to_global(sbp=flow.sbp.broadcast).to_local().numpy().tolist()

@@ -18,7 +18,7 @@ from libai_ext.engine.derive import derive_batch, derive_layout, refuse_idle
 from libai_ext.engine.output_dir import prepare_output_dir, write_record
 from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
-from libai_ext.errors import ConfigError, DataError
+from libai_ext.errors import ConfigError
 from libai_ext.failure import restarted
 from projects.MAE.layout import fit_layout
 from projects.MAE.modeling.archs import resolve_arch
@@ -38,10 +38,7 @@ class TaskTrainer(Trainer):
 
     def build_dataset(self, split: str):
         dataset = super().build_dataset(split)
-        self.task.check_data(dataset, self.cfg)
-        trained = self.dataset.source.classes if self.dataset is not None else None
-        if trained is not None and split == "test" and trained != dataset.source.classes:
-            raise DataError("data.test does not have the classes of data.train")
+        self.task.check_data(dataset, self.cfg, trained_on=self.dataset)
         return dataset
 
     def build_evaluator(self, dataset):

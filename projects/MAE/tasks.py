@@ -48,7 +48,7 @@ class Pretraining:
         if cfg.train.load_weight:
             load_weights(model, cfg.train.load_weight)
 
-    def check_data(self, dataset, cfg: DictConfig) -> None:
+    def check_data(self, dataset, cfg: DictConfig, trained_on=None) -> None:
         """Any images will do."""
 
     def hooks(self, cfg: DictConfig) -> list:
@@ -104,10 +104,13 @@ class Classification:
         replaced = "finetune_mean" if cfg.model.pooling == "mean" else "finetune"
         load_weights(model, cfg.finetune.path, REPLACED[replaced], cfg.finetune.weight_style)
 
-    def check_data(self, dataset, cfg: DictConfig) -> None:
+    def check_data(self, dataset, cfg: DictConfig, trained_on=None) -> None:
         """
+        Args:
+            trained_on: the training data, where there is some and this is not it.
+
         Raises:
-            DataError: the data set has not the classes that the head has.
+            DataError: the data set has not the classes that the head has, or was trained on.
         """
         count = len(dataset.source.classes)
         if count != cfg.model.num_classes:
@@ -115,6 +118,8 @@ class Classification:
                 f"the data set has {count} classes, the model's head {cfg.model.num_classes}: set "
                 f"model.num_classes={count}, or give the data the model was trained for"
             )
+        if trained_on is not None and trained_on.source.classes != dataset.source.classes:
+            raise DataError("data.test does not have the classes of data.train")
 
     def hooks(self, cfg: DictConfig) -> list:
         """Nothing beyond the trainer's own."""

@@ -13,7 +13,7 @@ import oneflow as flow
 import pytest
 from libai.layers import LayerNorm
 
-from libai_ext.compat import gather, layer_norm, nlp_helper, repairs
+from libai_ext.compat import gather, layer_norm, nlp_helper, placements, repairs
 
 
 def original(module_name: str, attribute: str):
@@ -102,3 +102,13 @@ def test_starting_prints_nothing():
         [sys.executable, "-c", code], capture_output=True, timeout=60, text=True, check=True
     )
     assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_placements_are_made_once():
+    """LiBai's own makes another one, which OneFlow never frees, at each call."""
+    first = dist.get_layer_placement(0)
+    assert dist.get_layer_placement(0) is first
+    assert first == original("libai.utils.distributed", "get_layer_placement")(0)
+    one, nested = placements.placement("cpu", [0]), placements.placement("cpu", [[0]])
+    assert placements.placement("cpu", [0]) is one
+    assert (one.ranks.ndim, nested.ranks.ndim) == (1, 2)

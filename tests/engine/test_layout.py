@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from libai_ext.engine import layout
 from libai_ext.errors import ConfigError
-from libai_ext.placement import device_type
 from projects.MAE.run import resolve
 
 PRETRAINING = "projects/MAE/configs/mae_pretraining.py"
@@ -50,7 +50,6 @@ def test_bad_layouts(monkeypatch, processes, options, message):
         resolve(PRETRAINING, [*SMALL, *options])
 
 
-@pytest.mark.skipif(device_type() != "cpu", reason="CUDA has both")
 @pytest.mark.parametrize(
     "option, message",
     [
@@ -61,7 +60,8 @@ def test_bad_layouts(monkeypatch, processes, options, message):
         ),
     ],
 )
-def test_what_the_engine_cannot_do_on_cpu(option, message):
+def test_what_the_engine_cannot_do_on_cpu(monkeypatch, option, message):
+    monkeypatch.setattr(layout, "device_type", lambda: "cpu")
     with pytest.raises(ConfigError, match=message):
         resolve(PRETRAINING, [*SMALL, option])
 

@@ -1,0 +1,35 @@
+"""``flow.placement`` keeps what it makes for ever, and LiBai makes one at each use.
+
+Symptom: memory grows by about 100 bytes for each placement made: 2 KB a step of a one-layer model
+in eager mode, 40 KB a checkpoint.
+Affected: OneFlow 0.9.0, LiBai 0.1.1. Retire when a loop of ``flow.placement("cpu", [0])`` no longer
+grows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import oneflow as flow
+from libai.utils import distributed as dist
+
+_made: dict[tuple, flow.placement] = {}
+
+
+def placement(device_type: str, ranks) -> flow.placement:
+    """``flow.placement``, one for each device type and (nested) list of ranks."""
+    array = np.asarray(ranks)
+    key = (device_type, array.shape, array.tobytes())
+    if key not in _made:
+        _made[key] = flow.placement(device_type, ranks)
+    return _made[key]
+
+
+def get_layer_placement(layer_idx: int, device_type: str = "cuda") -> flow.placement:
+    """Where the layers of a pipeline stage are; on the CPU where there is no GPU."""
+    if not flow.cuda.is_available():
+        device_type = "cpu"
+    return placement(device_type, dist.get_dist_util().get_layer_ranks(layer_idx))
+
+
+def apply() -> None:
+    dist.get_layer_placement = get_layer_placement
