@@ -3,9 +3,10 @@
     python tools/benchmark.py --oracle PYTHON_WITH_TORCH_AND_TRANSFORMERS [--sizes tiny base] ...
 
 The peers are Hugging Face's ViTMAE (pre-training) and ViT (fine-tuning; it has no stochastic
-depth, ours runs with 0.1), with the same sizes, batch, float32 and AdamW. Each side runs in a
-process of its own that waits while the other one works. Prints medians, the ratio within pairs,
-peak memory, and the share of the rate that the best matrix product of the same run reached.
+depth, ours runs with 0.1), and with `--official` the official code, with the same sizes, batch,
+float32 and AdamW. Each side runs in a process of its own that is stopped while another one works.
+Prints medians, the ratio within pairs, peak memory, and the share of the rate that the best matrix
+product of the same run reached.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -36,6 +38,9 @@ GEMM, PRODUCTS = 2048, 5  # rows = columns = inner size of the product that sets
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--oracle", help="interpreter that has torch and transformers")
+    parser.add_argument(
+        "--official", metavar="DIR", help="clone of facebookresearch/mae, to time it too"
+    )
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["graph", "eager"])
@@ -53,16 +58,19 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for task in args.tasks:
         for size in args.sizes:
-            compare(task, size, args.sides, args.oracle, args.pairs)
+            compare(task, size, args)
 
 
-def compare(task: str, size: str, sides: list[str], oracle: str, pairs: int) -> None:
+def compare(task: str, size: str, args: argparse.Namespace) -> None:
     """Alternate steps of PyTorch and of each side; a line of the table for each."""
-    peers = {"PyTorch": Peer(oracle, "torch", task, size)}
-    peers.update({side: Peer(sys.executable, side, task, size, SIDES[side]) for side in sides})
+    peers = {"PyTorch": Peer(args.oracle, "torch", task, size)}
+    if args.official:
+        path = {"PYTHONPATH": args.official}
+        peers["official"] = Peer(args.oracle, "official", task, size, path)
+    peers.update({side: Peer(sys.executable, side, task, size, SIDES[side]) for side in args.sides})
     times = {name: [] for name in peers}
     rates = []
-    for _ in range(pairs):
+    for _ in range(args.pairs):
         for name, peer in peers.items():
             times[name].append(peer.ask("step"))
         rates += [peer.ask("gemm") for peer in peers.values()]
@@ -91,20 +99,26 @@ class Peer:
             text=True,
         )
         self.process.stdout.readline()  # built and warmed up
+        self.process.send_signal(signal.SIGSTOP)
 
     def ask(self, command: str) -> float:
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
-        return float(self.process.stdout.readline())
+        answer = float(self.process.stdout.readline())
+        self.process.send_signal(signal.SIGSTOP)  # threads of some libraries spin when idle
+        return answer
 
     def close(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.close()
         self.process.wait()
 
 
 def serve(side: str, task: str, size: str) -> None:
     """Answer "step" with seconds, "gemm" with FLOP/s, "memory" with peak GiB."""
-    step, product = torch_side(task, size) if side == "torch" else our_side(side, task, size)
+    make = our_side if side in SIDES else torch_side
+    step, product = make(side, task, size)
     answers = {
         "step": lambda: seconds(step),
         "gemm": lambda: 2 * PRODUCTS * GEMM**3 / seconds(product),
@@ -141,8 +155,33 @@ def inputs(task: str, size: str) -> dict:
     return {"images": images, "labels": rng.integers(0, CLASSES, batch), "path_noise": path_noise}
 
 
-def torch_side(task: str, size: str):
+def torch_side(side: str, task: str, size: str):
     import torch
+
+    model = (official_model if side == "official" else hugging_face_model)(task, size).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
+    batch = {name: torch.from_numpy(array) for name, array in inputs(task, size).items()}
+    images = batch.pop("images")
+    batch.pop("path_noise", None)
+
+    def official_loss():
+        if task == "pretrain":
+            return model(images)[0]
+        return torch.nn.functional.cross_entropy(model(images), batch["labels"])
+
+    def step():
+        loss = official_loss() if side == "official" else model(pixel_values=images, **batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    a = torch.ones(GEMM, GEMM)
+    return step, lambda: [a @ a for _ in range(PRODUCTS)]
+
+
+def hugging_face_model(task: str, size: str):
     import transformers
 
     image, patch, encoder, decoder, _ = SIZES[size]
@@ -155,33 +194,47 @@ def torch_side(task: str, size: str):
         intermediate_size=4 * encoder[0],
         layer_norm_eps=1e-6,
     )
-    if task == "pretrain":
-        config = transformers.ViTMAEConfig(
-            decoder_hidden_size=decoder[0],
-            decoder_num_hidden_layers=decoder[1],
-            decoder_num_attention_heads=decoder[2],
-            decoder_intermediate_size=4 * decoder[0],
-            **common,
-        )
-        model = transformers.ViTMAEForPreTraining(config).train()
-    else:
+    if task == "finetune":
         config = transformers.ViTConfig(num_labels=CLASSES, **common)
-        model = transformers.ViTForImageClassification(config).train()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
-    batch = {name: torch.from_numpy(array) for name, array in inputs(task, size).items()}
-    batch["pixel_values"] = batch.pop("images")
-    batch.pop("path_noise", None)
+        return transformers.ViTForImageClassification(config)
+    config = transformers.ViTMAEConfig(
+        decoder_hidden_size=decoder[0],
+        decoder_num_hidden_layers=decoder[1],
+        decoder_num_attention_heads=decoder[2],
+        decoder_intermediate_size=4 * decoder[0],
+        **common,
+    )
+    return transformers.ViTMAEForPreTraining(config)
 
-    def step():
-        loss = model(**batch).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.item()
 
-    a = torch.ones(GEMM, GEMM)
-    return step, lambda: [a @ a for _ in range(PRODUCTS)]
+def official_model(task: str, size: str):
+    from functools import partial
+
+    from torch import nn
+
+    image, patch, encoder, decoder, _ = SIZES[size]
+    common = dict(
+        img_size=image[0],
+        patch_size=patch,
+        embed_dim=encoder[0],
+        depth=encoder[1],
+        num_heads=encoder[2],
+        mlp_ratio=4,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+    if task == "finetune":
+        import models_vit
+
+        more = dict(num_classes=CLASSES, drop_path_rate=0.1, global_pool=True, qkv_bias=True)
+        return models_vit.VisionTransformer(**common, **more)
+    import models_mae
+
+    return models_mae.MaskedAutoencoderViT(
+        decoder_embed_dim=decoder[0],
+        decoder_depth=decoder[1],
+        decoder_num_heads=decoder[2],
+        **common,
+    )
 
 
 def our_side(side: str, task: str, size: str):

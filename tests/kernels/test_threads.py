@@ -16,6 +16,7 @@ def test_processes_share_the_cpus(cpus, processes, expected, monkeypatch):
     assert shown == {
         "ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD": "0",
         "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "10000",
         "ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE": "512",
         "OMP_NUM_THREADS": str(expected),
     }
@@ -25,6 +26,7 @@ def test_what_is_set_stays():
     environ = {"OMP_NUM_THREADS": "5", "OMP_WAIT_POLICY": "active"}
     shown = threads.configure_environment(1, environ)
     assert (shown["OMP_NUM_THREADS"], shown["OMP_WAIT_POLICY"]) == ("5", "active")
+    assert "GOMP_SPINCOUNT" not in environ
 
 
 def test_no_process_is_an_error():
