@@ -95,21 +95,27 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+# What a machine need not have: mark of the tests, variable that names it, command that finds it.
+HELPERS = (
+    ("oracle", "MAE_ORACLE_PYTHON", "bash tools/oracle.sh"),
+    ("browser", "MAE_BROWSER", "bash tools/browser.sh"),
+)
+
+
 def pytest_collection_modifyitems(config, items):
-    """Without PyTorch at hand, tests that compare with it are left out by name, not skipped."""
-    if "MAE_ORACLE_PYTHON" in os.environ:
-        return
-    oracle = [item for item in items if item.get_closest_marker("oracle")]
-    if oracle:
-        config.hook.pytest_deselected(items=oracle)
-        items[:] = [item for item in items if item not in oracle]
+    """Tests whose helper is not at hand are left out by name, not skipped."""
+    absent = {mark for mark, variable, _ in HELPERS if variable not in os.environ}
+    left_out = [item for item in items if absent & {mark.name for mark in item.iter_markers()}]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_report_header():
-    oracle = os.environ.get("MAE_ORACLE_PYTHON")
-    return "comparing with PyTorch: " + (
-        oracle or "no (MAE_ORACLE_PYTHON=$(bash tools/oracle.sh) bash tools/test.sh)"
-    )
+    return [
+        f"{mark}: " + os.environ.get(variable, f"no ({variable}=$({command}) bash tools/test.sh)")
+        for mark, variable, command in HELPERS
+    ]
 
 
 def pytest_sessionfinish(session, exitstatus):

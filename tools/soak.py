@@ -88,11 +88,9 @@ class Job:
         return [path for path in self.folder.glob("model_*") if path.suffix != ".partial"]
 
     def start(self) -> subprocess.Popen:
-        """Go on from the last checkpoint, or begin."""
-        resume = ["--resume"] if self.checkpoints() else []
-        if not resume and self.folder.exists():
-            self.folder.rename(self.folder.with_name(f"{self.folder.name}-{time.time_ns()}"))
+        """Go on with the run that lies there, or begin one."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        resume = ["--resume"] if any(self.folder.iterdir()) else []
         log = self.folder.with_suffix(".txt").open("ab")
         return subprocess.Popen([*self.command, *resume], stdout=log, stderr=log)
 

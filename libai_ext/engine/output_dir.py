@@ -33,12 +33,14 @@ def prepare_output_dir(
     Called by all ranks; rank 0 touches the disk.
 
     Args:
-        resume: the run goes on with what lies there, as it does when restarted after a crash.
+        resume: the run goes on with what lies there, as it does when restarted after a crash. One
+            that was ended before its first checkpoint starts again.
         start_over: move what an earlier run left to ``before_<n>`` in the same directory.
         dev_run: a trial: use the subdirectory ``fast_dev_run`` instead, emptied.
 
     Raises:
-        ConfigError: the directory holds results of an earlier run and neither is asked for.
+        ConfigError: the directory holds results of an earlier run and neither is asked for, or
+            none to resume.
     """
     if dev_run:
         cfg.train.output_dir = str(Path(cfg.train.output_dir) / DEV_RUN)
@@ -49,6 +51,8 @@ def prepare_output_dir(
         shutil.rmtree(folder, ignore_errors=True)
     elif start_over and not restarted():
         _move_aside(folder)
+    elif resume and not _written(folder):
+        raise ConfigError(f"--resume: train.output_dir {folder} holds no run to go on with")
     elif not resume and not restarted() and holds_results(folder):
         raise ConfigError(
             f"train.output_dir {folder} holds an earlier run: go on with it by --resume, keep it "
@@ -88,8 +92,13 @@ def holds_results(folder: Path) -> bool:
     return (metrics.is_file() and metrics.stat().st_size > 0) or any(folder.glob("model_*"))
 
 
+def _written(folder: Path) -> list[Path]:
+    """What a run wrote into it."""
+    return sorted(path for pattern in _WRITTEN for path in folder.glob(pattern))
+
+
 def _move_aside(folder: Path) -> None:
-    written = sorted(path for pattern in _WRITTEN for path in folder.glob(pattern))
+    written = _written(folder)
     if not written:
         return
     number = 1

@@ -138,12 +138,10 @@ class Trainer(DefaultTrainer):
         it.
 
         Raises:
-            ConfigError: there is none, or the config contradicts it.
-            CheckpointError: there are some, and all are damaged.
+            ConfigError: the config contradicts it.
+            CheckpointError: there is none, or all are damaged.
         """
         checkpointer = self.checkpointer
-        if not checkpointer.has_checkpoint():
-            raise ConfigError(f"--resume: no checkpoint in {self.cfg.train.output_dir}")
         path = checkpointer.get_checkpoint_file()
         progress = checkpointer.progress(path)
         # An evaluation has nothing to do with how the model was trained.

@@ -110,7 +110,7 @@ def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
     checkpoint.
 
     Raises:
-        ConfigError: there is nothing to go on from, or to evaluate.
+        ConfigError: there is nothing to evaluate.
     """
     train = trainer.cfg.train
     last = trainer.checkpointer.has_checkpoint()
@@ -119,9 +119,11 @@ def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
             f"nothing to evaluate: there is no checkpoint in {train.output_dir}; set "
             "train.output_dir to that of a run, or train.load_weight to a file of weights"
         )
-    if args.resume or args.eval_only and not train.load_weight or restarted() and last:
+    if last and (args.resume or restarted() or args.eval_only and not train.load_weight):
         trainer.resume()
         return
+    if args.resume:
+        logger.warning(f"no checkpoint yet in {train.output_dir}: the run starts again")
     trainer.task.start_from(trainer.model, trainer.cfg)
     if trainer.average is not None:
         trainer.average.reset()

@@ -78,6 +78,15 @@ def test_resume_keeps_everything(cfg, run):
     assert after == before
 
 
+def test_there_must_be_a_run_to_resume(cfg, tmp_path):
+    with pytest.raises(ConfigError, match="--resume: train.output_dir .*/run holds no run"):
+        prepare_output_dir(cfg, resume=True)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/log.txt").touch()  # one that ended before its first checkpoint
+    prepare_output_dir(cfg, resume=True)
+
+
 def test_start_over_moves_the_earlier_run_aside(cfg, run):
     before = files(run)
     start(cfg, start_over=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import collections
 import json
+import os
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -146,6 +148,43 @@ def test_report_is_one_file(launch, run):
         assert pixels.shape == (8, 40, 3) and len(np.unique(pixels)) == 1
         steps.append(10 * int(pixels[0, 0, 0]))
     assert steps == [0, 400, 800, 1000, 1400, 1800]  # six of ten, the first and last among them
+
+
+@pytest.fixture
+def browse(launch, tmp_path):
+    """Opens a page; gives what its console said, and a screenshot [H, W, 3]."""
+
+    def open_page(path):
+        shot = tmp_path / "page.png"
+        out = launch(
+            os.environ["MAE_BROWSER"],
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-sync", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update"),
+            *("--force-color-profile=srgb", "--window-size=1200,3000", "--enable-logging=stderr"),
+            f"--user-data-dir={tmp_path}/profile",
+            f"--screenshot={shot}",
+            f"file://{path}",
+        )
+        said = [line for line in out.splitlines() if "CONSOLE" in line]
+        return said, np.asarray(Image.open(shot).convert("RGB"))
+
+    return open_page
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_report_in_a_browser(launch, run, browse):
+    launch.python(TOOLS / "report.py", run)
+    said, pixels = browse(run / "report.html")
+    assert said == []
+    shown = collections.Counter(map(tuple, pixels.reshape(-1, 3).tolist()))
+    for level in (0, 40, 80, 100, 140, 180):
+        assert shown[level, level, level] >= 40 * 8 * 13**2  # each 13 times as large
+    assert shown[31, 119, 180] > 500  # the first colour of curves
+    # The same look at a page that is broken:
+    (run / "broken.html").write_text("<img src='gone.png'><script>gone()</script>")
+    said, pixels = browse(run / "broken.html")
+    assert any("gone is not defined" in line for line in said)
 
 
 def test_report_of_no_run(launch, tmp_path):

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "../arithmetic/adam.h"
+#include "../arithmetic/copy.h"
 #include "../arithmetic/elementwise.h"
 #include "../arithmetic/gelu.h"
 #include "../arithmetic/gemm.h"
@@ -145,6 +146,28 @@ void CheckElementwise() {
   Expect(sum[7] == a[7] + b[7] + c[7], "AddAll");
 }
 
+void CheckCopies() {
+  const std::vector<int64_t> dims{3, 50, 7, 40};
+  const Array x = Random(3 * 50 * 7 * 40);
+  std::vector<int32_t> perm{0, 1, 2, 3};
+  do {
+    Array out(x.size());
+    Permute(dims, perm, x.data(), out.data());
+    Expect(out.back() == x.back() && out[0] == x[0], "Permute");
+  } while (std::next_permutation(perm.begin(), perm.end()));
+  const int64_t rows = 3 * 50 * 7, cols = 40;
+  for (const int64_t start : {0, 13, 39}) {
+    const int64_t length = std::min<int64_t>(20, cols - start);
+    Array part(rows * length), whole(x.size(), 1.f);
+    Narrow(rows, cols, start, length, x.data(), part.data());
+    Widen(rows, cols, start, length, part.data(), whole.data());
+    for (int64_t i = 0; i < rows * cols; ++i) {
+      const bool inside = i % cols >= start && i % cols < start + length;
+      Expect(whole[i] == (inside ? x[i] : 0.f), "Narrow, Widen");
+    }
+  }
+}
+
 void CheckAdam() {
   const Array gradient = Random(70001);
   Array weight = Random(70001), m(70001), v(70001);
@@ -218,6 +241,7 @@ int main() {
       CheckSum(dims);
     }
     CheckElementwise();
+    CheckCopies();
     CheckAdam();
   }
   CheckResizes();

@@ -80,6 +80,7 @@ void Register(const std::string& op, const Hob& matches) {
 
 // One a file of this folder.
 void RegisterAdam();
+void RegisterCopy();
 void RegisterElementwise();
 void RegisterGelu();
 void RegisterLayerNorm();
