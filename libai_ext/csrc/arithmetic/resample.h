@@ -74,32 +74,49 @@ inline uint8_t Rounded(int32_t sum) {
 
 constexpr int32_t kHalf = 1 << (kPrecision - 1);
 
-// One row of `width` pixels to `out_width`, each of `bytes` channels. `wide` holds the row as 4
-// numbers a pixel, with `taps` pixels of zeros behind; `spread` holds each weight four times; `total`
-// has room for the row of sums and a pixel more.
-template<int bytes>
-void Row(const uint8_t* __restrict row, int64_t width, int64_t out_width, int64_t taps,
-         const int64_t* __restrict first, const int32_t* __restrict spread,
-         int32_t* __restrict wide, int32_t* __restrict total, uint8_t* __restrict out) {
-  for (int64_t x = 0; x < width; ++x) {
-    for (int c = 0; c < bytes; ++c) { wide[x * kLanes + c] = row[x * bytes + c]; }
+// kRows rows of `width` pixels to `out_width`, each of `bytes` channels, `stride` apart in `out`.
+// Together, because the weights, each four times in `spread`, are too many for the first-level
+// cache. `wide` holds each row as 4 numbers a pixel, with `taps` pixels of zeros behind; `total` has
+// room for a row of sums and a pixel more, for each row.
+template<int bytes, int kRows>
+void Rows(const uint8_t* const* rows, int64_t left, int64_t width, int64_t out_width, int64_t taps,
+          const int64_t* __restrict first, const int32_t* __restrict spread,
+          int32_t* __restrict wide, int32_t* __restrict total, uint8_t* __restrict out,
+          int64_t stride) {
+  const int64_t wide_row = (width + taps) * kLanes, total_row = out_width * bytes + kLanes;
+  for (int r = 0; r < kRows; ++r) {
+    const uint8_t* __restrict row = rows[r] + left * bytes;
+    int32_t* __restrict to = wide + r * wide_row;
+    for (int64_t x = 0; x < width; ++x) {
+      for (int c = 0; c < bytes; ++c) { to[x * kLanes + c] = row[x * bytes + c]; }
+    }
   }
   for (int64_t place = 0; place < out_width; ++place) {
     const int32_t* pixels = wide + first[place] * kLanes;
     const int32_t* factors = spread + place * taps * kLanes;
-    TwoPixels sums = {};
+    TwoPixels sums[kRows] = {};
     for (int64_t at = 0; at < taps * kLanes; at += 2 * kLanes) {
-      TwoPixels pixel, factor;
-      std::memcpy(&pixel, pixels + at, sizeof(pixel));
+      TwoPixels factor;
       std::memcpy(&factor, factors + at, sizeof(factor));
-      sums += pixel * factor;
+      for (int r = 0; r < kRows; ++r) {
+        TwoPixels pixel;
+        std::memcpy(&pixel, pixels + r * wide_row + at, sizeof(pixel));
+        sums[r] += pixel * factor;
+      }
     }
-    OnePixel halves[2];
-    std::memcpy(halves, &sums, sizeof(sums));
-    const OnePixel sum = halves[0] + halves[1];
-    std::memcpy(total + place * bytes, &sum, sizeof(sum));  // the next one covers what is over
+    for (int r = 0; r < kRows; ++r) {
+      OnePixel halves[2];
+      std::memcpy(halves, &sums[r], sizeof(halves));
+      const OnePixel sum = halves[0] + halves[1];
+      // The next one covers what is over.
+      std::memcpy(total + r * total_row + place * bytes, &sum, sizeof(sum));
+    }
   }
-  for (int64_t i = 0; i < out_width * bytes; ++i) { out[i] = Rounded(kHalf + total[i]); }
+  for (int r = 0; r < kRows; ++r) {
+    const int32_t* __restrict from = total + r * total_row;
+    uint8_t* __restrict to = out + r * stride;
+    for (int64_t i = 0; i < out_width * bytes; ++i) { to[i] = Rounded(kHalf + from[i]); }
+  }
 }
 
 // Sums `taps` rows of `stride` bytes, a multiple of 64, each times its weight.
@@ -158,12 +175,16 @@ void ResizeBicubic(const Region& region, int64_t out_height, int64_t out_width, 
       }
     }
     if (mirrored) { std::reverse(weights.first.begin(), weights.first.end()); }
-    std::vector<int32_t> wide((region.width + taps) * kLanes);
-    std::vector<int32_t> total(out_width * bytes + kLanes);
-    for (int64_t y = 0; y < region.height; ++y) {
-      Row<bytes>(region.rows[region.top + y] + region.left * bytes, region.width, out_width, taps,
-                 weights.first.data(), spread.data(), wide.data(), total.data(),
-                 &between[y * stride]);
+    constexpr int kTogether = 4;
+    std::vector<int32_t> wide(kTogether * (region.width + taps) * kLanes);
+    std::vector<int32_t> total(kTogether * (out_width * bytes + kLanes));
+    for (int64_t y = 0; y < region.height;) {
+      const bool several = region.height - y >= kTogether;
+      const auto resize = several ? &Rows<bytes, kTogether> : &Rows<bytes, 1>;
+      resize(region.rows + region.top + y, region.left, region.width, out_width, taps,
+             weights.first.data(), spread.data(), wide.data(), total.data(), &between[y * stride],
+             stride);
+      y += several ? kTogether : 1;
     }
   }
   const Weights weights = MakeWeights(region.height, out_height);
