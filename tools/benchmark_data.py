@@ -118,12 +118,13 @@ def compare(folder: str, size: int) -> None:
 
     sides = (by_plain, lambda index: dataset[SampleKey(0, index)]["images"])
     times, differences = [], []
-    for start_index in range(0, len(dataset) - TOGETHER + 1, TOGETHER):
+    for begin in range(0, len(dataset), TOGETHER):
+        indices = range(begin, min(begin + TOGETHER, len(dataset)))
         results, marks = [], [time.process_time()]
         for side in sides:
-            results.append([side(start_index + i) for i in range(TOGETHER)])
+            results.append([side(index) for index in indices])
             marks.append(time.process_time())
-        times.append(np.diff(marks) / TOGETHER)
+        times.append(np.diff(marks) / len(indices))
         for expected, ours in zip(*results):
             difference = np.abs(ours - expected) * std[:, None, None] * 255
             differences.append((difference.mean(), difference.max()))
