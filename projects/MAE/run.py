@@ -122,7 +122,7 @@ def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
     if last and (args.resume or restarted() or args.eval_only and not train.load_weight):
         trainer.resume()
         return
-    if args.resume:
+    if args.resume and not args.eval_only:
         logger.warning(f"no checkpoint yet in {train.output_dir}: the run starts again")
     trainer.task.start_from(trainer.model, trainer.cfg)
     if trainer.average is not None:
