@@ -158,20 +158,15 @@ def inputs(task: str, size: str) -> dict:
 def torch_side(side: str, task: str, size: str):
     import torch
 
-    model = (official_model if side == "official" else hugging_face_model)(task, size).train()
+    model, loss_of = (official if side == "official" else hugging_face)(task, size)
+    model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
     batch = {name: torch.from_numpy(array) for name, array in inputs(task, size).items()}
-    images = batch.pop("images")
     batch.pop("path_noise", None)
 
-    def official_loss():
-        if task == "pretrain":
-            return model(images)[0]
-        return torch.nn.functional.cross_entropy(model(images), batch["labels"])
-
     def step():
-        loss = official_loss() if side == "official" else model(pixel_values=images, **batch).loss
+        loss = loss_of(**batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -181,7 +176,8 @@ def torch_side(side: str, task: str, size: str):
     return step, lambda: [a @ a for _ in range(PRODUCTS)]
 
 
-def hugging_face_model(task: str, size: str):
+def hugging_face(task: str, size: str):
+    """The model, and the loss of a batch."""
     import transformers
 
     image, patch, encoder, decoder, _ = SIZES[size]
@@ -196,18 +192,21 @@ def hugging_face_model(task: str, size: str):
     )
     if task == "finetune":
         config = transformers.ViTConfig(num_labels=CLASSES, **common)
-        return transformers.ViTForImageClassification(config)
-    config = transformers.ViTMAEConfig(
-        decoder_hidden_size=decoder[0],
-        decoder_num_hidden_layers=decoder[1],
-        decoder_num_attention_heads=decoder[2],
-        decoder_intermediate_size=4 * decoder[0],
-        **common,
-    )
-    return transformers.ViTMAEForPreTraining(config)
+        model = transformers.ViTForImageClassification(config)
+    else:
+        config = transformers.ViTMAEConfig(
+            decoder_hidden_size=decoder[0],
+            decoder_num_hidden_layers=decoder[1],
+            decoder_num_attention_heads=decoder[2],
+            decoder_intermediate_size=4 * decoder[0],
+            **common,
+        )
+        model = transformers.ViTMAEForPreTraining(config)
+    return model, lambda images, **rest: model(pixel_values=images, **rest).loss
 
 
-def official_model(task: str, size: str):
+def official(task: str, size: str):
+    """The model, and the loss of a batch; it draws its own masks."""
     from functools import partial
 
     from torch import nn
@@ -226,15 +225,17 @@ def official_model(task: str, size: str):
         import models_vit
 
         more = dict(num_classes=CLASSES, drop_path_rate=0.1, global_pool=True, qkv_bias=True)
-        return models_vit.VisionTransformer(**common, **more)
+        model = models_vit.VisionTransformer(**common, **more)
+        return model, lambda images, labels: nn.functional.cross_entropy(model(images), labels)
     import models_mae
 
-    return models_mae.MaskedAutoencoderViT(
+    model = models_mae.MaskedAutoencoderViT(
         decoder_embed_dim=decoder[0],
         decoder_depth=decoder[1],
         decoder_num_heads=decoder[2],
         **common,
     )
+    return model, lambda images, noise: model(images)[0]
 
 
 def our_side(side: str, task: str, size: str):
