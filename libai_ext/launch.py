@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 from libai_ext import nodes
-from libai_ext.failure import ATTEMPT, FAILURE_FILE, SAVED_ON_SIGNAL, USAGE_ERROR
+from libai_ext.failure import ATTEMPT, FAILURE_FILE, SAVED_ON_SIGNAL, SETTLED, USAGE_ERROR
 from libai_ext.kernels.threads import configure_environment
 from libai_ext.peers import Peers
 
@@ -188,7 +188,7 @@ class Job:
         """Exit status and what to say, once the job is over or has to be ended."""
         leave_by = None
         while not self.stop_now:
-            states = [rank.poll() for rank in self.ranks]
+            states = self._states()
             ended = [state for state in states if state is not None]
             failed = [state for state in ended if state not in (0, SAVED_ON_SIGNAL)]
             if self.stop_signal is None and failed:
@@ -206,6 +206,16 @@ class Job:
             time.sleep(0.05)
         return 128 + (self.stop_signal or signal.SIGTERM), ""
 
+    def _states(self) -> list[int | None]:
+        """Exit status of each rank, None for one that runs. One that ended by a signal after its
+        work was done has the status that it was to leave with."""
+        states = [rank.poll() for rank in self.ranks]
+        for number, (state, file) in enumerate(zip(states, self.failures)):
+            settled = file.with_name(file.name + SETTLED)
+            if state is not None and state < 0 and settled.exists():
+                states[number] = int(settled.read_text() or state)
+        return states
+
     def _obey(self) -> tuple[int, str]:
         """Said at once: the words of the rank that failed come last, from the launcher of its
         node."""
@@ -221,8 +231,7 @@ class Job:
         """
         time.sleep(_TOGETHER_SECONDS)
         ranked = []
-        for local_rank, (process, file) in enumerate(zip(self.ranks, self.failures)):
-            state = process.poll()
+        for local_rank, (state, file) in enumerate(zip(self._states(), self.failures)):
             if state in (None, 0, SAVED_ON_SIGNAL):
                 continue
             told = file.exists()

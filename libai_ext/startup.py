@@ -6,6 +6,7 @@ Entry points call :func:`start` before they import anything that imports OneFlow
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import sys
 import tempfile
@@ -25,6 +26,8 @@ def start() -> None:
     Raises:
         RuntimeError: OneFlow has run an op already; native kernels cannot be loaded any more.
     """
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # where each thread was when the engine aborts or crashes
     if "oneflow" not in sys.modules:
         # 3 = fatal only: without a GPU the engine logs errors about CUDA that are none. This and
         # the threading variables are read at import.

@@ -75,6 +75,17 @@ def test_a_failing_rank_ends_the_job(program, tmp_path):
     assert alive(tmp_path) == []
 
 
+@pytest.mark.parametrize("status", [0, 75])
+def test_an_abort_after_the_work_is_done_is_no_failure(program, status):
+    path = program(
+        "from libai_ext.failure import settle\n"
+        f"settle({status})\n"
+        f"os.abort() if rank == 1 else sys.exit({status})\n"
+    )
+    out = subprocess.run([*LAUNCH, "2", path], capture_output=True, text=True, timeout=60)
+    assert (out.returncode, "launch:" in out.stderr) == (status, False)
+
+
 def test_a_killed_rank_ends_the_job(program, tmp_path):
     path = program("if rank == 0: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(600)\n")
     out = subprocess.run([*LAUNCH, "2", path], capture_output=True, text=True, timeout=60)

@@ -56,7 +56,7 @@ def write_images(folder: Path, count: int, width: int, height: int) -> float:
 def measure(folder: str, size: int) -> dict:
     """Milliseconds of CPU time of each stage per image; the median over the images."""
     # OneFlow must be up before anything that imports it.
-    from libai_ext.data.dataset import collate
+    from libai_ext.data.dataset import stack
     from libai_ext.data.image_folder import ImageFolder
     from libai_ext.data.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop, ToArray
 
@@ -79,7 +79,7 @@ def measure(folder: str, size: int) -> dict:
     stacking = []
     for _ in range(9):
         begin = time.process_time()
-        collate(batch)
+        stack(batch)
         stacking.append(1000 * (time.process_time() - begin) / len(batch))
     medians["stack into a batch"] = statistics.median(stacking)
     return medians

@@ -57,22 +57,28 @@ class KeyedDataset:
             sample["key"] = key
         return sample
 
-    def collate(self, samples: Sequence[dict]) -> Instance:
-        """A batch of samples, mixed where there is a mixer."""
+    def collate(self, samples: Sequence[dict], empty: Callable = np.empty) -> dict:
+        """A batch of samples, mixed where there is a mixer; see :func:`stack`."""
         if self.mixer is not None:
             keys = [sample.pop("key") for sample in samples]
             positions = [key.position for key in keys]
             samples = self.mixer(samples, self.seed, keys[0].iteration, positions)
-        return collate(samples)
+        return stack(samples, empty)
 
     def _generator(self, key: SampleKey, stream: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, key.epoch, key.index, stream])
 
 
-def collate(samples: Sequence[dict]) -> Instance:
-    """Stack samples into LiBai's batch container; the only tensors made per batch."""
-    batch = Instance()
+def stack(samples: Sequence[dict], empty: Callable = np.empty) -> dict[str, np.ndarray]:
+    """Arrays [N, ...] of what the samples hold by name, in memory from ``empty(shape, dtype)``."""
+    batch = {}
     for name in samples[0]:
-        stacked = np.stack([sample[name] for sample in samples])
-        batch.set(name, DistTensorData(flow.from_numpy(stacked)))
+        rows = [np.asarray(sample[name]) for sample in samples]
+        batch[name] = np.stack(rows, out=empty((len(rows), *rows[0].shape), rows[0].dtype))
     return batch
+
+
+def to_instance(batch: dict[str, np.ndarray]) -> Instance:
+    """LiBai's container of a batch; its tensors hold on to the arrays."""
+    tensors = {name: DistTensorData(flow.from_numpy(array)) for name, array in batch.items()}
+    return Instance(**tensors)

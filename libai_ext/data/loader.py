@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Iterator
+
+from libai.data.structures import Instance
 from oneflow.utils.data import DataLoader
 
-from libai_ext.data.dataset import KeyedDataset
+from libai_ext.data.dataset import KeyedDataset, to_instance
+from libai_ext.data.handover import PREFETCH, Handover
 from libai_ext.data.sampler import EvalSampler, GlobalOrder, TrainSampler
 from libai_ext.kernels.threads import available_cpus
 from libai_ext.placement import data_parallel_rank, local_process_count
+
+
+class Loader:
+    """The batches of a sampler, in order; workers start with the first and end with the last.
+
+    Args:
+        num_workers: processes that read ahead; 0: none, None: by the machine's cores.
+    """
+
+    def __init__(self, dataset: KeyedDataset, batch_sampler, num_workers: int | None = None):
+        self.dataset = dataset
+        self.batch_sampler = batch_sampler
+        self.num_workers = default_workers() if num_workers is None else num_workers
+
+    def __iter__(self) -> Iterator[Instance]:
+        collate, unpack = self.dataset.collate, dict
+        if self.num_workers > 0:
+            handover = Handover(collate, self.num_workers)
+            collate, unpack = handover.pack, handover.unpack
+        for batch in DataLoader(
+            self.dataset,
+            batch_sampler=self.batch_sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            prefetch_factor=PREFETCH,
+        ):
+            yield to_instance(unpack(batch))
 
 
 def build_train_loader(
@@ -17,26 +48,18 @@ def build_train_loader(
     micro_steps: int,
     start_iter: int,
     num_workers: int | None = None,
-) -> DataLoader:
+) -> Loader:
     """Endless loader of this rank's share, from iteration ``start_iter`` on."""
     sampler = TrainSampler(order, data_parallel_rank(), data_parallel_size, start_iter, micro_steps)
-    return _loader(dataset, sampler, num_workers)
+    return Loader(dataset, sampler, num_workers)
 
 
 def build_eval_loader(
     dataset: KeyedDataset, micro_batch: int, data_parallel_size: int, num_workers=None
-) -> DataLoader:
+) -> Loader:
     """One pass in order over every sample; ``loader.batch_sampler.valid`` counts real rows."""
     sampler = EvalSampler(len(dataset), micro_batch, data_parallel_rank(), data_parallel_size)
-    return _loader(dataset, sampler, num_workers)
-
-
-def _loader(dataset, sampler, num_workers: int | None) -> DataLoader:
-    if num_workers is None:
-        num_workers = default_workers()
-    return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=dataset.collate
-    )
+    return Loader(dataset, sampler, num_workers)
 
 
 def default_workers() -> int:

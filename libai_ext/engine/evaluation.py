@@ -27,10 +27,8 @@ def evaluate(
     Returns:
         The results on rank 0, an empty dict elsewhere.
     """
-    # Kept alive: OneFlow 0.9.0 can crash when batches that were fetched ahead are freed.
-    batches = loader.batches = iter(loader)
     with inference_context(model), flow.no_grad():
-        for number, data in enumerate(islice(batches, max_batches)):
+        for number, data in enumerate(islice(loader, max_batches)):
             inputs = get_batch(data)
             outputs = model(**inputs)
             valid = loader.batch_sampler.valid(number)

@@ -11,10 +11,10 @@ import traceback
 from typing import Callable
 
 from libai_ext.errors import ConfigError, UserError
-from libai_ext.failure import SAVED_ON_SIGNAL, USAGE_ERROR, tell
+from libai_ext.failure import SAVED_ON_SIGNAL, USAGE_ERROR, settle, tell
 
-# For the others to hear from rank 0 that all have come to the end.
-_ANSWER_SECONDS = 0.5
+# For the last messages of the engine to arrive before their sender leaves.
+_ARRIVAL_SECONDS = 0.5
 
 
 def parse_args(description: str) -> argparse.Namespace:
@@ -55,11 +55,11 @@ def run(program: Callable[[], None]) -> None:
         program()
         # A graph is freed by all ranks together: no rank may collect one while others leave.
         gc.disable()
-        _meet_peers()
+        _meet_peers(0)
         _leave(0)
     except SystemExit as error:  # --help, or saved on a signal
         if error.code == SAVED_ON_SIGNAL:
-            _meet_peers()
+            _meet_peers(SAVED_ON_SIGNAL)
         _leave(error.code if isinstance(error.code, int) else 1)
     except BaseException as error:
         _leave(_report(error))
@@ -71,14 +71,14 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
-def _meet_peers() -> None:
-    """Wait until every rank has come to its end: the engine aborts in a pipeline's ranks when
-    one of their peers leaves before the others' last messages have arrived. Rank 0 answers the
-    others, and leaves a moment after they have been let go."""
+def _meet_peers(status: int) -> None:
+    """Wait until every rank has come to its end, and leave together: the engine aborts in ranks
+    that notice that a peer has left, by a message that did not come or by a heartbeat."""
     if "oneflow" in sys.modules:
         sys.modules["oneflow"].comm.barrier()
-        if os.environ.get("RANK") == "0" and os.environ.get("WORLD_SIZE") != "1":
-            time.sleep(_ANSWER_SECONDS)
+        settle(status)
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            time.sleep(_ARRIVAL_SECONDS)
 
 
 def _report(error: BaseException) -> int:

@@ -298,16 +298,14 @@ class Trainer(DefaultTrainer):
 
     def _evaluate(self, dataset, evaluator, max_batches: int | None) -> dict[str, float]:
         train = self.cfg.train
-        self._eval_loader = build_eval_loader(
+        loader = build_eval_loader(
             dataset,
             train.test_micro_batch_size,
             train.dist.data_parallel_size,
             self.cfg.dataloader.test.num_workers,
         )
         model = self.graph_eval if self.cfg.graph.enabled else self.model
-        return evaluate(
-            model, self._eval_loader, self.get_batch, evaluator, max_batches=max_batches
-        )
+        return evaluate(model, loader, self.get_batch, evaluator, max_batches=max_batches)
 
 
 class Schedule(hooks.LRScheduler):

@@ -8,7 +8,7 @@ from libai.engine.trainer import HookBase
 from libai.evaluation.evaluator import inference_context
 from libai.utils import distributed as dist
 
-from libai_ext.data.dataset import collate
+from libai_ext.data.dataset import stack, to_instance
 from libai_ext.engine.evaluation import on_rank_0
 from libai_ext.placement import data_parallel_rank
 from projects.MAE.pictures import panels, tile
@@ -76,4 +76,4 @@ class PictureHook(HookBase):
         share = -(-min(self.samples, trainer.global_batch_size) // ranks)
         first = data_parallel_rank() * share
         keys = trainer.order.batch(0)[first : first + share]
-        return trainer.get_batch(collate([trainer.dataset[key] for key in keys]))
+        return trainer.get_batch(to_instance(stack([trainer.dataset[key] for key in keys])))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from libai_ext.data.dataset import KeyedDataset, collate
+from libai_ext.data.dataset import KeyedDataset, stack, to_instance
 from libai_ext.data.image_folder import ImageFolder
 from libai_ext.data.sampler import SampleKey
 from libai_ext.data.transforms import (
@@ -102,9 +102,9 @@ def test_noise_is_uniform():
     assert noise.var() == pytest.approx(1 / 12, abs=0.002)
 
 
-def test_collate_stacks_in_order(two_roots):
+def test_a_batch_is_stacked_in_order(two_roots):
     data = keyed(two_roots, [], labels=True)
-    batch = collate([data[SampleKey(0, i)] for i in (3, 0)])
+    batch = to_instance(stack([data[SampleKey(0, i)] for i in (3, 0)]))
     assert list(batch.get_fields()) == ["images", "labels"]
     assert batch.get("images").tensor.shape == (2, 3, 4, 6)
     assert batch.get("labels").tensor.numpy().tolist() == [2, 0]

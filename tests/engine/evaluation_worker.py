@@ -28,7 +28,7 @@ def main():
     from libai.utils import distributed as dist
     from omegaconf import OmegaConf
 
-    from libai_ext.data.dataset import collate
+    from libai_ext.data.dataset import stack
     from libai_ext.data.loader import build_eval_loader
     from libai_ext.engine.evaluation import evaluate
     from libai_ext.engine.metrics import Classification
@@ -46,7 +46,7 @@ def main():
             return {"images": logits[key.index], "labels": labels[key.index]}
 
         def collate(self, samples):
-            return collate(samples)
+            return stack(samples)
 
     class Identity(flow.nn.Module):
         def forward(self, images, labels):

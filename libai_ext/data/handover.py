@@ -1,0 +1,91 @@
+"""Batches from the data workers to the training process, through memory that has no name.
+
+OneFlow's own way makes tensors in the workers, which runs the engine in forked processes, leaves
+files in /dev/shm when a rank is killed, and frees each batch by Python code on a thread of the
+engine. Here workers know NumPy only, and the memory goes when the last process that holds it does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import mmap
+import os
+from typing import Callable, NamedTuple, Sequence
+
+import numpy as np
+from oneflow.utils.data import get_worker_info
+
+# Batches of a worker that may lie ready: what OneFlow's DataLoader asks for by default.
+PREFETCH = 2
+_ALIGNMENT = 64
+
+
+class Packed(NamedTuple):
+    """What goes through the queue: where a batch lies."""
+
+    worker: int
+    slot: int
+    size: int
+    # Of each array its name, and its shape, type and offset.
+    arrays: list[tuple[str, tuple]]
+
+
+class Handover:
+    """The memory of a loader's workers, to be made before they are forked.
+
+    A worker's slots take turns: while one is read, ``PREFETCH`` others are full or being filled.
+
+    Args:
+        collate: (samples, empty) -> arrays by name, each made by ``empty(shape, dtype)``.
+    """
+
+    def __init__(self, collate: Callable, workers: int):
+        self.collate = collate
+        self.slots = [[_Slot() for _ in range(PREFETCH + 1)] for _ in range(workers)]
+        self.turn = itertools.cycle(range(PREFETCH + 1))
+
+    def pack(self, samples: Sequence[dict]) -> Packed:
+        """Collate, in a worker."""
+        worker, number = get_worker_info().id, next(self.turn)
+        slot = self.slots[worker][number]
+        slot.clear()
+        arrays = self.collate(samples, slot.empty)
+        return Packed(worker, number, slot.used, list(zip(arrays, slot.places)))
+
+    def unpack(self, packed: Packed) -> dict[str, np.ndarray]:
+        """Copies of a batch's arrays, in the training process; its slot is free after this."""
+        slot = self.slots[packed.worker][packed.slot]
+        slot.map(packed.size)
+        return {name: slot.array(*place).copy() for name, place in packed.arrays}
+
+
+class _Slot:
+    """Memory that forked processes share; it grows with what is put into it."""
+
+    def __init__(self):
+        # A file object, so that the descriptor is closed with the last reference.
+        self.file = os.fdopen(os.memfd_create("batch"), "r+b", buffering=0)
+        self.memory: mmap.mmap | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        self.used = 0
+        self.places: list[tuple] = []
+
+    def empty(self, shape: tuple[int, ...], dtype) -> np.ndarray:
+        offset = -(-self.used // _ALIGNMENT) * _ALIGNMENT
+        dtype = np.dtype(dtype)
+        self.used = offset + math.prod(shape) * dtype.itemsize
+        if os.fstat(self.file.fileno()).st_size < self.used:
+            self.file.truncate(self.used)
+        self.map(self.used)
+        self.places.append((shape, dtype.str, offset))
+        return self.array(*self.places[-1])
+
+    def map(self, size: int) -> None:
+        if self.memory is None or len(self.memory) < size:
+            self.memory = mmap.mmap(self.file.fileno(), size)
+
+    def array(self, shape: tuple[int, ...], dtype: str, offset: int) -> np.ndarray:
+        return np.ndarray(shape, dtype, self.memory, offset)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from libai_ext.data.dataset import stack
+from libai_ext.data.handover import PREFETCH
+from libai_ext.data.loader import Loader
+
+
+class Samples:
+    """Sample ``key``: its number in a square that grows from batch to batch, and in two more
+    types."""
+
+    collate = staticmethod(stack)
+
+    def __getitem__(self, key):
+        batch, number = key
+        side = 8 * (batch % 5 + 1)
+        return {
+            "images": np.full((2, side, side), number, np.float32),
+            "flags": np.uint8([number % 2, 1, 0]),
+            "labels": np.int64(number),
+        }
+
+
+class Ends(Samples):
+    def __getitem__(self, key):
+        if key[1] == 30:
+            os._exit(3)
+        return super().__getitem__(key)
+
+
+BATCHES = [[(batch, 10 * batch + i) for i in range(1 + batch % 3)] for batch in range(40)]
+
+
+def arrays(loader):
+    for batch in loader:
+        yield {name: data.tensor.numpy() for name, data in batch.get_fields().items()}
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_arrive_as_they_were_made(workers):
+    """Of changing size, more than there are slots, and each kept while the next ones come."""
+    assert len(BATCHES) > 3 * (PREFETCH + 1)
+    arrived = list(arrays(Loader(Samples(), BATCHES, workers)))
+    assert len(arrived) == len(BATCHES)
+    for keys, batch in zip(BATCHES, arrived):
+        expected = stack([Samples()[key] for key in keys])
+        assert list(batch) == ["images", "flags", "labels"]
+        for name, array in expected.items():
+            assert batch[name].dtype == array.dtype
+            np.testing.assert_array_equal(batch[name], array)
+
+
+def test_a_loader_left_in_the_middle_gives_its_memory_back():
+    def held():
+        places = (os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
+        return [place for place in places if place.startswith("/memfd:batch")]
+
+    batches = iter(Loader(Samples(), BATCHES, 2))
+    for _ in range(5):
+        next(batches)
+    assert held()
+    del batches
+    assert not held()
+
+
+def test_a_worker_that_ends_is_an_error():
+    with pytest.raises(RuntimeError, match="worker .*exited unexpectedly"):
+        list(Loader(Ends(), BATCHES, 1))
+
+
+def test_a_kill_would_leave_no_shared_memory():
+    """All of it is nameless, here and in the workers, as long as a batch is on its way."""
+    batches = iter(Loader(Samples(), BATCHES, 2))
+    next(batches), next(batches)  # one of each worker
+    me = os.getpid()
+    children = Path(f"/proc/{me}/task/{me}/children").read_text().split()
+    holders = 0
+    for process in [me, *children]:
+        maps = Path(f"/proc/{process}/maps").read_text().splitlines()
+        shared = [line for line in maps if "/memfd:batch" in line or "/dev/shm/" in line]
+        assert all(line.endswith(" (deleted)") for line in shared), shared
+        holders += any("/memfd:batch" in line for line in shared)
+    assert holders == 3
