@@ -1,4 +1,5 @@
-"""Measure what one core makes of JPEG files: stage by stage, and against plain Pillow and NumPy.
+"""Measure what one core makes of JPEG files: stage by stage, and against plain Pillow and NumPy;
+and how fast a worker process hands over what it has made.
 
     python tools/benchmark_data.py [--size 224] [--jpeg 500x375] [--images 200]
 
@@ -19,6 +20,7 @@ from PIL import Image
 from libai_ext.startup import start
 
 TOGETHER = 10  # images that one side works on before the other one has its turn
+BATCH, BATCHES, PAIRS = 64, 40, 5  # of the hand-over
 
 
 def main() -> None:
@@ -34,6 +36,7 @@ def main() -> None:
         print(f"{args.images} JPEGs of {args.jpeg}, {size / 1024:.0f} KiB each, to {args.size}")
         report(measure(folder, args.size))
         compare(folder, args.size)
+    hand_over(args.size)
 
 
 def write_images(folder: Path, count: int, width: int, height: int) -> float:
@@ -136,6 +139,46 @@ def compare(folder: str, size: int) -> None:
         f"{ratio:.2f} x (median of {len(times)} pairs)\n"
         f"difference in levels of 255: at most {mean_difference:.3f} in the mean of an image, "
         f"{largest:.3f} in a pixel"
+    )
+
+
+def hand_over(size: int) -> None:
+    """Batches that one worker need not make, by the project's loader and by OneFlow's, in turn."""
+    from oneflow.utils.data import DataLoader
+
+    from libai_ext.data.dataset import stack, to_instance
+    from libai_ext.data.loader import Loader
+
+    image = np.random.default_rng(0).random((3, size, size), np.float32)
+
+    class Ready:
+        collate = staticmethod(stack)
+
+        def __getitem__(self, key):
+            return {"images": image}
+
+    def rate(batches) -> float:
+        next(batches)
+        start = time.perf_counter()
+        count = sum(1 for _ in batches)
+        return count * BATCH / (time.perf_counter() - start)
+
+    data, keys = Ready(), [[0] * BATCH] * BATCHES
+    rates = []
+    for _ in range(PAIRS):
+        own = rate(iter(Loader(data, keys, 1)))
+        theirs = DataLoader(
+            data,
+            batch_sampler=keys,
+            num_workers=1,
+            collate_fn=lambda samples: to_instance(stack(samples)),
+        )
+        rates.append((own, rate(iter(theirs))))
+    own, theirs = np.median(rates, axis=0)
+    ratio = np.median([pair[0] / pair[1] for pair in rates])
+    print(
+        f"hand-over by one worker {own:.0f} images/s, by OneFlow's DataLoader {theirs:.0f}: "
+        f"{ratio:.1f} x (median of {PAIRS} pairs)"
     )
 
 
