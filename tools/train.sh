@@ -1,11 +1,16 @@
 #!/usr/bin/env bash
 # Launch a training program on N processes of this machine.
-#   bash tools/train.sh FILE CONFIG N [options] [key=value ...]
-# RESTARTS=N starts again from the last checkpoint, up to N times, after a crash.
+#   bash tools/train.sh [--restarts N] FILE CONFIG N [options] [key=value ...]
+# With --restarts it starts again from the last checkpoint, up to so many times, after a crash.
 # Several machines: one call in a Slurm allocation; one call with HOSTFILE=FILE, a host a line (by
 # ssh, same directory); or the same call on each, with NODE (how many), NODE_RANK (0 ...), ADDR
 # (address of machine 0) and PORT set.
 set -euo pipefail
+restarts=0
+if [ "${1:-}" = --restarts ]; then
+  restarts=${2:-}
+  shift 2 || set --
+fi
 if [ $# -lt 3 ]; then
   sed -n '2,7s/^# \{0,1\}//p' "$0" >&2
   exit 2
@@ -19,5 +24,5 @@ exec "$python" -m libai_ext.launch \
   --nproc-per-node "$processes" ${NODE:+--nnodes "$NODE"} \
   ${NODE_RANK:+--node-rank "$NODE_RANK"} ${ADDR:+--master-addr "$ADDR"} \
   ${PORT:+--master-port "$PORT"} \
-  --restarts "${RESTARTS:-0}" \
+  --restarts "$restarts" \
   "$file" --config-file "$config" "$@"

@@ -18,9 +18,9 @@ DIGITS = "projects/MAE/configs/mae_digits.py"
 ITERATIONS = 120
 
 
-def command(folder, digits, processes, *options):
+def command(folder, digits, processes, *options, launcher=()):
     return [
-        *("bash", "tools/train.sh", "projects/MAE/train_net.py", DIGITS, str(processes)),
+        *("bash", "tools/train.sh", *launcher, "projects/MAE/train_net.py", DIGITS, str(processes)),
         f"data.train=[{digits}/train]",
         f"train.output_dir={folder}",
         f"train.train_iter={ITERATIONS}",
@@ -54,9 +54,9 @@ def run(tmp_path, digits):
     """Starts a run and waits until it is under way."""
     started = []
 
-    def start(processes, *options):
+    def start(processes, *options, launcher=()):
         job = subprocess.Popen(
-            command(tmp_path / "run", digits, processes, *options),
+            command(tmp_path / "run", digits, processes, *options, launcher=launcher),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -128,11 +128,8 @@ def test_without_the_key_a_signal_ends_the_run(run, tmp_path):
 def test_a_crash_is_followed_by_a_restart(run, digits, tmp_path):
     """From the last checkpoint if there is one, else from the start."""
     folder = tmp_path / "run"
-    os.environ["RESTARTS"] = "2"
-    try:
-        job = run(2, "train.checkpointer.period=30", "train.train_iter=60")
-    finally:
-        del os.environ["RESTARTS"]
+    options = "train.checkpointer.period=30", "train.train_iter=60"
+    job = run(2, *options, launcher=("--restarts", "2"))
     os.kill(ranks_of(job.pid)[0], signal.SIGKILL)
     wait_for(lambda: (folder / "model_0000029").exists())
     first = ranks_of(job.pid)
