@@ -11,6 +11,7 @@ import itertools
 import math
 import mmap
 import os
+import tempfile
 from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
@@ -64,8 +65,12 @@ class _Slot:
     """Memory that forked processes share; it grows with what is put into it."""
 
     def __init__(self):
-        # A file object, so that the descriptor is closed with the last reference.
-        self.file = os.fdopen(os.memfd_create("batch"), "r+b", buffering=0)
+        # A file object, so that the descriptor is closed with the last reference. Pythons built
+        # for C libraries older than 2.27, such as conda's, have no memfd_create.
+        if hasattr(os, "memfd_create"):
+            self.file = os.fdopen(os.memfd_create("batch"), "r+b", buffering=0)
+        else:
+            self.file = tempfile.TemporaryFile(dir="/dev/shm", buffering=0)
         self.memory: mmap.mmap | None = None
         self.clear()
 

@@ -42,6 +42,15 @@ def arrays(loader):
         yield {name: data.tensor.numpy() for name, data in batch.get_fields().items()}
 
 
+@pytest.fixture(params=["memfd", "file"], autouse=True)
+def memory(request, monkeypatch):
+    """Both kinds of memory; how one is told in the maps of a process."""
+    if request.param == "memfd":
+        return "/memfd:batch"
+    monkeypatch.delattr(os, "memfd_create")
+    return "/dev/shm/#"
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_arrive_as_they_were_made(workers):
     """Of changing size, more than there are slots, and each kept while the next ones come."""
@@ -56,10 +65,10 @@ def test_batches_arrive_as_they_were_made(workers):
             np.testing.assert_array_equal(batch[name], array)
 
 
-def test_a_loader_left_in_the_middle_gives_its_memory_back():
+def test_a_loader_left_in_the_middle_gives_its_memory_back(memory):
     def held():
         places = (os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd"))
-        return [place for place in places if place.startswith("/memfd:batch")]
+        return [place for place in places if place.startswith(memory)]
 
     batches = iter(Loader(Samples(), BATCHES, 2))
     for _ in range(5):
@@ -74,7 +83,7 @@ def test_a_worker_that_ends_is_an_error():
         list(Loader(Ends(), BATCHES, 1))
 
 
-def test_a_kill_would_leave_no_shared_memory():
+def test_a_kill_would_leave_no_shared_memory(memory):
     """All of it is nameless, here and in the workers, as long as a batch is on its way."""
     batches = iter(Loader(Samples(), BATCHES, 2))
     next(batches), next(batches)  # one of each worker
@@ -83,7 +92,7 @@ def test_a_kill_would_leave_no_shared_memory():
     holders = 0
     for process in [me, *children]:
         maps = Path(f"/proc/{process}/maps").read_text().splitlines()
-        shared = [line for line in maps if "/memfd:batch" in line or "/dev/shm/" in line]
+        shared = [line for line in maps if memory in line or "/dev/shm/" in line]
         assert all(line.endswith(" (deleted)") for line in shared), shared
-        holders += any("/memfd:batch" in line for line in shared)
+        holders += any(memory in line for line in shared)
     assert holders == 3
