@@ -6,7 +6,7 @@ import os
 
 # Set by the launcher: a file of each rank's own. What it holds is shown once, at the end.
 FAILURE_FILE = "LIBAI_EXT_FAILURE_FILE"
-# The end of the name of another one: the exit status of a rank whose work is done.
+# The end of the name of another one: the exit status of ranks whose work is done.
 SETTLED = ".settled"
 # Set by the launcher: 0, or which restart after a crash this is.
 ATTEMPT = "LIBAI_EXT_ATTEMPT"
@@ -27,7 +27,7 @@ def tell(text: str) -> bool:
 
 def settle(status: int) -> None:
     """Tell the launcher that this rank and all its peers have done their work: should the engine
-    abort on the way out, since one of them is gone first, ``status`` stands."""
+    abort one of them on the way out, since another is gone, ``status`` stands."""
     _leave_word(str(status), SETTLED)
 
 

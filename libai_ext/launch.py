@@ -207,13 +207,13 @@ class Job:
         return 128 + (self.stop_signal or signal.SIGTERM), ""
 
     def _states(self) -> list[int | None]:
-        """Exit status of each rank, None for one that runs. One that ended by a signal after its
-        work was done has the status that it was to leave with."""
+        """Exit status of each rank, None for one that runs. Once the work of all is done, by the
+        word of one, it is the status that they were to leave with."""
         states = [rank.poll() for rank in self.ranks]
-        for number, (state, file) in enumerate(zip(states, self.failures)):
-            settled = file.with_name(file.name + SETTLED)
-            if state is not None and state < 0 and settled.exists():
-                states[number] = int(settled.read_text() or state)
+        words = [file.with_name(file.name + SETTLED) for file in self.failures]
+        settled = [word for word in (file.read_text() for file in words if file.exists()) if word]
+        if settled:
+            states = [state and int(settled[0]) for state in states]
         return states
 
     def _obey(self) -> tuple[int, str]:

@@ -79,8 +79,8 @@ def test_a_failing_rank_ends_the_job(program, tmp_path):
 def test_an_abort_after_the_work_is_done_is_no_failure(program, status):
     path = program(
         "from libai_ext.failure import settle\n"
-        f"settle({status})\n"
-        f"os.abort() if rank == 1 else sys.exit({status})\n"
+        f"if rank == 0: settle({status}); sys.exit({status})\n"
+        "time.sleep(0.5); os.abort()\n"
     )
     out = subprocess.run([*LAUNCH, "2", path], capture_output=True, text=True, timeout=60)
     assert (out.returncode, "launch:" in out.stderr) == (status, False)

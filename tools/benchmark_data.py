@@ -9,6 +9,7 @@ The files are drawn here: smooth shapes and noise, quality 90, about ImageNet's 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -160,7 +161,7 @@ def hand_over(size: int) -> None:
     def rate(batches) -> float:
         next(batches)
         start = time.perf_counter()
-        count = sum(1 for _ in batches)
+        count = sum(1 for _ in itertools.islice(batches, BATCHES - 1))
         return count * BATCH / (time.perf_counter() - start)
 
     data, keys = Ready(), [[0] * BATCH] * BATCHES

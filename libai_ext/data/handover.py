@@ -2,7 +2,7 @@
 
 OneFlow's own way makes tensors in the workers, which runs the engine in forked processes, leaves
 files in /dev/shm when a rank is killed, and frees each batch by Python code on a thread of the
-engine. Here workers know NumPy only, and the memory goes when the last process that holds it does.
+engine. Here workers make NumPy arrays, in memory that goes with the last process that holds it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Callable, NamedTuple, Sequence
 import numpy as np
 from oneflow.utils.data import get_worker_info
 
-# Batches of a worker that may lie ready: what OneFlow's DataLoader asks for by default.
+# Batches of a worker that may lie ready: what OneFlow's DataLoader asks for by default, and must
+# without workers.
 PREFETCH = 2
 _ALIGNMENT = 64
 
@@ -83,7 +84,7 @@ class _Slot:
         dtype = np.dtype(dtype)
         self.used = offset + math.prod(shape) * dtype.itemsize
         if os.fstat(self.file.fileno()).st_size < self.used:
-            self.file.truncate(self.used)
+            os.posix_fallocate(self.file.fileno(), 0, self.used)  # an error where there is no room
         self.map(self.used)
         self.places.append((shape, dtype.str, offset))
         return self.array(*self.places[-1])

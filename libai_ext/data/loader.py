@@ -15,7 +15,7 @@ from libai_ext.placement import data_parallel_rank, local_process_count
 
 
 class Loader:
-    """The batches of a sampler, in order; workers start with the first and end with the last.
+    """The batches of a sampler, in order; workers start with each pass and end with it.
 
     Args:
         num_workers: processes that read ahead; 0: none, None: by the machine's cores.
@@ -31,14 +31,14 @@ class Loader:
         if self.num_workers > 0:
             handover = Handover(collate, self.num_workers)
             collate, unpack = handover.pack, handover.unpack
-        for batch in DataLoader(
+        batches = DataLoader(
             self.dataset,
             batch_sampler=self.batch_sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
             prefetch_factor=PREFETCH,
-        ):
-            yield to_instance(unpack(batch))
+        )
+        return (to_instance(unpack(batch)) for batch in batches)
 
 
 def build_train_loader(

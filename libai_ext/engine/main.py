@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import os
+import signal
 import sys
 import time
 import traceback
@@ -77,6 +79,8 @@ def _meet_peers(status: int) -> None:
     if "oneflow" in sys.modules:
         sys.modules["oneflow"].comm.barrier()
         settle(status)
+        faulthandler.disable()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             time.sleep(_ARRIVAL_SECONDS)
 

@@ -46,8 +46,10 @@ def arrays(loader):
 def memory(request, monkeypatch):
     """Both kinds of memory; how one is told in the maps of a process."""
     if request.param == "memfd":
+        if not hasattr(os, "memfd_create"):
+            pytest.skip("this Python was built for an older C library")
         return "/memfd:batch"
-    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.delattr(os, "memfd_create", raising=False)
     return "/dev/shm/#"
 
 

@@ -47,4 +47,4 @@ def random_masking(noise: flow.Tensor, keep: int) -> tuple[flow.Tensor, flow.Ten
 def gather_tokens(tokens: flow.Tensor, ids: flow.Tensor) -> flow.Tensor:
     """tokens [B, N, D] picked along dimension 1 by ids [B, M] to [B, M, D]."""
     # flow.gather wants an index for each element, and picks and sums them one by one.
-    return flow._C.batch_gather(tokens, ids)
+    return flow.batch_gather(tokens, ids)
