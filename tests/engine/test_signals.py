@@ -84,7 +84,8 @@ def test_a_signal_saves_and_a_resume_goes_on(
     run, launch, digits, tmp_path, processes, mode, number, to
 ):
     folder = tmp_path / "run"
-    options = [f"graph.enabled={mode == 'graph'}"]
+    iterations = ITERATIONS // processes
+    options = [f"graph.enabled={mode == 'graph'}", f"train.train_iter={iterations}"]
     job = run(processes, *options)
     before = time.monotonic()
     os.kill(ranks_of(job.pid)[1] if to == "rank 1" else job.pid, number)
@@ -93,13 +94,13 @@ def test_a_signal_saves_and_a_resume_goes_on(
     assert "Traceback" not in out
 
     done = len(lines(folder))
-    assert done < ITERATIONS
+    assert done < iterations
     assert f"ended by a signal after {done} iterations" in out
     name = f"model_{done - 1:07d}"
     assert (folder / "last_checkpoint").read_text().startswith(name)
 
     launch(*command(folder, digits, processes, "--resume", *options))
-    assert [line["iteration"] for line in lines(folder)] == list(range(1, ITERATIONS + 1))
+    assert [line["iteration"] for line in lines(folder)] == list(range(1, iterations + 1))
 
 
 def test_a_second_signal_leaves_at_once(run, tmp_path):
