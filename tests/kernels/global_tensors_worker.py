@@ -2,18 +2,21 @@
 whose tensors are global. Usage: global_tensors_worker.py OUTPUT LAYOUT
 """
 
-import os
 import sys
-import traceback
 
 import numpy as np
-import oneflow as flow
 
 from libai_ext import kernels
+from libai_ext.engine import main as entry
+from libai_ext.startup import start
 
 
-def run(output, layout):
-    assert kernels.load().loaded
+def main():
+    start()
+    import oneflow as flow
+
+    assert kernels.is_loaded()
+    output, layout = sys.argv[1:]
     placement = flow.placement("cpu", list(range(flow.env.get_world_size())))
     split, broadcast = flow.sbp.split, flow.sbp.broadcast
     data = layout == "data"
@@ -46,12 +49,4 @@ def run(output, layout):
 
 
 if __name__ == "__main__":
-    code = 1
-    try:
-        run(*sys.argv[1:])
-        code = 0
-    except BaseException:  # noqa: BLE001
-        traceback.print_exc()
-    # A rank that raises or leaves by sys.exit waits for the others, for ever.
-    sys.stdout.flush()
-    os._exit(code)
+    entry.run(main)
