@@ -8,12 +8,16 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
+import socket
 import sys
 import tempfile
+import time
 
 from libai_ext import kernels
 from libai_ext.kernels.threads import configure_environment
 
+# How long a rank waits for rank 0 before it leaves that to the engine.
+_FIRST_RANK_SECONDS = 60
 # What the engine prints on machines without InfiniBand or a GPU; it says nothing about a run.
 _NOISE = ("libibverbs not available", "CUDA driver version is insufficient")
 
@@ -33,12 +37,28 @@ def start() -> None:
         # the threading variables are read at import.
         os.environ.setdefault("GLOG_minloglevel", "3")
         configure_environment()
+        _wait_for_first_rank()
         with _drop_noise_on_stderr():
             import oneflow  # noqa: F401
     kernels.load()
     from libai_ext.compat import repairs
 
     repairs.apply()
+
+
+def _wait_for_first_rank() -> None:
+    """Until rank 0 listens: the engine sleeps for 10 s when it comes before."""
+    env = os.environ
+    if int(env.get("WORLD_SIZE", 1)) == 1 or int(env.get("RANK", 0)) == 0:
+        return
+    address = env.get("MASTER_ADDR", "127.0.0.1"), int(env.get("MASTER_PORT", 0))
+    deadline = time.monotonic() + _FIRST_RANK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(address, timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.02)
 
 
 @contextlib.contextmanager
