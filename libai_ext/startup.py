@@ -49,9 +49,9 @@ def start() -> None:
 def _wait_for_first_rank() -> None:
     """Until rank 0 listens: the engine sleeps for 10 s when it comes before."""
     env = os.environ
-    if int(env.get("WORLD_SIZE", 1)) == 1 or int(env.get("RANK", 0)) == 0:
+    if env.get("RANK", "0") == "0" or not {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
         return
-    address = env.get("MASTER_ADDR", "127.0.0.1"), int(env.get("MASTER_PORT", 0))
+    address = env["MASTER_ADDR"], int(env["MASTER_PORT"])
     deadline = time.monotonic() + _FIRST_RANK_SECONDS
     while time.monotonic() < deadline:
         try:

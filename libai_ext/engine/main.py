@@ -79,6 +79,7 @@ def _meet_peers(status: int) -> None:
     if "oneflow" in sys.modules:
         sys.modules["oneflow"].comm.barrier()
         settle(status)
+        # From here on neither an abort nor Ctrl-C is worth a word.
         faulthandler.disable()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if os.environ.get("WORLD_SIZE", "1") != "1":

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from libai_ext.data.dataset import stack
-from libai_ext.data.handover import PREFETCH
+from libai_ext.data.handover import Handover
 from libai_ext.data.loader import Loader
 
 
@@ -42,22 +43,17 @@ def arrays(loader):
         yield {name: data.tensor.numpy() for name, data in batch.get_fields().items()}
 
 
-@pytest.fixture(params=["memfd", "file"], autouse=True)
+@pytest.fixture(
+    params=["/memfd:batch", "/dev/shm/#"] if hasattr(os, "memfd_create") else ["/dev/shm/#"]
+)
 def memory(request, monkeypatch):
-    """Both kinds of memory; how one is told in the maps of a process."""
-    if request.param == "memfd":
-        if not hasattr(os, "memfd_create"):
-            pytest.skip("this Python was built for an older C library")
-        return "/memfd:batch"
-    monkeypatch.delattr(os, "memfd_create", raising=False)
-    return "/dev/shm/#"
+    """Each kind of memory that this Python has, as it is called in the maps of a process."""
+    if request.param == "/dev/shm/#":
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    return request.param
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
-def test_batches_arrive_as_they_were_made(workers):
-    """Of changing size, more than there are slots, and each kept while the next ones come."""
-    assert len(BATCHES) > 3 * (PREFETCH + 1)
-    arrived = list(arrays(Loader(Samples(), BATCHES, workers)))
+def check(arrived):
     assert len(arrived) == len(BATCHES)
     for keys, batch in zip(BATCHES, arrived):
         expected = stack([Samples()[key] for key in keys])
@@ -65,6 +61,28 @@ def test_batches_arrive_as_they_were_made(workers):
         for name, array in expected.items():
             assert batch[name].dtype == array.dtype
             np.testing.assert_array_equal(batch[name], array)
+
+
+def test_batches_of_no_worker():
+    check(list(arrays(Loader(Samples(), BATCHES, 0))))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_arrive_as_they_were_made(workers, memory):
+    """Of changing size, and each kept while the next ones come."""
+    check(list(arrays(Loader(Samples(), BATCHES, workers))))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_far_ahead_leave_a_batch_alone_that_is_being_read(workers, monkeypatch):
+    unpack = Handover.unpack
+
+    def slowly(self, packed):
+        time.sleep(0.02)
+        return unpack(self, packed)
+
+    monkeypatch.setattr(Handover, "unpack", slowly)
+    check(list(arrays(Loader(Samples(), BATCHES, workers))))
 
 
 def test_a_loader_left_in_the_middle_gives_its_memory_back(memory):
