@@ -49,7 +49,9 @@ def start() -> None:
 def _wait_for_first_rank() -> None:
     """Until rank 0 listens: the engine sleeps for 10 s when it comes before."""
     env = os.environ
-    if env.get("RANK", "0") == "0" or not {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
+    # The engine sets -1, and an address nobody listens at, in a process that was not launched;
+    # the programs it starts inherit both.
+    if int(env.get("RANK", 0)) < 1 or not {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
         return
     address = env["MASTER_ADDR"], int(env["MASTER_PORT"])
     deadline = time.monotonic() + _FIRST_RANK_SECONDS

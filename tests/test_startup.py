@@ -34,8 +34,9 @@ def test_ranks_wait_until_the_first_one_listens(naps):
     assert naps(rank=1) == 3
 
 
-def test_the_first_rank_waits_for_none(naps):
-    assert naps(rank=0) == 0
+@pytest.mark.parametrize("rank", [0, -1])
+def test_the_first_rank_and_a_child_of_a_process_without_ranks_wait_for_none(naps, rank):
+    assert naps(rank=rank) == 0
 
 
 def test_a_first_rank_that_does_not_come_is_left_to_the_engine(naps, monkeypatch):
