@@ -44,7 +44,7 @@ class Checkpointer(LiBaiCheckpointer):
         checkpointables: what else has ``state_dict`` and ``load_state_dict``, by name.
 
     Attributes:
-        plain: further values for ``progress.json`` of each checkpoint.
+        plain: further values for ``progress.json`` of each checkpoint, those of rank 0.
         failure: why the latest save did not succeed, on rank 0; None when it did.
     """
 
@@ -57,7 +57,7 @@ class Checkpointer(LiBaiCheckpointer):
         self.failure: str | None = None
         self._thread: threading.Thread | None = None
 
-    def save(self, name: str, iteration: int, is_latest: bool = True) -> None:
+    def save(self, name: str, iteration: int, is_latest: bool = True, **plain) -> None:
         """Keep the present state as checkpoint ``name``, after iteration ``iteration`` (from 0).
 
         Returns when rank 0 holds a copy in its memory; a thread writes it. One save waits for the
@@ -66,15 +66,15 @@ class Checkpointer(LiBaiCheckpointer):
 
         Args:
             is_latest: a resumed run goes on from here.
+            plain: goes into :attr:`plain` with this checkpoint, once it is on disk.
         """
         self.join()
         state = {"model": self.model.state_dict()}
         state.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         state = host_state.gather(state)
         if dist.is_main_process():
-            progress = json.dumps(dict(self.plain, iteration=iteration), indent=1)
             self._thread = threading.Thread(
-                target=self._try_to_write, args=(name, state, progress, is_latest)
+                target=self._try_to_write, args=(name, state, iteration, is_latest, plain)
             )
             self._thread.start()
 
@@ -95,13 +95,16 @@ class Checkpointer(LiBaiCheckpointer):
         if failure is not None:
             raise CheckpointError(failure)
 
-    def _try_to_write(self, name: str, state: dict, progress: str, is_latest: bool) -> None:
+    def _try_to_write(
+        self, name: str, state: dict, iteration: int, is_latest: bool, plain: dict
+    ) -> None:
         target = Path(self.save_dir) / name
         try:
-            self._write(target, state, progress)
+            self._write(target, state, {**self.plain, **plain, "iteration": iteration})
+            self.plain.update(plain)
             if is_latest:
                 self.tag_last_checkpoint(name)
-            self._prune(json.loads(progress)["iteration"])
+            self._prune(iteration)
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) else repr(error)
             self.failure = f"checkpoint {target} could not be written: {reason}"
@@ -111,14 +114,14 @@ class Checkpointer(LiBaiCheckpointer):
             self.failure = None
             logger.info(f"Saved checkpoint {target}")
 
-    def _write(self, target: Path, state: dict, progress: str) -> None:
+    def _write(self, target: Path, state: dict, progress: dict) -> None:
         os.makedirs(self.save_dir, exist_ok=True)
         self._remove_partial()
         partial = target.with_name(f"{target.name}.partial")
         partial.mkdir()
         for key, value in state.items():
             host_state.write(value, partial / key)
-        (partial / PROGRESS).write_text(progress)
+        (partial / PROGRESS).write_text(json.dumps(progress, indent=1))
         manifest.write(partial)
         sync_tree(partial)
         replace_folder(str(partial), str(target))

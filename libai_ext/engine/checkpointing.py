@@ -52,7 +52,8 @@ class Evaluation(HookBase):
 
     LiBai's ``EvalHook`` and ``BestCheckpointer`` forget the best result when a run is resumed and
     evaluate the end after ``model_final``, so that a run killed in between never does. Here the
-    best result is part of every checkpoint, and the evaluation of an iteration comes before it.
+    best result is part of every checkpoint, and the evaluation of an iteration comes before it. A
+    best result whose ``model_best`` could not be written does not count.
 
     Args:
         metric: the result that decides, None to keep no ``model_best``.
@@ -91,12 +92,15 @@ class Evaluation(HookBase):
                 f"train.evaluation.eval_metric {self.metric!r} is none of the results: "
                 f"{', '.join(results)}"
             )
-        value = results[self.metric]
+        value, iteration = results[self.metric], self.trainer.iter
+        # Rank 0 alone knows whether the best so far could be written.
+        if _broadcast_py_object(self._is_best(value)):
+            best = {"metric": self.metric, "value": value, "iteration": iteration}
+            self.checkpointer.save(BEST, iteration, is_latest=False, best=best)
+            logger.info(f"best {self.metric} so far: {value:.6g}")
+
+    def _is_best(self, value: float) -> bool:
+        self.checkpointer.join()
         best = self.checkpointer.plain.get("best")
         sign = 1 if self.mode == "max" else -1
-        if math.isfinite(value) and (best is None or sign * value > sign * best["value"]):
-            iteration = self.trainer.iter
-            best = {"metric": self.metric, "value": value, "iteration": iteration}
-            self.checkpointer.plain["best"] = best
-            self.checkpointer.save(BEST, iteration, is_latest=False)
-            logger.info(f"best {self.metric} so far: {value:.6g}")
+        return math.isfinite(value) and (best is None or sign * value > sign * best["value"])

@@ -275,8 +275,9 @@ def test_leftovers_of_a_crash_are_no_checkpoints(folder):
 def assert_refused(checkpointer, caplog, reason):
     """A save fails, the caller goes on, the older checkpoints stay; the next save works."""
     caplog.clear()
-    checkpointer.save("model_0000009", 9)
+    checkpointer.save("model_0000009", 9, best=9)
     checkpointer.join()
+    assert "best" not in checkpointer.plain
     assert reason in checkpointer.failure
     assert [r.levelno for r in caplog.records] == [logging.ERROR]
     assert "model_0000009 could not be written" in caplog.text and reason in caplog.text
@@ -297,8 +298,10 @@ def test_disk_full(small_disk, caplog):
     ]
     assert resumed(folder) == 3
     small_disk.free()
-    save(checkpointer, "model_0000009", 9, value=9)
+    save(checkpointer, "model_0000009", 9, value=9, best=9)
     assert checkpointer.failure is None and resumed(folder) == 9
+    assert checkpointer.plain == {"best": 9}
+    assert checkpointer.progress(folder / "model_0000009") == {"best": 9, "iteration": 9}
 
 
 def test_read_only_disk(small_disk, caplog):

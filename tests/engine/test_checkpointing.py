@@ -22,9 +22,11 @@ class Recorder:
         self.failing = failing
         self.failure = None
 
-    def save(self, name, iteration, is_latest=True):
+    def save(self, name, iteration, is_latest=True, **plain):
         self.saved.append((name, iteration, is_latest))
         self.failure = "the disk is full" if iteration in self.failing else None
+        if self.failure is None:
+            self.plain.update(plain)
 
     def finish(self):
         if self.failure:
@@ -91,6 +93,13 @@ def test_a_resumed_run_knows_the_best():
     checkpointer.plain["best"] = {"metric": "accuracy", "value": 5.0, "iteration": 1}
     run(Evaluation(checkpointer, 1, "accuracy"), 2, {0: 4.0, 1: 6.0})
     assert checkpointer.saved == [("model_best", 1, False)]
+
+
+def test_a_best_one_that_could_not_be_written_does_not_count():
+    checkpointer = Recorder(failing=[1])
+    run(Evaluation(checkpointer, 1, "accuracy"), 4, {0: 1.0, 1: 5.0, 2: 4.0, 3: 3.0})
+    assert [iteration for _, iteration, _ in checkpointer.saved] == [0, 1, 2]
+    assert checkpointer.plain["best"]["value"] == 4.0
 
 
 def test_each_period_and_the_end_are_evaluated():
