@@ -11,7 +11,7 @@ import libai.utils.distributed as dist
 import numpy as np
 import oneflow as flow
 import pytest
-from libai.layers import LayerNorm
+from libai.layers import LayerNorm, Linear
 
 from libai_ext.compat import gather, layer_norm, nlp_helper, placements, repairs
 
@@ -90,10 +90,39 @@ def test_without_the_repair_layer_norm_ends_the_process():
     assert result.returncode != 0
 
 
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"skip_bias_add": True}])
+def test_linear_without_copies(monkeypatch, options):
+    """The same bits as by LiBai's own, which casts once, forward and backward."""
+    rng = np.random.default_rng(0)
+    layer = Linear(5, 3, **options)
+    x = rng.normal(size=(2, 4, 5)).astype(np.float32)
+    upstream = global_tensor(rng.normal(size=(2, 4, 3)).astype(np.float32))
+    casts, to_global = [], flow.Tensor.to_global
+    results = []
+    for forward in (original("libai.layers.linear", "Linear").forward, Linear.forward):
+        tensor = global_tensor(x).requires_grad_()
+        with monkeypatch.context() as context:
+            context.setattr(
+                flow.Tensor, "to_global", lambda *a, **k: casts.append(k) or to_global(*a, **k)
+            )
+            out = forward(layer, tensor)
+        out, bias = out if isinstance(out, tuple) else (out, None)
+        assert bias is (layer.bias if options.get("skip_bias_add") else None)
+        (out * upstream).sum().backward()
+        results.append((out.numpy(), tensor.grad.numpy(), layer.weight.grad.numpy().copy()))
+        layer.weight.grad = None
+    assert [list(cast) for cast in casts] == [["grad_sbp"]]
+    for theirs, ours in zip(*results):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_applying_twice_changes_nothing():
-    before = dist.ttol, data_utils.compile_helper, LayerNorm.forward
+    def repaired():
+        return dist.ttol, data_utils.compile_helper, LayerNorm.forward, Linear.forward
+
+    before = repaired()
     repairs.apply()
-    assert (dist.ttol, data_utils.compile_helper, LayerNorm.forward) == before
+    assert repaired() == before
 
 
 def test_starting_prints_nothing():

@@ -41,7 +41,7 @@ void ComputeNarrowGrad(Context* ctx) {
 }  // namespace
 
 void RegisterCopy() {
-  // LiBai's Linear copies its input: `x.to_global(grad_sbp=x.sbp)`.
+  // On several ranks, LiBai's Linear copies its input: `x.to_global(grad_sbp=x.sbp)`.
   Register<ComputeCopy>("copy", OnCpu("out"));
   Register<ComputeCopy>("reshape", OnCpu("out"));
   Register<ComputeTranspose>("transpose", OnCpu("input"));
