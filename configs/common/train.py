@@ -45,7 +45,10 @@ train = DictConfig(
         ),
         # Moving average of the weights, evaluated beside them.
         ema=dict(enabled=False, decay=0.9999),
-        amp=dict(enabled=False),
+        # Mixed precision, on GPUs: products in float16. The loss is multiplied by a scale, halved
+        # after a step whose gradients overflow (it is left out, which is no fault) and doubled
+        # after growth_interval sound ones. An overflow at min_scale is a fault.
+        amp=dict(enabled=False, init_scale=2.0**16, growth_interval=2000, min_scale=1.0),
         activation_checkpoint=dict(enabled=False),
         zero_optimization=dict(enabled=False, stage=1),
         # Sizes multiply to the number of processes; one that is unset follows from it.
