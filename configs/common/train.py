@@ -32,7 +32,7 @@ train = DictConfig(
         log_period=20,
         checkpointer=dict(period=5000, max_to_keep=5),
         # Steps that may be left out because their loss or gradients are not finite; one more ends
-        # the run, with the state before it saved.
+        # the run. The state without these steps is saved.
         max_nonfinite_steps=0,
         # A step that takes factor times the median and min_seconds is stuck: every rank's stack.
         hang_report=dict(factor=20, min_seconds=120),

@@ -76,7 +76,7 @@ class StepGuard:
             norms: gradient norms, where one step was read and they are known.
 
         Raises:
-            NonFiniteError: there are too many. The state without these steps is saved.
+            NonFiniteError: there are too many. The state, which has none of them, is saved.
         """
         self.faults += faults
         first = iteration + 1 - len(losses)
@@ -85,8 +85,8 @@ class StepGuard:
         if self.trainer.cfg.train.amp.enabled and not bad:
             text += f", at the lowest loss scale ({self.trainer.steps.loss_scale:g})"
         if dist.is_main_process():
-            known = bad[0] if bad else iteration
-            path = self._report(known, losses[known - first], norms)
+            named = bad or range(first, iteration + 1)
+            path = self._report(named, losses[named[0] - first], norms)
             text += f"; samples (epoch:index), lr and gradient norms are in {path}"
         if self.faults <= self.max_faults:
             logger.warning(f"{text}; step left out, {self.faults} of {self.max_faults}")
@@ -97,15 +97,21 @@ class StepGuard:
             "allow for some such steps by train.max_nonfinite_steps"
         )
 
-    def _report(self, iteration: int, losses: dict[str, float], norms) -> Path:
-        trainer = self.trainer
+    def _report(self, iterations: Sequence[int], losses: dict[str, float], norms) -> Path:
+        """
+        Args:
+            iterations: those with a loss that is not finite, or all that come into question.
+            losses: of the first of them.
+        """
+        trainer, iteration = self.trainer, iterations[0]
+        keys = [key for number in iterations for key in trainer.order.batch(number)]
         path = Path(trainer.cfg.train.output_dir, f"nonfinite_{iteration:07d}.json")
         report = {
             "iteration": iteration,
             "lr": trainer.lr_scheduler.get_last_lr()[0],
             "loss_scale": trainer.steps.loss_scale,
             "loss_magnitudes": {name: _json(abs(loss)) for name, loss in losses.items()},
-            "samples": [f"{key.epoch}:{key.index}" for key in trainer.order.batch(iteration)],
+            "samples": [f"{key.epoch}:{key.index}" for key in keys],
             "gradient_norms": {name: _json(norm) for name, norm in (norms or {}).items()},
         }
         path.write_text(json.dumps(report, indent=1))
@@ -133,7 +139,8 @@ def _when(bad: Sequence[int], faults: int, first: int, last: int) -> str:
     if first == last:
         return f"at iteration {last} (counted from 0)"
     if bad:
-        return f"at iteration {bad[0]} (counted from 0), {len(bad)} times up to iteration {last}"
+        times = f"{len(bad)} time{'s' * (len(bad) > 1)}"
+        return f"at iteration {bad[0]} (counted from 0), {times} up to {last}"
     return f"at {faults} of the iterations {first} to {last} (counted from 0)"
 
 
