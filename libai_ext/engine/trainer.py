@@ -109,9 +109,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_graph(cls, cfg: DictConfig, *args, **kwargs):
-        graph = super().build_graph(cfg, *args, **kwargs)
-        if graph.is_train and cfg.train.amp.enabled:
-            graph.scale_loss(cfg.train.amp.init_scale, cfg.train.amp.growth_interval)
+        graph, amp = super().build_graph(cfg, *args, **kwargs), cfg.train.amp
+        if amp.enabled:
+            graph.config.enable_amp(True)  # LiBai evaluates in float32 all the same
+            if graph.is_train:
+                graph.scale_loss(amp.init_scale, amp.growth_interval)
         return graph
 
     def build_checkpointer(self) -> Checkpointer:
