@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from libai_ext.kernels.build import OneFlowWheel, cache_dir, find_compiler
 
 SOURCES = Path(__file__).parent / "device"
 _LIBRARIES = ("cublas", "cudnn", "curand", "cufft", "cupti", "nccl", "npp", "nvjpeg")
-_FINITE_CHECK = "22MultiCountNotFiniteGpuI"  # in the symbols of its kernels
+# Kernels of the loss scaler's finite check, and those that add its counts (each l: an int64 input).
+_FINITE_CHECK = re.compile(r"22MultiCountNotFiniteGpuI|12ApplyGenericI.*10AddFunctorIJ(l+)EEE")
 _WORLD_SIZE = "_ZN7oneflow16GlobalProcessCtx9WorldSizeEv"
 
 
@@ -67,9 +69,9 @@ def _make(folder: Path, engine: Path, wheel: OneFlowWheel) -> None:
     for name in ("cudaGetErrorString", "cudaGetErrorName", "cudaCreateChannelDesc"):
         runtime.pop(name, None)
     checks = [
-        offset
+        (offset, len(found[1] or ""))
         for name, (offset, _) in symbols.functions("_ZN7oneflow").items()
-        if _FINITE_CHECK in name
+        for found in _FINITE_CHECK.finditer(name)
     ]
     world_size = symbols.functions(_WORLD_SIZE)[_WORLD_SIZE]
     places = dict(runtime=runtime, finite_checks=checks, world_size=world_size)
