@@ -6,6 +6,7 @@ import signal
 
 import pytest
 from fakecuda import gpus as fake
+from fakecuda.build import build
 
 COPIES = """
 import numpy as np
@@ -43,10 +44,12 @@ partial.to_global(sbp=flow.sbp.broadcast).to_local().numpy()
 """
 
 
-def script(folder, text):
-    path = folder / "script.py"
-    path.write_text(text)
-    return path
+def test_no_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("LIBAI_EXT_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RuntimeError, match=r"install one \(`apt-get install g\+\+`\)"):
+        build()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_properties_and_copies(fake_gpus):
@@ -110,7 +113,8 @@ def test_what_is_not_there_is_reported(fake_gpus):
 
 def test_collective(fake_gpus, tmp_path):
     gpus = fake_gpus(count=2)
-    path = script(tmp_path, ALL_REDUCE)
+    path = tmp_path / "script.py"
+    path.write_text(ALL_REDUCE)
     gpus.python("-m", "libai_ext.launch", "--nproc-per-node", 2, path)
     for rank in (0, 1):
         report = gpus.report(rank)
@@ -119,6 +123,7 @@ def test_collective(fake_gpus, tmp_path):
         assert list(report.peak) == [rank]
 
 
+@pytest.mark.slow
 def test_overflows_are_per_step(fake_gpus):
     gpus = fake_gpus(count=2, overflow=[0, 1, 0, 1])
     worker = "tests/fakecuda/overflow_worker.py"
