@@ -5,21 +5,14 @@ from __future__ import annotations
 import logging
 
 import oneflow as flow
-import psutil
 from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 
 from libai_ext.compat.placements import placement
+from libai_ext.engine.memory import memory_gib
 from libai_ext.placement import device_type
 
 logger = logging.getLogger(__name__)
-
-
-def memory_gib() -> float:
-    """In use: of the GPU by all, or by this process without one. Workers are not counted."""
-    if device_type() == "cuda":
-        return flow._oneflow_internal.GetCUDAMemoryUsed() / 1024
-    return psutil.Process().memory_info().rss / 2**30
 
 
 class Gauges(HookBase):
