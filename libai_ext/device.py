@@ -23,6 +23,7 @@ LEAST_CAPABILITY, MOST_CAPABILITY = (6, 0), (8, 9)
 LEAST_DRIVER = "450.80.02"
 # Of memory in use when a run starts, what is not worth a word: this process has its kernels there.
 _OWN_SHARE, _OWN_GIB = 0.1, 1.0
+_HOST = socket.gethostname()
 _GPU_FILES = ("proc/driver/nvidia/gpus/*", "dev/nvidia[0-9]*", "usr/lib/wsl/lib/libcuda.so.1")
 
 
@@ -41,19 +42,22 @@ class Device(NamedTuple):
         if self.type == "cpu":
             return f"cpu ({self.why})"
         capability = "{}.{}".format(*self.capability)
-        return (
-            f"cuda ({self.why}): GPU {self.index}, {self.name}, capability {capability}, "
-            f"{self.total_gib - self.used_gib:.1f} of {self.total_gib:.1f} GiB free"
-        )
+        return f"cuda ({self.why}): {self.label()}, capability {capability}, {self.free()}"
+
+    def label(self) -> str:
+        return f"GPU {self.index} of {_HOST} ({self.name})"
+
+    def free(self) -> str:
+        """In GiB, as the run started."""
+        return f"{self.total_gib - self.used_gib:.2f} of {self.total_gib:.2f} GiB free"
 
     def in_use(self) -> str:
         """A warning that other processes hold memory of this GPU, or nothing."""
         if self.used_gib <= max(_OWN_GIB, _OWN_SHARE * self.total_gib):
             return ""
         return (
-            f"GPU {self.index} of {socket.gethostname()} ({self.name}) is in use by another "
-            f"process: {self.total_gib - self.used_gib:.1f} of {self.total_gib:.1f} GiB are free; "
-            "nvidia-smi lists the processes"
+            f"another process uses {self.label()}, {self.free()} at the start: nvidia-smi lists "
+            "the processes"
         )
 
 
@@ -143,17 +147,17 @@ def _read(path: Path) -> str:
 
 def _why_unusable(found: str) -> str:
     import oneflow as flow
+    from oneflow import sysconfig
 
-    host = socket.gethostname()
     if not found:
         return (
-            f"train.device=cuda, but {host} has no NVIDIA GPU; with train.device=cpu, or null, the "
-            "run is on the CPU"
+            f"train.device=cuda, but {_HOST} has no NVIDIA GPU; with train.device=cpu, or null, "
+            "the run is on the CPU"
         )
-    cuda = flow.sysconfig.get_cuda_version()
+    cuda = sysconfig.get_cuda_version()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return (
-        f"{host} has an NVIDIA GPU ({found}) that OneFlow cannot use: "
+        f"{_HOST} has an NVIDIA GPU ({found}) that OneFlow cannot use: "
         f"{_engine_reason or 'CUDA finds no device'}\n"
         f"  driver found: {driver_version() or 'none'}\n"
         f"  driver needed: {LEAST_DRIVER} or newer, for OneFlow {flow.__version__} with CUDA "
@@ -172,7 +176,7 @@ def _check_processes(count: int) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         seen = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
         raise ConfigError(
-            f"{processes} processes on {socket.gethostname()}, but {count} GPUs{seen}; each "
+            f"{processes} processes on {_HOST}, but {count} GPUs{seen}; each "
             f"process needs its own: start at most {count}, the N of tools/train.sh, or let "
             "CUDA_VISIBLE_DEVICES show more"
         )
@@ -186,7 +190,7 @@ def _gpu(why: str) -> Device:
     capability = facts.major, facts.minor
     if not LEAST_CAPABILITY <= capability <= MOST_CAPABILITY:
         raise ConfigError(
-            f"GPU {index} of {socket.gethostname()}, {facts.name}, has compute capability "
+            f"GPU {index} of {_HOST} ({facts.name}) has compute capability "
             f"{facts.major}.{facts.minor}; OneFlow {flow.__version__} runs on "
             "{}.{} to {}.{}".format(*LEAST_CAPABILITY, *MOST_CAPABILITY)
             + ": use such a GPU (CUDA_VISIBLE_DEVICES chooses), or train.device=cpu"

@@ -52,14 +52,14 @@ def out_of_memory(cfg: DictConfig) -> str:
     ways.append(
         f"in an evaluation, train.test_micro_batch_size below {train.test_micro_batch_size}"
     )
+    graph = "" if cfg.graph.enabled else "graph.enabled=true "  # both need it
     ways += [
-        f"{key}=true"
+        f"{graph}{key}=true"
         for key in ("train.activation_checkpoint.enabled", "train.amp.enabled")
         if not train[key.split(".")[1]].enabled
     ]
     ways.append("more GPUs, or another layout (train.dist.*): tools/plan.py lists what fits")
     if gpu.in_use():
         ways.append(gpu.in_use())
-    return f"rank {dist.get_rank()} on {gpu.describe()} at the start. What helps:" + "".join(
-        f"\n  - {way}" for way in ways
-    )
+    head = f"rank {dist.get_rank()}, {gpu.label()}, {gpu.free()} at the start. What helps:"
+    return "\n  - ".join([head, *ways])
