@@ -52,8 +52,8 @@ def out_of_memory(said: str, words: str | None = None) -> str:
     if not words or not _OUT_OF_MEMORY.search(said):
         return ""
     asked = re.search(r"allocate size : (\d+)", said)
-    amount = f" when {int(asked[1]) / 2**30:.2f} GiB were asked for" if asked else ""
-    return f"error: out of GPU memory{amount}: {words}\n"
+    amount = f"{int(asked[1]) / 2**30:.2f} GiB" if asked else "OneFlow does not say how much"
+    return f"error: out of GPU memory ({amount} was asked for): {words}\n"
 
 
 def _leave_word(text: str, suffix: str) -> bool:

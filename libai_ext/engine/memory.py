@@ -42,7 +42,7 @@ def out_of_memory(cfg: DictConfig) -> str:
     """What to say when the GPU has too little memory: which one, and what to change."""
     train, gpu = cfg.train, device.current()
     micro, steps = train.train_micro_batch_size, train.num_accumulation_steps
-    ways = []
+    ways = [gpu.in_use()] if gpu.in_use() else []
     if micro > 1:
         parts = next(n for n in range(2, micro + 1) if micro % n == 0)
         ways.append(
@@ -59,7 +59,5 @@ def out_of_memory(cfg: DictConfig) -> str:
         if not train[key.split(".")[1]].enabled
     ]
     ways.append("more GPUs, or another layout (train.dist.*): tools/plan.py lists what fits")
-    if gpu.in_use():
-        ways.append(gpu.in_use())
     head = f"rank {dist.get_rank()}, {gpu.label()}, {gpu.free()} at the start. What helps:"
     return "\n  - ".join([head, *ways])
