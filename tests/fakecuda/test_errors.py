@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from fakecuda.gpus import NO_DEVICE, NO_DRIVER_NEW_ENOUGH
+from fakecuda.gpus import NO_DRIVER_NEW_ENOUGH
 
 pytestmark = pytest.mark.slow
 CONFIG = "projects/MAE/configs/mae_digits.py"
@@ -62,34 +62,27 @@ def message(output: str, tmp_path) -> str:
 
 def losses(tmp_path, name) -> list[float]:
     lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    return [line["total_loss"] for line in map(json.loads, lines) if "total_loss" in line]
 
 
-@pytest.mark.parametrize(
-    "error, words",
-    [
-        (NO_DRIVER_NEW_ENOUGH, "CUDA driver version is insufficient for CUDA runtime version"),
-        (NO_DEVICE, "no CUDA-capable device is detected"),
-    ],
-)
-def test_a_gpu_that_cannot_be_used(fake_gpus, options, tmp_path, gpu_machine, error, words):
-    output = fake_gpus(error=error).python(
+def test_a_gpu_that_cannot_be_used(fake_gpus, options, tmp_path, gpu_machine, monkeypatch):
+    monkeypatch.delenv("GLOG_minloglevel")  # that of this machine, which has no GPU
+    output = fake_gpus(error=NO_DRIVER_NEW_ENOUGH).python(
         *("-m", "libai_ext.launch", "--nproc-per-node", 2, "tests/fakecuda/train_elsewhere.py"),
         *("--config-file", CONFIG, *options),
         env=dict(OTHER_ROOT=str(gpu_machine)),
         status=2,
     )
     text = message(output, tmp_path)
+    words = "CUDA driver version is insufficient for CUDA runtime version"
     assert f"that OneFlow cannot use: {words}\n" in text
     assert "driver found: 418.87.00\n" in text and "driver needed: 450.80.02 or newer" in text
 
 
-@pytest.mark.parametrize("capability", [(5, 2), (9, 0)])
-def test_a_capability_without_code(fake_gpus, options, tmp_path, capability):
-    gpus = fake_gpus(count=2, capability=capability, name="Odd GPU")
+def test_a_capability_without_code(fake_gpus, options, tmp_path):
+    gpus = fake_gpus(count=2, capability=(9, 0), name="Odd GPU")
     text = message(gpus.train(CONFIG, 2, *options, status=2), tmp_path)
-    assert "(Odd GPU) has compute capability {}.{}; ".format(*capability) in text
-    assert "runs on 6.0 to 8.9" in text
+    assert "(Odd GPU) has compute capability 9.0; OneFlow 0.9.0 runs on 6.0 to 8.9: " in text
 
 
 def test_more_processes_than_gpus(fake_gpus, options, tmp_path):
@@ -97,12 +90,11 @@ def test_more_processes_than_gpus(fake_gpus, options, tmp_path):
     assert text.startswith("error: 2 processes on ") and "but 1 GPUs;" in text
 
 
-# The first allocations of the engine, of an eager step, of a training graph.
+# The first allocations of the engine, an eager step, a training graph, that of an evaluation.
 @pytest.mark.parametrize(
     "gib, processes, given, advice",
     [
         (0.002, 1, ["graph.enabled=False"], "graph.enabled=true train.amp.enabled=true\n"),
-        (0.03, 1, ["graph.enabled=False"], "graph.enabled=true train.amp.enabled=true\n"),
         (0.06, 1, ["graph.enabled=False"], "graph.enabled=true train.amp.enabled=true\n"),
         (0.05, 2, [], "  - train.activation_checkpoint.enabled=true\n"),
         (
