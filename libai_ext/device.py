@@ -176,7 +176,7 @@ def _check_processes(count: int) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         seen = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
         raise ConfigError(
-            f"{processes} processes on {_HOST}, but {count} GPUs{seen}; each "
+            f"{processes} processes on {_HOST}, but {count} GPU{'s' * (count > 1)}{seen}; each "
             f"process needs its own: start at most {count}, the N of tools/train.sh, or let "
             "CUDA_VISIBLE_DEVICES show more"
         )

@@ -43,16 +43,14 @@ def refusal(wanted=None):
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Makes the engine see GPUs, this process the second of two on them."""
+    """Makes the engine see GPUs, the second of which is this process's."""
 
-    def make(capability=(8, 0), count=2, used_gib=0.5, processes=2):
+    def make(capability=(8, 0), count=2, used_gib=0.5):
         facts = SimpleNamespace(
             name="Test GPU", major=capability[0], minor=capability[1], total_memory=16 * 2**30
         )
         engine = flow._oneflow_internal
         monkeypatch.setattr(flow.cuda, "device_count", lambda: count)
-        monkeypatch.setattr(flow.env, "get_world_size", lambda: 2 * processes)
-        monkeypatch.setattr(flow.env, "get_node_size", lambda: 2)
         monkeypatch.setattr(engine, "GetCudaDeviceIndex", lambda: 1)
         monkeypatch.setattr(engine, "_get_device_properties", {1: facts}.__getitem__)
         monkeypatch.setattr(device, "used_gib", lambda: used_gib)
@@ -102,7 +100,9 @@ def test_capabilities_without_code(gpus, capability):
 
 
 def test_more_processes_than_gpus(gpus, monkeypatch):
-    gpus(processes=3)
+    gpus()
+    monkeypatch.setattr(flow.env, "get_world_size", lambda: 6)
+    monkeypatch.setattr(flow.env, "get_node_size", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
     text = refusal()
     assert text.startswith("3 processes on ") and "but 2 GPUs (CUDA_VISIBLE_DEVICES=0,3)" in text

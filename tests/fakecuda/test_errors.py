@@ -87,7 +87,7 @@ def test_a_capability_without_code(fake_gpus, options, tmp_path):
 
 def test_more_processes_than_gpus(fake_gpus, options, tmp_path):
     text = message(fake_gpus(count=1).train(CONFIG, 2, *options, status=2), tmp_path)
-    assert text.startswith("error: 2 processes on ") and "but 1 GPUs;" in text
+    assert text.startswith("error: 2 processes on ") and "but 1 GPU;" in text
 
 
 # The first allocations of the engine, an eager step, a training graph, that of an evaluation.
