@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -235,3 +238,27 @@ def test_bad_arguments(arguments, message):
     out = subprocess.run([*LAUNCH, *arguments], capture_output=True, text=True, timeout=60)
     assert out.returncode == 2
     assert message in out.stderr
+
+
+def test_a_bar_is_drawn_where_the_launcher_has_a_terminal(program, tmp_path):
+    """The standard error of a rank is a pipe to the launcher."""
+    path = program(
+        "from types import SimpleNamespace\n"
+        "from libai_ext.startup import start\n"
+        "start()\n"
+        "from libai_ext.engine.writers import Progress\n"
+        "hook = Progress(period=9)\n"
+        "hook.trainer = SimpleNamespace(max_iter=8, start_iter=0, iter=0)\n"
+        "hook.before_train()\n"
+        "for hook.trainer.iter in range(5): hook.after_step()\n"
+        "hook.bar.refresh()\n"
+        "os._exit(0)\n"
+    )
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    result = subprocess.run([*LAUNCH, "1", path], stderr=theirs, timeout=120)
+    os.close(theirs)
+    text = os.read(ours, 1 << 16).decode()
+    assert result.returncode == 0, text
+    shown = text.rstrip().rsplit("\r", 1)[-1]
+    assert " 62%|" in shown and "5/8" in shown and len(shown) < 60
