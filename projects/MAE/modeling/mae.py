@@ -177,8 +177,12 @@ def token(dim: int, layer_idx: int, count: int = 1) -> nn.Parameter:
 
 
 def spread(token: flow.Tensor, like: flow.Tensor, count: int) -> flow.Tensor:
-    """token [1, 1, D] to [B, count, D], B and layout taken from ``like``."""
-    return token.expand(like.shape[0], count, -1).to_global(sbp=like.sbp)
+    """token [1, 1, D] to [B, count, D], B and layout taken from ``like`` [B, N, D].
+
+    Each rank makes the tokens of its own samples, so that nothing but the token's gradient
+    travels.
+    """
+    return flow._C.broadcast_like(token, like[:, :1], broadcast_axes=[0]).expand(-1, count, -1)
 
 
 def _layers(dim: int, num_heads: int, mlp_ratio: float, layer_indices) -> nn.Sequential:
