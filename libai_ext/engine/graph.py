@@ -43,6 +43,7 @@ class Graph(GraphBase):
         if device_type() == "cpu":
             use_single_cpu_stream()
         super().__init__(*args, **kwargs)
+        flow.boxing.nccl.enable_use_compute_stream(dist.get_tensor_parallel_size() > 1)
         self._scales = False
         if self.is_train:
             # A loss scale of one that never changes. What comes with it: a step whose gradients
