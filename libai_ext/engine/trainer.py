@@ -109,9 +109,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_graph(cls, cfg: DictConfig, *args, **kwargs):
-        graph = super().build_graph(cfg, *args, **kwargs)
-        if graph.is_train and cfg.train.amp.enabled:
-            graph.scale_loss(cfg.train.amp.init_scale, cfg.train.amp.growth_interval)
+        graph, amp = super().build_graph(cfg, *args, **kwargs), cfg.train.amp
+        if amp.enabled:
+            graph.config.enable_amp(True)  # LiBai evaluates in float32 all the same
+            if graph.is_train:
+                graph.scale_loss(amp.init_scale, amp.growth_interval)
         return graph
 
     def build_checkpointer(self) -> Checkpointer:
@@ -199,8 +201,7 @@ class Trainer(DefaultTrainer):
     def settle(self) -> None:
         """Account for all steps done: what is saved belongs together."""
         self.steps.settle()
-        self.lr_scheduler.last_step = self.steps.taken - 1
-        self.lr_scheduler.step()
+        move_to(self.lr_scheduler, self.steps.taken)
         self.checkpointer.plain["steps"] = self.steps.state_dict()
         self.checkpointer.plain["since_last_line"] = self.means.state_dict()
 
@@ -295,8 +296,18 @@ class Trainer(DefaultTrainer):
 
 
 class Schedule(hooks.LRScheduler):
-    """Shows the rate of the step just done, and moves to that of the next one."""
+    """Shows the rate of the last optimizer step taken, and moves on to that of the next one."""
 
     def after_step(self) -> None:
-        self.scheduler.last_step = self.trainer.steps.taken - 1
-        super().after_step()
+        taken = self.trainer.steps.taken
+        if self.scheduler.last_step != taken - 1:  # steps were left out
+            move_to(self.scheduler, max(taken - 1, 0))
+        lr = self.scheduler.get_last_lr()[self._best_param_group_id]
+        self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
+        move_to(self.scheduler, taken)
+
+
+def move_to(scheduler, step: int) -> None:
+    """Set the rate of optimizer step ``step``, counted from 0."""
+    scheduler.last_step = step - 1
+    scheduler.step()
