@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Callable, Sequence
 
 import numpy as np
-import oneflow as flow
 from libai.data.structures import DistTensorData, Instance
 
 from libai_ext.data.host_memory import host_tensor

@@ -54,8 +54,8 @@ CUDA(cudaDeviceSynchronize) { return kSuccess; }
 // It lies on no bus, so OneFlow binds no thread to a processor near it.
 CUDA(cudaDeviceGetPCIBusId, char*, int, int) { return kInvalidDevice; }
 CUDA(cudaDeviceGetStreamPriorityRange, int* least, int* greatest) {
-  *least = 0;
-  *greatest = -5;
+  if (least) *least = 0;
+  if (greatest) *greatest = -5;
   return kSuccess;
 }
 
