@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
-from fakecuda.report import Report
+from fakecuda.report import Count, Report
 
 pytestmark = pytest.mark.slow  # real launches
 
 STEPS = 8
 BATCH, IMAGE = 16, 32 * 32 * 4  # of a device in bytes
-NOISE = 64 * 4
-# As test_layouts.py, with one layer in the encoder and one in the decoder.
+NOISE, LABEL = 64 * 4, 8
 SMALL = (
     "train.warmup_iter=1",
     "train.log_period=100",
@@ -21,7 +20,6 @@ SMALL = (
     "dataloader.train.num_workers=1",
 )
 PRETRAINING = ("mae_digits", ("model.decoder_depth=1", "task.picture_period=0"))
-FINETUNING = ("mae_digits_finetune", ("finetune.enable=False", "model.drop_path=0.3"))
 PROBE = ("mae_digits_linprobe", ("finetune.enable=False",))
 
 D = 64  # width of encoder and decoder
@@ -41,9 +39,7 @@ KINDS = {
     "dp2 amp accumulation": Kind(
         PRETRAINING, ("train.amp.enabled=True", "train.num_accumulation_steps=2"), 2
     ),
-    "dp2 pp2": Kind(PRETRAINING, ("train.dist.pipeline_parallel_size=2",), 4),
     "tp2": Kind(PRETRAINING, ("train.dist.tensor_parallel_size=2",), 2),
-    "dp2 fine-tuning": Kind(FINETUNING, (), 2),
     "dp2 probe": Kind(PROBE, (), 2),
 }
 
@@ -83,9 +79,54 @@ def a_step(report: Report) -> dict[str, float]:
     return {name: c.bytes / STEPS for name, c in report.collectives.items() if c.calls}
 
 
-def test_data_parallel_ranks_exchange_gradients_and_the_loss(steps):
-    """In three groups of calls: 24 gradients, the other 12, the loss."""
+def test_data_parallel_ranks_exchange_gradients(steps):
+    """36 of them, in groups of up to 24, each one start of NCCL. Beside that each step's loss,
+    when the losses are read together at the end."""
     report = steps("dp2")
     assert a_step(report) == {"ncclAllReduce": 4 * (PARAMETERS + 1)}
-    assert report.collectives["ncclAllReduce"].calls == 37 * STEPS
-    assert report.collective_launches == 3 * STEPS
+    assert report.collectives["ncclAllReduce"].calls == 36 * STEPS
+    assert report.collective_launches == 2 * STEPS
+
+
+def test_mixed_precision_exchanges_half_as_much_once_per_step(steps):
+    """Of several micro-batches; the mask token's gradient is a sum in float32."""
+    report = steps("dp2 amp accumulation")
+    assert a_step(report) == {"ncclAllReduce": 2 * PARAMETERS + 2 * D + 4}
+    assert report.collective_launches <= 3 * STEPS
+    # Numbers of the step itself, none of a micro-batch, go through the hosts.
+    assert report.d2h["pinned"].bytes <= 16 * STEPS
+
+
+def test_tensor_parallel_ranks_sum_twice_in_each_pass_of_a_layer(steps):
+    """Activations of 1 + 16 tokens in the encoder, 1 + 64 in the decoder; beside that a count of
+    gradients that are not finite, and the batch, which the first rank gives to the others."""
+    report = steps("tp2")
+    sums = 4 * 4 * BATCH * D * (17 + 65)
+    assert a_step(report) == {"ncclAllReduce": sums + 8, "ncclBroadcast": BATCH * (IMAGE + NOISE)}
+    assert report.collectives["ncclAllReduce"].calls == (8 + 1) * STEPS
+
+
+def test_probing_exchanges_the_heads_gradients_and_the_batchs_statistics(steps):
+    """Mean and variance of the features; three numbers of four bytes at most."""
+    moved = a_step(steps("dp2 probe"))
+    assert moved.keys() == {"ncclAllReduce"}
+    assert 0 <= moved["ncclAllReduce"] - 4 * (HEAD + 2 * D) <= 12
+
+
+@pytest.mark.parametrize(
+    "kind, micro_batches, sample, arrays",
+    [
+        ("dp2", 1, IMAGE + NOISE, 2),
+        ("dp2 amp accumulation", 2, IMAGE + NOISE, 2),
+        ("tp2", 1, IMAGE + NOISE, 2),
+        ("dp2 probe", 1, IMAGE + LABEL, 2),
+    ],
+)
+def test_the_batch_is_copied_once_from_pinned_memory(steps, kind, micro_batches, sample, arrays):
+    """Beside it only numbers of the schedule."""
+    report = steps(kind)
+    assert report.h2d.get("pageable", Count(0, 0)).calls == 0
+    numbers = report.h2d["pinned"].calls - arrays * STEPS
+    assert 0 <= numbers <= 12 * STEPS
+    batch = micro_batches * BATCH * sample * STEPS
+    assert report.h2d["pinned"].bytes == batch + 4 * numbers
