@@ -81,11 +81,12 @@ def a_step(report: Report) -> dict[str, float]:
 
 def test_data_parallel_ranks_exchange_gradients(steps):
     """36 of them, in groups of up to 24, each one start of NCCL. Beside that each step's loss,
-    when the losses are read together at the end."""
+    when the losses of several steps are read together."""
     report = steps("dp2")
     assert a_step(report) == {"ncclAllReduce": 4 * (PARAMETERS + 1)}
-    assert report.collectives["ncclAllReduce"].calls == 36 * STEPS
-    assert report.collective_launches == 2 * STEPS
+    reads = report.collectives["ncclAllReduce"].calls - 36 * STEPS
+    assert 0 <= reads <= 2
+    assert report.collective_launches == 2 * STEPS + reads
 
 
 def test_mixed_precision_exchanges_half_as_much_once_per_step(steps):
