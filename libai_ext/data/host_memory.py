@@ -13,8 +13,8 @@ def host_tensor(array: np.ndarray) -> flow.Tensor:
     """Tensor on the host: of the array's own memory, or where there is a GPU a copy of it in
     pinned memory. CUDA copies from other memory through a buffer of its own, and waits.
 
-    The engine gives pinned memory out again after the copies to the GPU that were asked for:
-    ``numpy()`` of a new tensor waits for those of the memory's last owner.
+    OneFlow may give out pinned memory from which a copy to the GPU is still on its way; but it has
+    the stream of that memory wait for the copy, and ``numpy()`` waits for that stream.
     """
     if shares_memory():
         return flow.from_numpy(array)

@@ -174,8 +174,8 @@ class GraphSteps(Steps):
 
 
 def _mean(loss: flow.Tensor) -> flow.Tensor:
-    """Of one value per micro-batch with accumulation; a single value stays as it is, each rank's
-    part of it with that rank."""
+    """Of one value per micro-batch with accumulation. A single value stays in parts with the
+    ranks: their mean would bring it together at once."""
     return loss.mean() if loss.ndim else loss
 
 
