@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from libai_ext.kernels.build import OneFlowWheel, cache_dir, find_compiler
 
 SOURCES = Path(__file__).parent / "device"
 _LIBRARIES = ("cublas", "cudnn", "curand", "cufft", "cupti", "nccl", "npp", "nvjpeg")
-_FINITE_CHECK = "22MultiCountNotFiniteGpuI"  # in the symbols of its kernels
+# Kernels of the loss scaler's finite check, and those that add its counts (each l: an int64 input).
+_FINITE_CHECK = re.compile(r"22MultiCountNotFiniteGpuI|12ApplyGenericI.*10AddFunctorIJ(l+)EEE")
 _WORLD_SIZE = "_ZN7oneflow16GlobalProcessCtx9WorldSizeEv"
 
 
@@ -40,6 +42,7 @@ def build() -> Build:
     Raises:
         RuntimeError: there is no C++ compiler, or it failed.
     """
+    compiler = find_compiler()
     wheel = OneFlowWheel.find()
     engine = wheel.libraries / wheel.library("liboneflow-*.so")
     digest = hashlib.sha256(str(engine.resolve()).encode())
@@ -47,11 +50,16 @@ def build() -> Build:
         digest.update(source.read_bytes())
     folder = cache_dir() / f"fakecuda-{digest.hexdigest()[:12]}"
     if not folder.exists():
+        if compiler is None:
+            raise RuntimeError(
+                "the CUDA device of the tests needs a C++ compiler: install one (`apt-get install "
+                "g++`) or name one in $CXX"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as work:
             made = Path(work, "made")
             made.mkdir()
-            _make(made, engine, wheel)
+            _make(made, engine, wheel, compiler)
             try:
                 os.rename(made, folder)
             except OSError:  # another process was faster
@@ -60,16 +68,16 @@ def build() -> Build:
     return Build(folder / "libfakecuda.so", engine)
 
 
-def _make(folder: Path, engine: Path, wheel: OneFlowWheel) -> None:
+def _make(folder: Path, engine: Path, wheel: OneFlowWheel, compiler: str) -> None:
     symbols = Symbols(engine)
     runtime = {**symbols.functions("cuda"), **symbols.functions("__cudaP")}
     # They need no device and are right as they are.
     for name in ("cudaGetErrorString", "cudaGetErrorName", "cudaCreateChannelDesc"):
         runtime.pop(name, None)
     checks = [
-        offset
+        (offset, len(found[1] or ""))
         for name, (offset, _) in symbols.functions("_ZN7oneflow").items()
-        if _FINITE_CHECK in name
+        for found in _FINITE_CHECK.finditer(name)
     ]
     world_size = symbols.functions(_WORLD_SIZE)[_WORLD_SIZE]
     places = dict(runtime=runtime, finite_checks=checks, world_size=world_size)
@@ -78,7 +86,7 @@ def _make(folder: Path, engine: Path, wheel: OneFlowWheel) -> None:
     (folder / "places.json").write_text(json.dumps(places))
     weak = folder / "weak.cpp"
     weak.write_text(_weak(name for prefix in _LIBRARIES for name in symbols.wanted(prefix)))
-    _compile([*SOURCES.glob("*.cpp"), weak], folder / "libfakecuda.so")
+    _compile(compiler, [*SOURCES.glob("*.cpp"), weak], folder / "libfakecuda.so")
 
 
 def _weak(names) -> str:
@@ -92,14 +100,8 @@ def _weak(names) -> str:
     return "\n".join(['#include "device.h"', *lines, ""])
 
 
-def _compile(sources, library: Path) -> None:
-    compiler = find_compiler()
-    if compiler is None:
-        raise RuntimeError(
-            "the tests on the CUDA device that does not exist need a C++ compiler: install one "
-            "(`apt-get install g++`) or name one in $CXX"
-        )
-    flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", f"-I{SOURCES}"]
+def _compile(compiler: str, sources, library: Path) -> None:
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", f"-I{SOURCES}"]
     command = [compiler, *flags, *map(str, sources), "-o", str(library), "-lpthread"]
     result = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
     if result.returncode != 0:

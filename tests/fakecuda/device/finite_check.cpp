@@ -1,10 +1,12 @@
 // The check of the loss scaler for gradients that are not finite, answered by a rule.
 //
 // OneFlow 0.9.0 has one such op for each group of gradients that lie alike; it clears its count
-// and launches a kernel for every 128 gradients. The rule decides once for a training step.
+// and launches a kernel for every 128 gradients. The rule decides once for a training step. The
+// counts of several groups are added on the device, which is done here as well.
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
+#include <initializer_list>
+#include <map>
 #include <mutex>
 #include <set>
 #include <string>
@@ -23,8 +25,8 @@ struct Gradients {
   int64_t number;
 };
 
-// Set once, while the engine is loaded.
-std::vector<const void*> kernels;
+// Of a check (no inputs), or of a sum of so many int64 arrays. Set while the engine is loaded.
+std::map<const void*, int> kernels;
 
 std::mutex mutex;
 int64_t step = -1;
@@ -41,18 +43,10 @@ bool overflows(const std::string& rule, int64_t at) {
   return ("," + rest + ",").find("," + std::to_string(at) + ",") != std::string::npos;
 }
 
-}  // namespace
-
-void finite_check_clears(const void* address) { cleared = address; }
-
-void finite_check(const void* kernel, void** arguments) {
-  bool checks = false;
-  for (const void* known : kernels) checks = checks || known == kernel;
-  if (!checks) return;
-  const auto* gradients = static_cast<const Gradients*>(arguments[0]);
-  if (cleared != gradients->count) return;  // a further launch of the same check
+void check(const Gradients& gradients) {
+  if (cleared != gradients.count) return;  // a further launch of the same check
   cleared = nullptr;
-  std::vector<int64_t> sizes(gradients->sizes, gradients->sizes + gradients->number);
+  std::vector<int64_t> sizes(gradients.sizes, gradients.sizes + gradients.number);
   const std::lock_guard<std::mutex> lock(mutex);
   if (step < 0 || seen.count(sizes)) {
     ++step;
@@ -61,11 +55,33 @@ void finite_check(const void* kernel, void** arguments) {
   const bool overflow = overflows(settings().overflow, step);
   if (seen.empty()) count("finite_check", overflow ? "overflow" : "finite");
   seen.insert(std::move(sizes));
-  if (overflow) *gradients->count = 1;
+  if (overflow) *gradients.count = 1;
 }
 
-extern "C" void fakecuda_finite_check(const void* kernel) {
-  if (settings().overflow) kernels.push_back(kernel);
+// The kernel of elementwise.cuh has a functor, then, for whole packs of elements and again for the
+// rest: how many, the result, the inputs.
+void add(void** arguments, int inputs) {
+  for (void** part : {arguments + 1, arguments + 3 + inputs}) {
+    if (*static_cast<int64_t*>(part[0]) != 1) continue;
+    int64_t sum = 0;
+    for (int i = 0; i < inputs; ++i) sum += **static_cast<int64_t**>(part[2 + i]);
+    **static_cast<int64_t**>(part[1]) = sum;
+  }
+}
+
+}  // namespace
+
+void finite_check_clears(const void* address) { cleared = address; }
+
+void finite_check(const void* kernel, void** arguments) {
+  const auto found = kernels.find(kernel);
+  if (found == kernels.end()) return;
+  if (found->second) add(arguments, found->second);
+  else check(*static_cast<const Gradients*>(arguments[0]));
+}
+
+extern "C" void fakecuda_finite_check(const void* kernel, int inputs) {
+  if (settings().overflow) kernels[kernel] = inputs;
 }
 
 }  // namespace fakecuda

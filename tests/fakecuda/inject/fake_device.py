@@ -29,8 +29,8 @@ def _install() -> None:
     ctypes.c_void_p.in_dll(library, "fakecuda_engine").value = base
     for name, (offset, size) in places["runtime"].items():
         _replace(library, base + offset, size, name)
-    for offset in places["finite_checks"]:
-        library.fakecuda_finite_check(ctypes.c_void_p(base + offset))
+    for offset, inputs in places["finite_checks"]:
+        library.fakecuda_finite_check(ctypes.c_void_p(base + offset), inputs)
 
 
 def stand_for(ranks: int) -> None:
