@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import NamedTuple
 
 import oneflow as flow
@@ -45,6 +47,7 @@ class Graph(GraphBase):
         if device_type() == "cpu":
             use_single_cpu_stream()
         super().__init__(model, *args, **kwargs)
+        run_nccl_beside_kernels()
         if self.is_train and zero_optim:
             self._cut_weights(model, zero_stage)
         self._scales = False
@@ -65,9 +68,17 @@ class Graph(GraphBase):
         flow.boxing.nccl.enable_use_compute_stream(True)
         gather_on_use(model)
 
-    def build(self, **kwargs):
+    def build(self, **inputs):
+        """One pass, and when training its backward pass.
+
+        ``sum()``, as LiBai adds losses, begins with 0, and to add that each loss is first brought
+        together from the data-parallel ranks; in accumulation that goes through the hosts.
+        """
         gather_in_graph(self.model)
-        return super().build(**kwargs)
+        outputs = self.model(**inputs)
+        if self.is_train:
+            functools.reduce(operator.add, outputs.values()).backward()
+        return outputs
 
     def scale_loss(self, init_scale: float, growth_interval: int) -> None:
         """Multiply the loss, so that small gradients are not lost in float16.
@@ -131,6 +142,20 @@ class Graph(GraphBase):
                 block.to(nn.graph.GraphModule).set_stage(
                     util.get_layer_stage_id(layer_idx), dist.get_layer_placement(layer_idx)
                 )
+
+
+def run_nccl_beside_kernels() -> None:
+    """Give NCCL a stream of its own, unless layers are split between tensor-parallel ranks.
+
+    There OneFlow sends gradients in groups of ``train.nccl_fusion_*`` while the backward pass goes
+    on; on the stream of the kernels, as LiBai has it, each by itself and in turn with them. The
+    order of the groups is part of the plan that all ranks run, so that no two wait for each
+    other. It costs up to twice the memory of the gradients in float32.
+
+    Tensor-parallel layers need their sums at once, and a micro-batch's sums that are not on the
+    stream of the kernels go through the hosts.
+    """
+    flow.boxing.nccl.enable_use_compute_stream(dist.get_tensor_parallel_size() > 1)
 
 
 def use_single_cpu_stream() -> None:
