@@ -42,6 +42,7 @@ def build() -> Build:
     Raises:
         RuntimeError: there is no C++ compiler, or it failed.
     """
+    compiler = find_compiler()
     wheel = OneFlowWheel.find()
     engine = wheel.libraries / wheel.library("liboneflow-*.so")
     digest = hashlib.sha256(str(engine.resolve()).encode())
@@ -49,11 +50,16 @@ def build() -> Build:
         digest.update(source.read_bytes())
     folder = cache_dir() / f"fakecuda-{digest.hexdigest()[:12]}"
     if not folder.exists():
+        if compiler is None:
+            raise RuntimeError(
+                "the CUDA device of the tests needs a C++ compiler: install one (`apt-get install "
+                "g++`) or name one in $CXX"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="building-") as work:
             made = Path(work, "made")
             made.mkdir()
-            _make(made, engine, wheel)
+            _make(made, engine, wheel, compiler)
             try:
                 os.rename(made, folder)
             except OSError:  # another process was faster
@@ -62,7 +68,7 @@ def build() -> Build:
     return Build(folder / "libfakecuda.so", engine)
 
 
-def _make(folder: Path, engine: Path, wheel: OneFlowWheel) -> None:
+def _make(folder: Path, engine: Path, wheel: OneFlowWheel, compiler: str) -> None:
     symbols = Symbols(engine)
     runtime = {**symbols.functions("cuda"), **symbols.functions("__cudaP")}
     # They need no device and are right as they are.
@@ -80,7 +86,7 @@ def _make(folder: Path, engine: Path, wheel: OneFlowWheel) -> None:
     (folder / "places.json").write_text(json.dumps(places))
     weak = folder / "weak.cpp"
     weak.write_text(_weak(name for prefix in _LIBRARIES for name in symbols.wanted(prefix)))
-    _compile([*SOURCES.glob("*.cpp"), weak], folder / "libfakecuda.so")
+    _compile(compiler, [*SOURCES.glob("*.cpp"), weak], folder / "libfakecuda.so")
 
 
 def _weak(names) -> str:
@@ -94,14 +100,8 @@ def _weak(names) -> str:
     return "\n".join(['#include "device.h"', *lines, ""])
 
 
-def _compile(sources, library: Path) -> None:
-    compiler = find_compiler()
-    if compiler is None:
-        raise RuntimeError(
-            "the tests on the CUDA device that does not exist need a C++ compiler: install one "
-            "(`apt-get install g++`) or name one in $CXX"
-        )
-    flags = ["-std=c++17", "-O1", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", f"-I{SOURCES}"]
+def _compile(compiler: str, sources, library: Path) -> None:
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra", f"-I{SOURCES}"]
     command = [compiler, *flags, *map(str, sources), "-o", str(library), "-lpthread"]
     result = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
     if result.returncode != 0:

@@ -12,8 +12,9 @@ import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from fakecuda.gpus import ROOT, environment
+from fakecuda.gpus import environment
 
+ROOT = Path(__file__).resolve().parents[2]
 WORKER = Path(__file__).with_name("compile_worker.py")
 # As plan_util.cpp of OneFlow 0.9.0 writes them; its MiB has 10^6 bytes.
 _MIB = r"\[ ([\d.e+-]+) MiB \]"

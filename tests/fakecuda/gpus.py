@@ -16,13 +16,13 @@ that share a device do not see each other's memory.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from fakecuda import report
 from fakecuda.build import build
 
 INJECT = Path(__file__).parent / "inject"
-ROOT = Path(__file__).resolve().parents[2]
 NO_DRIVER_NEW_ENOUGH, NO_DEVICE = 35, 100
 
 
@@ -32,7 +32,7 @@ def environment(**settings) -> dict[str, str]:
     Args:
         settings: names of ``FAKECUDA_*`` in lower case -> values; None: not set.
     """
-    path = os.pathsep.join([str(INJECT), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(INJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = dict(PYTHONPATH=path, FAKECUDA_LIBRARY=str(build().library))
     given = {name: value for name, value in settings.items() if value is not None}
     return dict(env, **{f"FAKECUDA_{name.upper()}": str(value) for name, value in given.items()})
@@ -51,7 +51,7 @@ class FakeGpus:
         name: of each device.
         overflow: for which training steps, counted from 0, the loss scaler finds gradients that
             are not finite: ``first:N`` (steps), ``every:N`` (N-th step), ``always``, ``steps:A,B``,
-            or a list of 0 and 1. None: for none, by the real memory's answer.
+            or a list of 0 and 1 for the first steps. Each process counts its own steps.
         error: that every call of CUDA returns: ``NO_DRIVER_NEW_ENOUGH`` or ``NO_DEVICE``.
     """
 
@@ -102,4 +102,7 @@ class FakeGpus:
 def _rule(overflow) -> str | None:
     if isinstance(overflow, (list, tuple)):
         return "steps:" + ",".join(str(step) for step, yes in enumerate(overflow) if yes)
-    return "every:1" if overflow == "always" else overflow
+    rule = "every:1" if overflow == "always" else overflow
+    if rule and not re.fullmatch(r"first:\d+|every:[1-9]\d*|steps:\d+(,\d+)*", rule):
+        raise ValueError(f"unknown rule of overflows: {rule}")
+    return rule

@@ -67,8 +67,8 @@ class Report:
         """Launches of the kernels that have ``fragment`` in their names.
 
         Args:
-            element: ``half`` for those whose name has ``__half``; ``float`` for those that have
-                ``float`` and no ``__half``.
+            element: ``half``, ``float``, ...: the first element type in the name; of a cast that is
+                the one it makes.
         """
         return sum(
             calls
@@ -114,6 +114,5 @@ def _symbols(engine) -> Symbols:
 
 
 def _element(name: str) -> str | None:
-    if "__half" in name:
-        return "half"
-    return "float" if re.search(r"\bfloat\b", name) else None
+    found = re.search(r"\b(?:__)?(half|float|double|long|int|bool)\b", name)
+    return found and found[1]

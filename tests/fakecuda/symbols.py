@@ -33,9 +33,7 @@ class Symbols:
             self._file, _SYMBOL, int(table["size"]) // _SYMBOL.itemsize, int(table["offset"])
         )
         names = sections[table["link"]]
-        self._names = np.frombuffer(
-            self._file, np.uint8, int(names["size"]), int(names["offset"])
-        )
+        self._names = np.frombuffer(self._file, np.uint8, int(names["size"]), int(names["offset"]))
         self._first_name = int(names["offset"])
         self._defined = symbols[(symbols["info"] & 15 == _FUNCTION) & (symbols["section"] != 0)]
         self._undefined = symbols[symbols["section"] == 0]

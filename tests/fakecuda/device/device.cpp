@@ -1,7 +1,6 @@
 // Settings, counters, and how the engine's functions are replaced.
 #include "device.h"
 
-#include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -11,8 +10,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <string>
+#include <utility>
 
 namespace fakecuda {
 namespace {
@@ -31,54 +32,50 @@ double number(const char* variable, double otherwise) {
 }
 
 Settings read_settings() {
-  Settings s{};
-  s.devices = static_cast<int>(number("FAKECUDA_DEVICES", 1));
-  s.memory = static_cast<size_t>(number("FAKECUDA_MEMORY_GIB", 80) * (1ull << 30));
-  s.used = static_cast<size_t>(number("FAKECUDA_USED_GIB", 0) * (1ull << 30));
-  const int capability = static_cast<int>(number("FAKECUDA_CAPABILITY", 80));
+  constexpr double kGib = 1ull << 30;
+  const int capability = number("FAKECUDA_CAPABILITY", 80);
+  const char* name = std::getenv("FAKECUDA_NAME");
+  Settings s;
+  s.devices = number("FAKECUDA_DEVICES", 1);
+  s.memory = number("FAKECUDA_MEMORY_GIB", 80) * kGib;
+  s.used = number("FAKECUDA_USED_GIB", 0) * kGib;
   s.major = capability / 10;
   s.minor = capability % 10;
-  const char* name = std::getenv("FAKECUDA_NAME");
   s.name = name ? name : "Fake CUDA device";
   s.overflow = std::getenv("FAKECUDA_OVERFLOW");
-  s.error = static_cast<int>(number("FAKECUDA_ERROR", 0));
+  s.error = number("FAKECUDA_ERROR", 0);
   return s;
+}
+
+// The file of this process, or none.
+int report_file() {
+  const char* folder = std::getenv("FAKECUDA_REPORT");
+  if (!folder) return -1;
+  const char* rank = std::getenv("RANK");
+  std::string path = std::string(folder) + "/" + (rank && *rank != '-' ? rank : "0");
+  path += "-" + std::to_string(getpid());
+  const int file = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC, 0644);
+  if (file < 0 || ftruncate(file, sizeof(Counter) * kCounters)) {
+    std::perror(path.c_str());
+    std::abort();
+  }
+  return file;
 }
 
 // Shared with the processes that are forked from here, so that their calls are counted as well.
 Counter* map_counters() {
-  const char* folder = std::getenv("FAKECUDA_REPORT");
-  int file = -1;
-  if (folder) {
-    const char* rank = std::getenv("RANK");
-    const std::string path = std::string(folder) + "/" + (rank && *rank != '-' ? rank : "0") + "-" +
-                             std::to_string(getpid());
-    file = open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC, 0644);
-    if (file < 0 || ftruncate(file, sizeof(Counter) * kCounters)) {
-      std::perror(path.c_str());
-      std::abort();
-    }
-  }
+  const int file = report_file();
   void* mapped = mmap(nullptr, sizeof(Counter) * kCounters, PROT_READ | PROT_WRITE,
-                      MAP_SHARED | (folder ? 0 : MAP_ANONYMOUS), file, 0);
-  if (folder) close(file);
+                      MAP_SHARED | (file < 0 ? MAP_ANONYMOUS : 0), file, 0);
   if (mapped == MAP_FAILED) std::abort();
+  if (file >= 0) close(file);
   return static_cast<Counter*>(mapped);
-}
-
-uint64_t hash(const char* kind, const char* name) {
-  uint64_t h = 14695981039346656037ull;  // FNV-1a
-  for (const char* text : {kind, name}) {
-    for (; *text; ++text) h = (h ^ static_cast<unsigned char>(*text)) * 1099511628211ull;
-    h = (h ^ 0xff) * 1099511628211ull;
-  }
-  return h ? h : 1;
 }
 
 // Without locks: a process may be forked at any moment.
 Counter& counter(const char* kind, const char* name) {
   static Counter* const counters = map_counters();
-  const uint64_t key = hash(kind, name);
+  const uint64_t key = std::hash<std::string>{}(std::string(kind) + ":" + name) | 1;
   for (size_t i = 0; i < kCounters; ++i) {
     Counter& c = counters[(key + i) % kCounters];
     uint64_t found = 0;
@@ -99,6 +96,9 @@ std::map<std::string, void*>& stubs() {
 }
 
 thread_local int last_error = kSuccess;
+
+int take_last_error() { return std::exchange(last_error, kSuccess); }
+int see_last_error() { return last_error; }
 
 }  // namespace
 
@@ -144,34 +144,44 @@ void list(const char* function, void* stub) { stubs()[function] = stub; }
 
 extern "C" {
 
-int fakecuda_take_last_error() {
-  const int error = last_error;
-  last_error = kSuccess;
-  return error;
-}
+const char* fakecuda_engine = nullptr;  // where it is loaded
+size_t fakecuda_world = 1;              // ranks that the process stands for
 
-int fakecuda_last_error() { return last_error; }
-
-// Writes at the begin of a function of the engine, which has `size` bytes, a jump to the stub of
+// Writes a jump at the begin of a function of the engine, which has `size` bytes: to the stub of
 // this name, or to `unimplemented` with the name. False if it has no room.
 bool fakecuda_replace(void* function, size_t size, const char* name) {
-  const auto found = stubs().find(name);
-  unsigned char code[22] = {0x48, 0xbf, 0, 0, 0, 0, 0, 0, 0, 0,   // mov rdi, name
-                            0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0,   // mov rax, to
-                            0xff, 0xe0};                          // jmp rax
-  const bool known = found != stubs().end();
-  void* to = known ? found->second : reinterpret_cast<void*>(&unimplemented);
+  unsigned char code[] = {0x48, 0xbf, 0, 0, 0, 0, 0, 0, 0, 0,  // mov rdi, name
+                          0x48, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0,  // mov rax, target
+                          0xff, 0xe0};                         // jmp rax
+  const auto stub = stubs().find(name);
+  const bool known = stub != stubs().end();
+  const void* target = known ? stub->second : reinterpret_cast<void*>(&unimplemented);
   const char* kept = known ? nullptr : strdup(name);
   std::memcpy(code + 2, &kept, sizeof kept);
-  std::memcpy(code + 12, &to, sizeof to);
-  const size_t skipped = known ? 10 : 0;  // a stub needs its own first argument
-  if (size < sizeof code - skipped) return false;
-  const uintptr_t page = reinterpret_cast<uintptr_t>(function) & ~uintptr_t{4095};
-  void* pages = reinterpret_cast<void*>(page);
-  if (mprotect(pages, 8192, PROT_READ | PROT_WRITE | PROT_EXEC)) return false;
-  std::memcpy(function, code + skipped, sizeof code - skipped);
-  return mprotect(pages, 8192, PROT_READ | PROT_EXEC) == 0;
+  std::memcpy(code + 12, &target, sizeof target);
+  const size_t first = known ? 10 : 0;  // a stub gets the arguments of the call
+  void* page = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(function) & ~uintptr_t{4095});
+  if (size < sizeof code - first) return false;
+  if (mprotect(page, 8192, PROT_READ | PROT_WRITE | PROT_EXEC)) return false;
+  std::memcpy(function, code + first, sizeof code - first);
+  return mprotect(page, 8192, PROT_READ | PROT_EXEC) == 0;
 }
 
 }  // extern "C"
+
+long offset_in_engine(const char* kernel) { return kernel - fakecuda_engine; }
+
+namespace {
+
+// In place of the engine's only where one process stands for all: see compile.py.
+size_t world_size() { return fakecuda_world; }
+
+const bool listed = [] {
+  list("cudaGetLastError", reinterpret_cast<void*>(take_last_error));
+  list("cudaPeekAtLastError", reinterpret_cast<void*>(see_last_error));
+  list("WorldSize", reinterpret_cast<void*>(world_size));
+  return true;
+}();
+
+}  // namespace
 }  // namespace fakecuda

@@ -13,19 +13,18 @@ enum Error {
   kInvalidConfiguration = 9,
   kInvalidDevice = 101,
   kNoKernelImage = 209,
-  kSymbolNotFound = 500,
   kNotSupported = 801,
 };
 
 // From FAKECUDA_* of the environment.
 struct Settings {
   int devices;
-  size_t memory;        // bytes of a device
-  size_t used;          // of these, by other programs
-  int major, minor;     // compute capability
-  const char* name;     // of each device
-  const char* overflow; // which steps' gradients are not finite, see finite_check.cpp
-  int error;            // that every call returns, 0: none
+  size_t memory;         // bytes of a device
+  size_t used;           // of these, by other programs
+  int major, minor;      // compute capability
+  const char* name;      // of each device
+  const char* overflow;  // which steps' gradients are not finite, see finite_check.cpp
+  int error;             // that every call returns, 0: none
 };
 const Settings& settings();
 
@@ -40,8 +39,12 @@ void gauge(const char* kind, int device, size_t bytes);
 int enter(const char* function);
 // Keeps an error for cudaGetLastError and returns it.
 int remember(int error);
+// Counts a call of a function that does not exist here; returns an error.
 int unimplemented(const char* function);
+// Where a kernel of the engine is in its library.
+long offset_in_engine(const char* kernel);
 
+// Makes `stub` take the place of the engine's function of this name.
 void list(const char* function, void* stub);
 
 template <auto function>
@@ -62,8 +65,8 @@ struct Guard<function> {
 };
 
 // A function of the CUDA runtime: CUDA(name, parameters) { body }.
-#define CUDA(name, ...)                                                \
-  static int name(__VA_ARGS__);                                        \
+#define CUDA(name, ...)                                                 \
+  static int name(__VA_ARGS__);                                         \
   static const bool name##_listed = fakecuda::Guard<name>::list(#name); \
   static int name(__VA_ARGS__)
 

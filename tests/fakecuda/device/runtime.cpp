@@ -8,20 +8,12 @@
 
 #include "device.h"
 
-extern "C" {
-char* fakecuda_engine = nullptr;  // where the engine is loaded; kernels are counted by offset
-size_t fakecuda_world = 1;        // ranks that the process stands for
-}
-
-extern "C" int fakecuda_take_last_error();
-extern "C" int fakecuda_last_error();
-
 namespace fakecuda {
 namespace {
 
 thread_local int device_in_use = 0;
 
-constexpr size_t kSharedMemory = 48 << 10, kSharedMemoryOptin = 163 << 10;
+constexpr int kSharedMemory = 48 << 10, kSharedMemoryOptin = 163 << 10;
 constexpr int kWarp = 32, kThreadsOfBlock = 1024, kThreadsOfProcessor = 2048, kProcessors = 108;
 constexpr int kBlocksOfProcessor = 32, kGridX = 2147483647, kGridY = 65535;
 
@@ -32,19 +24,18 @@ bool has_machine_code() {
   return false;
 }
 
+int give(int* out, int value) {
+  *out = value;
+  return kSuccess;
+}
+
 template <typename T>
 void put(char* structure, size_t offset, T value) {
   std::memcpy(structure + offset, &value, sizeof value);
 }
 
-CUDA(cudaGetDeviceCount, int* devices) {
-  *devices = settings().devices;
-  return kSuccess;
-}
-CUDA(cudaGetDevice, int* device) {
-  *device = device_in_use;
-  return kSuccess;
-}
+CUDA(cudaGetDeviceCount, int* devices) { return give(devices, settings().devices); }
+CUDA(cudaGetDevice, int* device) { return give(device, device_in_use); }
 CUDA(cudaSetDevice, int device) {
   if (device < 0 || device >= settings().devices || device >= kMaxDevices) return kInvalidDevice;
   device_in_use = device;
@@ -54,8 +45,8 @@ CUDA(cudaDeviceSynchronize) { return kSuccess; }
 // It lies on no bus, so OneFlow binds no thread to a processor near it.
 CUDA(cudaDeviceGetPCIBusId, char*, int, int) { return kInvalidDevice; }
 CUDA(cudaDeviceGetStreamPriorityRange, int* least, int* greatest) {
-  *least = 0;
-  *greatest = -5;
+  if (least) *least = 0;
+  if (greatest) *greatest = -5;
   return kSuccess;
 }
 
@@ -85,25 +76,23 @@ CUDA(cudaGetDeviceProperties, char* out, int device) {
 // By the numbers of cudaDeviceAttr.
 CUDA(cudaDeviceGetAttribute, int* value, int attribute, int) {
   switch (attribute) {
-    case 1: *value = kThreadsOfBlock; break;
-    case 5: *value = kGridX; break;
-    case 6: case 7: *value = kGridY; break;
-    case 8: *value = kSharedMemory; break;
-    case 10: *value = kWarp; break;
-    case 16: *value = kProcessors; break;
-    case 39: *value = kThreadsOfProcessor; break;
-    case 75: *value = settings().major; break;
-    case 76: *value = settings().minor; break;
-    case 97: *value = kSharedMemoryOptin; break;
-    default:
-      unimplemented(("cudaDeviceGetAttribute " + std::to_string(attribute)).c_str());
-      return kInvalidValue;
+    case 1: return give(value, kThreadsOfBlock);
+    case 5: return give(value, kGridX);
+    case 6: case 7: return give(value, kGridY);
+    case 8: return give(value, kSharedMemory);
+    case 10: return give(value, kWarp);
+    case 16: return give(value, kProcessors);
+    case 39: return give(value, kThreadsOfProcessor);
+    case 75: return give(value, settings().major);
+    case 76: return give(value, settings().minor);
+    case 97: return give(value, kSharedMemoryOptin);
   }
-  return kSuccess;
+  unimplemented(("cudaDeviceGetAttribute " + std::to_string(attribute)).c_str());
+  return kInvalidValue;
 }
 
 int new_handle(void** handle) {
-  *handle = std::calloc(1, 64);
+  *handle = std::calloc(1, 1);
   return kSuccess;
 }
 int free_handle(void* handle) {
@@ -146,14 +135,14 @@ CUDA(__cudaPopCallConfiguration, Dim3* grid, Dim3* block, size_t* shared, Stream
 bool fits(Dim3 grid, Dim3 block, size_t shared) {
   const size_t threads = size_t{block.x} * block.y * block.z;
   return grid.x && grid.y && grid.z && grid.x <= kGridX && grid.y <= kGridY && grid.z <= kGridY &&
-         threads && threads <= kThreadsOfBlock && block.z <= 64 && shared <= kSharedMemoryOptin;
+         threads && threads <= kThreadsOfBlock && block.z <= 64 && shared <= size_t{kSharedMemoryOptin};
 }
 
 CUDA(cudaLaunchKernel, const char* kernel, Dim3 grid, Dim3 block, void** arguments, size_t shared,
      Stream) {
   if (!has_machine_code()) return kNoKernelImage;
   if (!fits(grid, block, shared)) return kInvalidConfiguration;
-  count("kernel", std::to_string(kernel - fakecuda_engine).c_str());
+  count("kernel", std::to_string(offset_in_engine(kernel)).c_str());
   finite_check(kernel, arguments);
   return kSuccess;
 }
@@ -167,66 +156,31 @@ CUDA(cudaFuncGetAttributes, char* out, const void*) {
   put(out, 28, 32);          // registers of a thread
   put(out, 32, capability);  // of the PTX
   put(out, 36, capability);  // of the machine code
-  put(out, 44, static_cast<int>(kSharedMemory));
+  put(out, 44, kSharedMemory);
   return kSuccess;
 }
 
 CUDA(cudaFuncSetAttribute, const void*, int attribute, int value) {
-  const bool shared_memory = attribute == 8;
-  return shared_memory && static_cast<size_t>(value) > kSharedMemoryOptin ? kInvalidValue
-                                                                          : kSuccess;
+  constexpr int kDynamicSharedMemory = 8;
+  return attribute == kDynamicSharedMemory && value > kSharedMemoryOptin ? kInvalidValue : kSuccess;
 }
 
 CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags, int* blocks, const void*, int threads,
      size_t shared, unsigned) {
   if (!has_machine_code()) return kNoKernelImage;
-  *blocks = shared > kSharedMemoryOptin ? 0
-                                        : std::min(kThreadsOfProcessor / threads, kBlocksOfProcessor);
-  return kSuccess;
-}
-CUDA(cudaOccupancyMaxActiveBlocksPerMultiprocessor, int* blocks, const void* kernel, int threads,
-     size_t shared) {
-  return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, kernel, threads, shared, 0);
+  const int fitting = std::min(kThreadsOfProcessor / threads, kBlocksOfProcessor);
+  return give(blocks, shared > size_t{kSharedMemoryOptin} ? 0 : fitting);
 }
 
-int driver_device(int* device, int ordinal) {
-  *device = ordinal;
-  return kSuccess;
-}
-int driver_context_state(int, unsigned* flags, int* active) {
-  *flags = 0;
-  *active = 1;
-  return kSuccess;
-}
-CUDA(cudaGetDriverEntryPoint, const char* name, void** function, unsigned long long) {
-  *function = nullptr;
-  if (!std::strcmp(name, "cuDeviceGet")) *function = reinterpret_cast<void*>(driver_device);
-  if (!std::strcmp(name, "cuDevicePrimaryCtxGetState"))
-    *function = reinterpret_cast<void*>(driver_context_state);
-  if (*function) return kSuccess;
-  unimplemented(name);
-  return kSymbolNotFound;
-}
-
-// What works without a device, and without a driver.
-int runtime_version(int* version) {
-  *version = 11070;
-  return kSuccess;
-}
+// These work without a device, and without a driver.
+int runtime_version(int* version) { return give(version, 11070); }
 int driver_version(int* version) {
   constexpr int kInsufficientDriver = 35;
-  *version = settings().error == kInsufficientDriver ? 10020 : 11070;
-  return kSuccess;
+  return give(version, settings().error == kInsufficientDriver ? 10020 : 11070);
 }
-// Replaces the engine's only where one process stands for all: see compile.py.
-size_t world_size() { return fakecuda_world; }
-
 const bool listed = [] {
   list("cudaRuntimeGetVersion", reinterpret_cast<void*>(runtime_version));
   list("cudaDriverGetVersion", reinterpret_cast<void*>(driver_version));
-  list("cudaGetLastError", reinterpret_cast<void*>(fakecuda_take_last_error));
-  list("cudaPeekAtLastError", reinterpret_cast<void*>(fakecuda_last_error));
-  list("WorldSize", reinterpret_cast<void*>(world_size));
   return true;
 }();
 
