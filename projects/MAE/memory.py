@@ -5,6 +5,8 @@ h heads; a value has 4 bytes, with mixed precision 2.
 
 - Parameters and AdamW's moments: 4 and 8 bytes a parameter. Mixed precision adds copies of 2
   bytes. Several micro-batches add the sums of their gradients, with mixed precision in 2 bytes.
+  ZeRO divides parameters and moments by the data-parallel size, whatever the stage, and adds whole
+  copies of the parameters for the step; gradients stay whole.
 - A layer keeps 19 N D + h N^2 values for its backward pass: the inputs of both norms, their
   outputs, queries, keys and values twice (transposed as one, then each), attention's weights and
   output, and the MLP's hidden values before and after GELU. Tensor parallelism divides
@@ -83,14 +85,17 @@ def stage_memory(groups, stage: int, training: Training, data: int, tensor: int)
     """Memory of one stage; ``groups`` are the layers of each."""
     layers, remaining = groups[stage], len(groups) - stage
     parameters = held(layers, tensor)
+    shares = data if training.zero else 1
     several = training.accumulation > 1
     samples = training.batch // (data * training.accumulation)
     step = 4 * training.batch // data * layers[0].image if stage == 0 else 0
     images = _images(layers, stage, len(groups), training)
+    # Whole copies for the step. One micro-batch with mixed precision has them among activations.
+    copied = training.width if (several if training.amp else training.zero) else 0
     return Memory(
-        4 * parameters + (2 * parameters if training.amp and several else 0),
+        (4 / shares + copied) * parameters,
         training.width * parameters if several else 0,
-        8 * parameters,
+        8 * parameters / shares,
         samples * images + _activations(layers, remaining, training, samples, tensor) + step,
         WORKSPACE + step,
     )

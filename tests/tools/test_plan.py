@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from fakecuda.memory_table import CASES, on_page
 from omegaconf import OmegaConf
 
 from libai_ext.engine.derive import SIZES
@@ -31,6 +32,13 @@ def test_states_of_one_process():
     assert plan(1, 1, 1, accumulation=2).memory[:3] == (4 * NUMBERS, 4 * NUMBERS, 8 * NUMBERS)
     mixed = plan(1, 1, 1, accumulation=2, amp=True).memory
     assert mixed[:3] == (6 * NUMBERS, 2 * NUMBERS, 8 * NUMBERS)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_divides_by_the_data_parallel_size(stage):
+    memory = plan(8, 1, 1, zero=stage).memory
+    assert memory[:3] == (4 * NUMBERS / 8 + 4 * NUMBERS, 0, NUMBERS)
+    assert memory.activations == plan(8, 1, 1).memory.activations
 
 
 def test_tensor_parallelism_divides_matrices_only():
@@ -126,5 +134,15 @@ def test_page_has_the_numbers_of_the_tool(launch):
     page = (ROOT / "projects/MAE/PARALLEL.md").read_text()
     command = re.search(r"`python (tools/plan.py[^`]*)`", page)[1].split()
     out = launch.python(*command).splitlines()
-    rows = re.findall(r"^\| \d x \d x \d (?:\| [\d.%]+ ){10}\|$", page, re.M)
+    rows = re.findall(r"^\| \d x \d x \d (?:\| [\d.%]+ ){11}\|$", page, re.M)
     assert len(rows) == 6 and set(rows) <= set(out)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_planned_memory_is_near_what_the_compiler_says(case):
+    """The page's table; tests/fakecuda/test_memory.py compiles some of its cases."""
+    compiled = on_page(case)
+    page = (ROOT / "projects/MAE/PARALLEL.md").read_text().splitlines()
+    row = next(row for row in page if row.startswith(case.start()))
+    assert row.split("|")[-3:-1] == case.row(compiled).split("|")[-3:-1]
+    assert abs(case.planned() / compiled - 1) < 0.15
