@@ -10,7 +10,8 @@ their peers, so that each rank runs by itself.
 What it shows: that a kernel for the device, the element type and the layout exists; how often
 what is launched, copied, sent, allocated and waited for; how the programs meet CUDA's errors.
 What it does not: numbers, failures of kernels, races, deadlocks of collectives, speed. Processes
-that share a device do not see each other's memory.
+that share a device do not see each other's memory. Kernels of CUTLASS, which has a CUDA runtime of
+its own, fail.
 """
 
 from __future__ import annotations

@@ -18,6 +18,12 @@ array = np.arange(1000, dtype=np.float32)
 print((flow.tensor(array, device="cuda:1").numpy() == array).all())
 print(flow.ones(3, device="cuda:1").half().dtype)
 """
+DOWN = """
+import sys
+import oneflow as flow
+for _ in range(int(sys.argv[1])):
+    flow.ones(1000, device="cuda").numpy()
+"""
 FILL = """
 import oneflow as flow
 parts = []
@@ -65,6 +71,19 @@ def test_properties_and_copies(fake_gpus):
     assert report.launches("CastFunctor", "half") == 1
     assert list(report.peak) == [1]
     assert report.peak[1] >= 12 * 2**20
+
+
+def test_difference_of_two_runs(fake_gpus):
+    gpus = fake_gpus()
+    reports = []
+    for steps in (1, 3):
+        gpus.python("-c", DOWN, steps)
+        reports.append(gpus.report())
+    step = reports[1] - reports[0]
+    assert step.copies["d2h"] == (2, 8000)
+    assert step.copies["h2d"] == (0, 0)
+    assert step.launches("FillGpu", "float") == 2
+    assert step.waits["cudaMemcpy"] == 0
 
 
 def test_memory_ends(fake_gpus):
