@@ -92,5 +92,5 @@ def _with(
         whole_parameters=layer.whole_parameters + parameters,
         operations=layer.operations + operations,
         beside=layer.beside + beside,
-        image=max(layer.image, image),
+        image=layer.image + image,
     )

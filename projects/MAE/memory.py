@@ -121,7 +121,7 @@ def _activations(layers, remaining: int, training: Training, samples: int, tenso
     parameters = [held([layer], tensor) for layer in layers]
     update = 4 * sum(parameters)
     if training.accumulation > 1 and remaining > 1:
-        micro_batches = max(2, min(remaining, training.accumulation))
+        micro_batches = min(remaining, training.accumulation)
         forward = width * max(_forward(layer, training, tensor) for layer in layers)
         return micro_batches * sum(kept) + forward + max(backward) + update
 
