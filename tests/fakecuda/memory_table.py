@@ -134,6 +134,7 @@ CASES = [
     Case("ViT-L", (8, 1, 1), 4096, 8, "AMP"),
     Case("ViT-L", (64, 1, 1), 4096, 1, "AMP"),
     Case("ViT-H", (1, 1, 1), 16, 1, "AMP, checkpointing"),
+    Case("ViT-H", (2, 2, 2), 4096, 32, "AMP"),
 ]
 
 
