@@ -1,4 +1,4 @@
-"""Measure the memory of each process under each layout, beside what projects/MAE/planner.py says.
+"""Measure the memory of each process on CPU under each layout.
 
     python tools/benchmark_layouts.py [key=value ...] [--layouts 1,1,1 2,1,1 ...]
 
@@ -33,20 +33,15 @@ def main() -> None:
     parser.add_argument("options", nargs="*", default=[], metavar="key=value")
     args = parser.parse_intermixed_args()
     start()
-    print(
-        "| data x tensor x pipeline | parameters + optimizer, MB | of one process | peak, MB "
-        "| predicted | error |"
-    )
-    print("|---|---|---|---|---|---|")
-    whole = None
+    print("| data x tensor x pipeline | parameters + optimizer, MB | of one process | peak, MB |")
+    print("|---|---|---|---|")
+    whole = states_of_one(args.options)
     for text in args.layouts:
         sizes = [int(size) for size in text.split(",")]
         states, peak = measured(sizes, args.options)
-        expected, total = predicted(sizes, args.options)
-        whole = whole or total
         print(
             f"| {' x '.join(map(str, sizes))} | {states / 1e6:.0f} | {states / whole:.0%} "
-            f"| {peak / 1e6:.0f} | {expected / 1e6:.0f} | {expected / peak - 1:+.0%} |",
+            f"| {peak / 1e6:.0f} |",
             flush=True,
         )
 
@@ -70,22 +65,15 @@ def measured(sizes, options) -> tuple[int, int]:
     return max(rank["states"] for rank in ranks), max(rank["rise"] for rank in ranks)
 
 
-def predicted(sizes, options) -> tuple[float, float]:
-    """Peak by the cost model, and the states of one process, in bytes."""
+def states_of_one(options) -> int:
+    """Bytes of parameters and moments on one process."""
     from libai_ext import config
-    from libai_ext.engine.stages import balance
     from projects.MAE.costs import layers_of
     from projects.MAE.modeling.archs import resolve_arch
-    from projects.MAE.planner import Training, fullest
 
     cfg = config.override(config.load(str(ROOT / CONFIG)), [*OPTIONS, *options])
     resolve_arch(cfg.model)
-    layers = layers_of(cfg.model)
-    data, tensor, pipeline = sizes
-    stages = cfg.train.dist.custom_pipeline_stage_id if pipeline > 1 else [0] * len(layers)
-    stages = stages or balance([layer.operations for layer in layers], pipeline)
-    memory = fullest(layers, Training(cfg.train.global_batch_size), data, tensor, stages)
-    return memory.total, 12 * sum(layer.parameters for layer in layers)
+    return 12 * sum(layer.parameters for layer in layers_of(cfg.model))
 
 
 if __name__ == "__main__":

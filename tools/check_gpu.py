@@ -52,7 +52,7 @@ class Checks:
         error = float("inf")
         if len(found) == len(expected) > 0:
             found, expected = np.asarray(found), np.asarray(expected)
-            error = float(np.abs(found / expected - 1).max())
+            error = float((np.abs(found - expected) / np.maximum(np.abs(expected), 1e-9)).max())
         passed = error <= limit  # not for NaN
         detail = f"largest relative difference {error:.1e}, limit {limit:.0e}"
         self.add(name, passed, detail, error=error, limit=limit)

@@ -2,7 +2,8 @@
 
     python tools/plan.py --arch mae_vit_large_patch16 --devices 64 --memory 40 --batch 4096
 
-Memory is that of the fullest device. The cost model is described in projects/MAE/planner.py.
+Memory is that of the fullest GPU, training in a graph. The cost model is described in
+projects/MAE/planner.py and projects/MAE/memory.py.
 """
 
 from __future__ import annotations
@@ -86,11 +87,11 @@ def parse() -> argparse.Namespace:
 def show(found, args) -> None:
     print(
         "| data x tensor x pipeline | memory, GiB: parameters | gradients | optimizer "
-        "| activations | all | sent, MB: data | tensor | pipeline | bubble | step, s |"
+        "| activations | outside | all | sent, MB: data | tensor | pipeline | bubble | step, s |"
     )
-    print("|" + "---|" * 11)
+    print("|" + "---|" * 12)
     for plan in found[: args.top]:
-        memory = [f"{part / GIB:.2f}" for part in (*plan.memory, plan.memory.total)]
+        memory = [f"{part / GIB:.2f}" for part in (*plan.memory, sum(plan.memory))]
         sent = [f"{plan.sent[kind] / 1e6:.0f}" for kind in ("data", "tensor", "pipeline")]
         cells = [f"{plan.data} x {plan.tensor} x {plan.pipeline}", *memory, *sent]
         print("| " + " | ".join([*cells, f"{plan.bubble:.0%}", f"{plan.seconds:.3g}"]) + " |")

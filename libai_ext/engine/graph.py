@@ -14,6 +14,7 @@ from libai.models.utils import GraphBase
 from libai.utils import distributed as dist
 from oneflow import Tensor, nn
 
+from libai_ext.engine.pipeline_buffers import shorten
 from libai_ext.engine.sharding import gather_in_graph, gather_on_use
 from libai_ext.placement import device_type
 
@@ -142,6 +143,14 @@ class Graph(GraphBase):
                 block.to(nn.graph.GraphModule).set_stage(
                     util.get_layer_stage_id(layer_idx), dist.get_layer_placement(layer_idx)
                 )
+
+    def finish_complie_and_init_runtime(self) -> None:
+        stages = dist.get_dist_util().pipeline_parallel_size
+        if self.is_train and stages > 1:
+            job = self._full_graph_proto
+            shorten(job, stages)
+            self._full_graph_proto = job
+        super().finish_complie_and_init_runtime()
 
 
 def run_nccl_beside_kernels() -> None:

@@ -1,4 +1,4 @@
-"""What each layer of the pipeline costs: operations and parameters.
+"""What each layer of the pipeline costs: operations, parameters, values kept for backward.
 
 A layer's entry includes what runs with it: the patch embedding goes with the first encoder layer,
 the decoder's embedding with the first decoder layer, the last norm and the prediction or the
@@ -28,6 +28,12 @@ class Layer(NamedTuple):
     whole_parameters: int
     # Multiplications and additions of one sample, forward; backward takes twice as many.
     operations: float
+    # Values of one sample that are kept for the backward pass beside the layer's own.
+    beside: int = 0
+    # Values of one sample that the loss takes, in the last layer of pre-training.
+    loss: int = 0
+    # Pixels of one sample that the layer's stage needs.
+    image: int = 0
 
     @property
     def parameters(self) -> int:
@@ -49,19 +55,26 @@ def layers_of(model: DictConfig) -> list[Layer]:
     embedding = width * (pixels + 1) + width  # projection and class token
     if not pretraining:
         embedding += (1 + patches) * width  # the position embeddings are trained
-    layers[0] = _with(layers[0], embedding, 2 * patches * pixels * width)
+    # Patches as rows of a matrix, their tokens before and after the class token joins them.
+    beside = patches * pixels + 2 * tokens * width
+    image = patches * pixels
+    layers[0] = _with(layers[0], embedding, 2 * patches * pixels * width, beside, image)
     if not pretraining:
         classes = model.num_classes
         head = 2 * width + classes * (width + 1)
         layers[-1] = _with(layers[-1], head, 2 * width * classes)
         return layers
 
-    layers[-1] = _with(layers[-1], 2 * width, 0)
+    layers[-1] = _with(layers[-1], 2 * width, 0, tokens * width)
     inner = model.decoder_embed_dim
-    decoder = [_layer(inner, model.decoder_num_heads, ratio, 1 + patches)] * model.decoder_depth
-    decoder[0] = _with(decoder[0], inner * (width + 1) + inner, 2 * tokens * width * inner)
+    whole = 1 + patches
+    decoder = [_layer(inner, model.decoder_num_heads, ratio, whole)] * model.decoder_depth
+    embedding = inner * (width + 1) + inner
+    decoder[0] = _with(decoder[0], embedding, 2 * tokens * width * inner, 3 * whole * inner)
     prediction = 2 * inner + pixels * (inner + 1)
-    decoder[-1] = _with(decoder[-1], prediction, 2 * (1 + patches) * inner * pixels)
+    decoder[-1] = _with(
+        decoder[-1], prediction, 2 * whole * inner * pixels, whole * inner, image
+    )._replace(loss=4 * patches * pixels)
     return layers + decoder
 
 
@@ -72,8 +85,12 @@ def _layer(width: int, heads: int, ratio: float, tokens: int) -> Layer:
     return Layer(width, heads, hidden, tokens, products + 3 * width + hidden, 6 * width, operations)
 
 
-def _with(layer: Layer, parameters: int, operations: float) -> Layer:
+def _with(
+    layer: Layer, parameters: int, operations: float, beside: int = 0, image: int = 0
+) -> Layer:
     return layer._replace(
         whole_parameters=layer.whole_parameters + parameters,
         operations=layer.operations + operations,
+        beside=layer.beside + beside,
+        image=layer.image + image,
     )

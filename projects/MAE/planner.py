@@ -3,14 +3,7 @@
 Nothing is run. Ranks are laid out as the engine does, [pipeline, data, tensor]: a tensor-parallel
 group is made of neighbours. What is assumed:
 
-- Adam in float32: 4 bytes a parameter, 4 its gradient, 8 its moments. ZeRO stage 1 divides the
-  moments by the data-parallel size, stage 2 the gradients too, stage 3 the parameters too. Mixed
-  precision adds a copy of 2 bytes.
-- A layer keeps ``WHOLE + SPLIT`` values a token and width, and ``SCORES`` a head and pair of
-  tokens, for the backward pass; tensor parallelism divides the latter two. The three numbers were
-  fitted to eager runs on CPU (projects/MAE/PARALLEL.md). Activation checkpointing keeps one value
-  a token and width, and one layer as a whole. Mixed precision halves them.
-- Stage s of a pipeline of p holds the activations of up to p - s micro-batches.
+- Memory is that of projects/MAE/memory.py.
 - A gradient is all-reduced once a step over the data-parallel ranks; tensor parallelism all-reduces
   the tokens four times a layer and micro-batch; a stage sends tokens on and gets their gradients.
 - The slowest stage sets the pace: m micro-batches take m + p - 1 of its turns. Backward takes twice
@@ -23,10 +16,7 @@ from typing import Iterator, NamedTuple, Sequence
 
 from libai_ext.engine.stages import balance
 from projects.MAE.costs import Layer
-
-WHOLE, SPLIT, SCORES = 6.0, 15.0, 2.25
-# Of a process, beyond what the model takes, without the engine itself.
-WORKSPACE = 64e6
+from projects.MAE.memory import WORKSPACE, Memory, Training, fullest, groups_of, held, stage_memory
 
 
 class Machine(NamedTuple):
@@ -38,27 +28,6 @@ class Machine(NamedTuple):
     link_in_node: float
     link_between_nodes: float
     speed: float
-
-
-class Training(NamedTuple):
-    batch: int
-    accumulation: int = 1
-    zero: int = 0
-    amp: bool = False
-    checkpointing: bool = False
-
-
-class Memory(NamedTuple):
-    """Bytes on the fullest device."""
-
-    parameters: float
-    gradients: float
-    optimizer: float
-    activations: float
-
-    @property
-    def total(self) -> float:
-        return sum(self) + WORKSPACE
 
 
 class Plan(NamedTuple):
@@ -84,7 +53,7 @@ def plans(layers: Sequence[Layer], machine: Machine, training: Training) -> list
         plan = evaluate(layers, machine, training, data, tensor, pipeline)
         if plan is not None:
             found.append(plan)
-    return sorted(found, key=lambda plan: (plan.seconds, plan.memory.total))
+    return sorted(found, key=lambda plan: (plan.seconds, sum(plan.memory)))
 
 
 def _sizes(devices: int) -> Iterator[tuple[int, int, int]]:
@@ -109,14 +78,18 @@ def evaluate(layers, machine, training, data: int, tensor: int, pipeline: int) -
     operations = [layer.operations for layer in layers]
     stages, by_hand = balance(operations, pipeline), False
     memory = fullest(layers, training, data, tensor, stages)
-    if memory.total > machine.memory:
-        sizes = [sum(stage_memory([layer], training, data, tensor, pipeline)) for layer in layers]
+    if sum(memory) > machine.memory:
+        # Each layer as if it was a first stage of its own: no less than its share of any stage.
+        later = [[]] * (pipeline - 1)
+        sizes = [stage_memory([[x], *later], 0, training, data, tensor).graph for x in layers]
         try:
             stages, by_hand = balance(operations, pipeline, sizes, machine.memory - WORKSPACE), True
         except ValueError:
             return None
         memory = fullest(layers, training, data, tensor, stages)
-    groups = _groups(layers, stages)
+        if sum(memory) > machine.memory:
+            return None
+    groups = groups_of(layers, stages)
     sent = _sent(groups, training, data, tensor)
     links = _links(machine, data, tensor)
     turn = max(sum(layer.operations for layer in group) for group in groups)
@@ -130,64 +103,13 @@ def evaluate(layers, machine, training, data: int, tensor: int, pipeline: int) -
     return Plan(data, tensor, pipeline, stages, by_hand, memory, sent, bubble, seconds)
 
 
-def fullest(layers, training: Training, data: int, tensor: int, stages: Sequence[int]) -> Memory:
-    """Memory of the stage that takes most."""
-    groups = _groups(layers, stages)
-    return max(
-        (
-            stage_memory(group, training, data, tensor, len(groups) - number)
-            for number, group in enumerate(groups)
-        ),
-        key=sum,
-    )
-
-
-def stage_memory(group, training: Training, data: int, tensor: int, in_flight: int) -> Memory:
-    """Memory of one stage.
-
-    Args:
-        in_flight: micro-batches whose activations it may hold; no more than there are.
-    """
-    held = sum(layer.split_parameters / tensor + layer.whole_parameters for layer in group)
-    shares = [data if training.zero >= stage else 1 for stage in (3, 2, 1)]
-    copies = 2 * held if training.amp else 0
-    width = 2 if training.amp else 4
-    samples = training.batch // (data * training.accumulation)
-    each = [width * _values(layer, tensor) for layer in group]
-    activations = sum(each) * min(in_flight, training.accumulation)
-    if training.checkpointing:
-        inputs = width * sum(layer.tokens * layer.width for layer in group)
-        activations = inputs * min(in_flight, training.accumulation) + max(each)
-    return Memory(
-        4 * held / shares[0] + copies,
-        4 * held / shares[1],
-        8 * held / shares[2],
-        activations * samples,
-    )
-
-
-def _values(layer: Layer, tensor: int) -> float:
-    """Values of one sample that a layer keeps for the backward pass."""
-    tokens = layer.tokens * layer.width
-    scores = layer.heads * layer.tokens**2
-    return tokens * (WHOLE + SPLIT / tensor) + scores * SCORES / tensor
-
-
-def _groups(layers, stages) -> list[list[Layer]]:
-    return [[x for x, s in zip(layers, stages) if s == stage] for stage in range(stages[-1] + 1)]
-
-
 def _sent(groups, training: Training, data: int, tensor: int) -> dict:
-    width = 2 if training.amp else 4
-    samples = training.batch // data
-    held = max(
-        sum(layer.split_parameters / tensor + layer.whole_parameters for layer in group)
-        for group in groups
-    )
+    width, samples = training.width, training.batch // data
+    parameters = max(held(group, tensor) for group in groups)
     tokens = max(sum(layer.tokens * layer.width for layer in group) for group in groups)
     ends = [group[-1].tokens * group[-1].width for group in groups[:-1]]
     return {
-        "data": _all_reduce(data) * width * held,
+        "data": _all_reduce(data) * width * parameters,
         "tensor": _all_reduce(tensor) * 4 * width * tokens * samples,
         "pipeline": 2 * width * max(ends, default=0) * samples,
     }
