@@ -32,6 +32,8 @@ def files(tmp_path_factory):
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     write_fb(weights, str(folder / "mae.pth"), HEADS)
     write_timm(weights, str(folder / "encoder.pth"), HEADS)
+    trained = {"pos_embed": weights["pos_embed"] + 1, "decoder_pos_embed": weights["pos_embed"]}
+    write_fb({**weights, **trained}, str(folder / "trained.pth"), HEADS)
     (folder / "images").mkdir()
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 256, (16, 24, 3), np.uint8)
@@ -51,8 +53,8 @@ def files(tmp_path_factory):
 
 def test_sizes_are_read_off_the_tensors(files):
     folder, model, weights = files
-    loaded = model_of(str(folder / "mae.pth"), HEADS, (16, 24))
-    assert loaded.has_decoder
+    loaded = model_of(str(folder / "mae.pth"), HEADS)
+    assert loaded.has_decoder and loaded.model.patch_embed.img_size == (16, 24)
     for name, tensor in loaded.model.state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), weights[name], err_msg=name)
     encoder = model_of(str(folder / "encoder.pth"), HEADS, (16, 24))
@@ -111,8 +113,8 @@ def test_what_cannot_be_drawn(files):
     folder, _, _ = files
     with pytest.raises(CheckpointError, match="mae.pth.* width 32 is none of the published ones"):
         visualization.load(str(folder / "mae.pth"), Heads())
-    with pytest.raises(CheckpointError, match="24 patches .* give the image size"):
-        visualization.load(str(folder / "mae.pth"), HEADS)
+    with pytest.raises(CheckpointError, match=r"grid of its 24 patches: .*--grid.*\[4,6\], "):
+        visualization.load(str(folder / "trained.pth"), HEADS)
     subject = visualization.load(str(folder / "run"), Heads())
     with pytest.raises(DataError, match="cannot open .*none.png: No such file"):
         visualization.read_images(subject, [str(folder / "none.png")], 1)
