@@ -14,7 +14,9 @@ executed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
+import math
 import os
 import sys
 import time
@@ -98,6 +100,7 @@ def convert(options: argparse.Namespace) -> None:
     folded = "head_norm.running_mean" in weights and options.to in ("timm", "hf")
     if folded:
         weights = files.fold_probe(weights)
+        source = dataclasses.replace(source, record=source.record.having(batch_norm=False))
         print("note:    the batch norm before the head becomes part of the head")
     print(f"writing  {target_path} ({options.to})")
     dropped = _write(weights, options, source)
@@ -126,6 +129,12 @@ def _say_what_is_lost(source: files.Source, options: argparse.Namespace) -> None
         absent += [key for key in ("mean", "std") if key not in known.data]
         if absent:
             print(f"note:    SRC does not say {', '.join(absent)}: transformers' defaults hold")
+        patches = source.patches
+        if source.contents == "pretraining" and math.isqrt(patches) ** 2 != patches:
+            print(
+                f"note:    transformers builds no ViTMAEForPreTraining of {patches} patches, no "
+                "square number; a ViTMAEModel it does"
+            )
 
 
 def _summary(weights: dict[str, np.ndarray], source: files.Source) -> str:

@@ -17,6 +17,14 @@ SCRIPT = pathlib.Path(__file__).parents[2] / "tools" / "convert.py"
 HEADS = ("--encoder-heads", "3", "--decoder-heads", "2")
 
 
+def script():
+    """The command as a module."""
+    spec = importlib.util.spec_from_file_location("convert", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def convert(*arguments):
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -113,19 +121,17 @@ def test_inspect_shows_names_shapes_types_style_and_size(golden):
 
 
 def test_a_bit_that_changes_on_the_way_is_noticed(golden, tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("convert", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    write = script.files.write_fb
+    program = script()
+    write = program.files.write_fb
 
     def write_wrongly(weights, *others):
         flipped = weights["norm.bias"].copy()
         flipped.view(np.uint32)[3] ^= 1
         write({**weights, "norm.bias": flipped}, *others)
 
-    monkeypatch.setattr(script.files, "write_fb", write_wrongly)
+    monkeypatch.setattr(program.files, "write_fb", write_wrongly)
     arguments = [str(golden / "hf_pretrain"), str(tmp_path / "x.pth"), "--to", "fb"]
-    assert script.main(arguments) == 2
+    assert program.main(arguments) == 2
     assert capsys.readouterr().err.endswith("x.pth: the round trip changed layernorm.bias\n")
 
 

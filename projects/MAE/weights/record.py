@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Mapping, Sequence
 
 import yaml
@@ -37,6 +37,10 @@ class Record:
     data: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     origin: str = ""
+
+    def having(self, **model: Any) -> Record:
+        """The same with these keys of the model."""
+        return replace(self, model={**self.model, **model})
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
