@@ -70,15 +70,15 @@ def check_heads(model: DictConfig) -> None:
     sizes of the arch are filled in.
 
     Raises:
-        ConfigError: names the two keys, or the one.
+        ConfigError: names the keys.
     """
     for width, heads in _HEADS:
-        if model.get(width) and model[width] % 4:
-            raise ConfigError(
-                f"model.{width} {model[width]} is not divisible by 4, as the sines and cosines of "
-                "rows and columns need it"
-            )
         if model.get(width) and model.get(heads) and model[width] % model[heads]:
             raise ConfigError(
                 f"model.{width} {model[width]} is not divisible by model.{heads} {model[heads]}"
+            )
+        if model.get(width) and model[width] % 4:
+            raise ConfigError(
+                f"model.{width} {model[width]} is not divisible by 4: a position table has sines "
+                "and cosines of rows and columns"
             )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from made_runs import DATA, autoencoder, classified_run, pretrained_run, randomise, weights_of
 
 from libai_ext.errors import ConfigError, UserError
 from projects.MAE.run import resolve
+from projects.MAE.weights.describe import describe
 from projects.MAE.weights.files import write_fb, write_timm
 from projects.MAE.weights.packing import Heads
 
@@ -182,8 +185,38 @@ def test_a_decoder_of_any_width_is_left_out_by_finetuning(tmp_path):
     assert finetune(*opts).model.embed_dim == 48
 
 
-@pytest.mark.parametrize("key", ["embed_dim=198 model.num_heads=3", "decoder_embed_dim=66"])
+@pytest.mark.parametrize(
+    "key", ["embed_dim=198 model.num_heads=3", "embed_dim=6", "decoder_embed_dim=66"]
+)
 def test_a_width_without_a_position_table_is_refused(key):
     name = key.split("=")[0]
     with pytest.raises(ConfigError, match=f"model.{name} .* is not divisible by 4"):
-        pretrain(*f"model.{key} model.decoder_num_heads=2".split(" "))
+        pretrain(*f"model.num_heads=2 model.decoder_num_heads=2 model.{key}".split(" "))
+
+
+@pytest.mark.slow
+def test_a_run_is_fine_tuned_and_evaluated_by_its_folder_alone(launch, digits, tmp_path):
+    """No size is said twice; its heads are not to be contradicted, and the log says whose they
+    are."""
+    data = [f"data.train=[{digits}/train]", f"data.test=[{digits}/test]"]
+    short = ["train.train_iter=2", "train.warmup_iter=1", "train.log_period=1"]
+    sizes = ["model.depth=1", "model.embed_dim=48", "model.num_heads=6", "model.img_size=[16,32]"]
+    run, tuned = tmp_path / "run", tmp_path / "tuned"
+    digits_config, finetune_config = (f"{CONFIGS}/mae_digits{end}.py" for end in ("", "_finetune"))
+    launch.train(digits_config, 1, *data, *short, *sizes, f"train.output_dir={run}")
+
+    common = [*data, *short, f"finetune.path={run}", f"train.output_dir={tuned}"]
+    out = launch.train(finetune_config, 1, *common, "model.num_heads=4", status=2)
+    assert "model.num_heads 4, the file has 6" in out and "Traceback" not in out
+    launch.train(finetune_config, 1, *common)
+    log = (tuned / "log.txt").read_text()
+    assert "embed_dim 48, depth 1, num_heads 6, img_size [16,32]" in log
+    record = describe(tuned)[1].record
+    assert record.model["num_heads"] == 6 and record.classes == tuple("0123456789")
+
+    shutil.rmtree(run)
+    out = launch.train(finetune_config, 1, *common, "--resume")
+    assert "nothing to do: 2 of 2 iterations are done" in out
+    evaluated = f"train.load_weight={tuned}"
+    out = launch.train(finetune_config, 1, "--eval-only", *data, evaluated)
+    assert "evaluation on 599 samples: top1" in out
