@@ -173,8 +173,23 @@ def test_a_whole_classifier_must_agree(tmp_path):
 
 
 def test_a_run_evaluates_its_own_checkpoint(lines):
-    cfg = pretrain(f"train.output_dir={lines}", evaluate=True)
+    opts = [f"train.output_dir={lines}", "model.norm_pix_loss=True"]
+    cfg = pretrain(*opts, *SAME_DATA, evaluate=True)
     assert [cfg.model[key] for key in SIZES] == [[16, 64], 4, 48, 2, 6]
+    with pytest.raises(ConfigError, match=r"data.mean \[0.485,0.456,0.406\], the file has "):
+        pretrain(*opts, evaluate=True)
+
+
+def test_a_run_goes_on_with_its_own_sizes(lines, tmp_path):
+    """Also where its last checkpoint is damaged, so that the one before will be used."""
+    shutil.copytree(lines, tmp_path / "run")
+    shutil.copytree(f"{lines}/model_final", tmp_path / "run/model_0000003")
+    opts = f"train.output_dir={tmp_path}/run", "model.patch_size=8"  # refused elsewhere
+    for content in (None, "{"):
+        if content:
+            (tmp_path / "run/model_final/record.json").write_text(content)
+        cfg = pretrain(*opts, go_on=True)
+        assert [cfg.model[key] for key in SIZES] == [[16, 64], 8, 48, 2, 6]
 
 
 def test_a_decoder_of_any_width_is_left_out_by_finetuning(tmp_path):
@@ -217,6 +232,6 @@ def test_a_run_is_fine_tuned_and_evaluated_by_its_folder_alone(launch, digits, t
     shutil.rmtree(run)
     out = launch.train(finetune_config, 1, *common, "--resume")
     assert "nothing to do: 2 of 2 iterations are done" in out
-    evaluated = f"train.load_weight={tuned}"
-    out = launch.train(finetune_config, 1, "--eval-only", *data, evaluated)
+    evaluated = [f"train.load_weight={tuned}", f"train.output_dir={tmp_path}/evaluation"]
+    out = launch.train(finetune_config, 1, "--eval-only", *data, *evaluated)
     assert "evaluation on 599 samples: top1" in out

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 
 import numpy as np
 import oneflow as flow
 import pytest
+from made_runs import DATA, pretrained_run
 from PIL import Image
 
 from libai_ext.checkpoint.errors import CheckpointError
@@ -74,6 +77,40 @@ def test_what_a_run_says_of_itself_is_used(files):
     pixels = [np.asarray(Image.open(folder / f"images/{number}.png")) for number in (0, 2)]
     expected = np.stack(pixels).transpose(0, 3, 1, 2) / 127.5 - 1
     np.testing.assert_allclose(images, expected, atol=1e-6)
+
+
+def test_a_checkpoint_alone_says_how_to_look_at_an_image(files, tmp_path):
+    """Without its run's folder: sizes, loss and preprocessing are in its record."""
+    run, _ = pretrained_run(tmp_path / "run", img_size=(16, 24), norm_pix_loss=True, mask_ratio=0.5)
+    checkpoint = tmp_path / "alone"
+    shutil.move(f"{run}/model_final", checkpoint)
+    content = json.loads((checkpoint / "record.json").read_text())
+    name = "libai_ext.data.transforms."
+    content["data"]["transform"] = [
+        {"_target_": f"{name}Resize", "size": [16, 24]},
+        {"_target_": f"{name}ToArray", "mean": DATA["mean"], "std": DATA["std"]},
+    ]
+    (checkpoint / "record.json").write_text(json.dumps(content))
+    subject = visualization.load(str(checkpoint), Heads())
+    assert subject.model.norm_pix_loss and subject.mask_ratio == 0.5 and subject.notes == []
+    path = str(files[0] / "images/0.png")
+    (image,) = visualization.read_images(subject, [path], samples=1)
+    pixels = np.asarray(Image.open(path)) / 255
+    expected = ((pixels - DATA["mean"]) / DATA["std"]).transpose(2, 0, 1)
+    np.testing.assert_allclose(image, expected, atol=1e-5)
+
+    content["data"]["transform"][0]["_target_"] = "os.system"
+    (checkpoint / "record.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="os.system' is not among what a config may call"):
+        visualization.load(str(checkpoint), Heads())
+
+
+def test_what_a_file_does_not_say_is_named(files):
+    subject = visualization.load(str(files[0] / "mae.pth"), HEADS)
+    said = "\n".join(subject.notes)
+    assert "by the sines and cosines in its position table" in said
+    assert "does not say mean and deviation of its data: ImageNet's" in said
+    assert "does not say norm_pix_loss: off (else: --norm-pix-loss)" in said
 
 
 def test_reconstructions_under_picked_patches(files):
@@ -154,7 +191,7 @@ def test_command_line(launch, files, tmp_path):
     size = ["--size", "16x24", "--encoder-heads", "4"]
     encoder = [TOOL, folder / "encoder.pth", folder / "images/0.png", *size]
     out = launch.python(*encoder, "--output", tmp_path / "b.png")
-    assert out.startswith("warning: no reconstruction is drawn. The file holds an encoder only.")
+    assert "warning: no reconstruction is drawn. The file holds an encoder only." in out
     assert 2 * 24 * 9 < Image.open(tmp_path / "b.png").width < 3 * 24 * 9
     launch.python(*encoder, "--attention", "heads", "--output", tmp_path / "c.png")
     assert 5 * 24 * 9 < Image.open(tmp_path / "c.png").width < 6 * 24 * 9

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.checkpoint.formats import POINTER
 from libai_ext.checkpoint.native import from_rank_0
 from libai_ext.errors import ConfigError
 from projects.MAE.modeling.sizes import ARCHS
@@ -46,7 +46,7 @@ def starting_point(cfg: DictConfig, go_on: bool = False, evaluate: bool = False)
     """
     train, finetune = cfg.train, cfg.get("finetune")
     if go_on or (evaluate and not train.load_weight):
-        if from_rank_0(lambda: Path(train.output_dir, POINTER).is_file()):
+        if from_rank_0(lambda: bool(_checkpoints(train.output_dir))):
             return Start(train.output_dir, own=True, evaluate=evaluate)
     if train.load_weight:
         return Start(train.load_weight, evaluate=evaluate)
@@ -87,18 +87,25 @@ def adopt(cfg: DictConfig, opts: Sequence[str], start: Start) -> list[str]:
     notes = _fill(model, known, sizes, source, arch)
     _check_heads(model, source, sizes, arch)
     _check_grid(model, source, arch)
-    return notes if start.own else notes + _differences(cfg, source, start)
+    if start.own and not start.evaluate:
+        return notes
+    return notes + _differences(cfg, source, start)
 
 
 def _source(cfg: DictConfig, start: Start) -> Source | None:
-    """None where the run's own checkpoint is damaged: its resumption will say so."""
-    grid = cfg.train.get("load_grid")
-    try:
-        return describe(start.path, grid=tuple(grid) if grid and not start.own else None)[1]
-    except CheckpointError:
-        if start.own:
-            return None
-        raise
+    """Of the run's own checkpoints any that can be read, None for none: all are of one model, and
+    resuming names those that are damaged."""
+    if not start.own:
+        grid = cfg.train.load_grid
+        return describe(start.path, grid=tuple(grid) if grid else None)[1]
+    for path in (start.path, *map(str, _checkpoints(start.path))):
+        with contextlib.suppress(CheckpointError):
+            return describe(path)[1]
+    return None
+
+
+def _checkpoints(run: str) -> list[Path]:
+    return sorted(Path(run).glob("model_*"))
 
 
 def _refuse(
