@@ -83,6 +83,7 @@ def _is_number(value) -> bool:
 
 RULES: Mapping[str, Rule] = {
     "train.output_dir": text(),
+    "train.device": one_of("cpu", "cuda")._replace(unset=True),
     "train.seed": whole(0),
     "train.train_micro_batch_size": whole(1, unset=True),
     "train.global_batch_size": whole(1, unset=True),
@@ -112,6 +113,9 @@ RULES: Mapping[str, Rule] = {
     "train.ema.enabled": switch,
     "train.ema.decay": number(0, 1),
     "train.amp.enabled": switch,
+    "train.amp.init_scale": number(1),
+    "train.amp.growth_interval": whole(1),
+    "train.amp.min_scale": number(1),
     "train.activation_checkpoint.enabled": switch,
     "train.zero_optimization.enabled": switch,
     "train.zero_optimization.stage": one_of(1, 2, 3),

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fakecuda.gpus import FakeGpus
 
 from libai_ext.startup import start
 
@@ -54,6 +55,17 @@ class Launcher:
 @pytest.fixture(scope="session")
 def launch():
     return Launcher()
+
+
+@pytest.fixture(scope="session")
+def fake_gpus(launch, tmp_path_factory):
+    """Makes CUDA devices that do not exist: ``fake_gpus(count=2)`` is a
+    :class:`fakecuda.gpus.FakeGpus`."""
+
+    def make(**settings):
+        return FakeGpus(launch, tmp_path_factory.mktemp("gpus"), **settings)
+
+    return make
 
 
 @pytest.fixture(scope="session")

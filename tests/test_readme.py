@@ -29,7 +29,7 @@ def checkpoint(launch, digits, tmp_path_factory):
     return folder
 
 
-def test_front_page(launch, digits, tmp_path):
+def test_front_page(launch, fake_gpus, digits):
     quickstart, tests, general, imagenet, data = commands("README.md")
     assert quickstart == ["bash", "tools/quickstart.sh"]  # run in tests/tools/test_quickstart.py
 
@@ -40,8 +40,9 @@ def test_front_page(launch, digits, tmp_path):
     assert general == [*program, "CONFIG", "N", "[options]", "[key=value", "...]"]
 
     assert imagenet[:3] == program and imagenet[4:6] == ["8", "data.train=[/data/imagenet/train]"]
-    imagenet[4:6] = ["2", f"data.train=[{digits}/train]"]
-    out = launch(*imagenet, "--dry-run", *SMALL, "train.global_batch_size=32")
+    config, options = imagenet[3], [f"data.train=[{digits}/train]", *imagenet[6:], *SMALL]
+    gpus = fake_gpus(count=2)
+    out = gpus.train(config, 2, "--dry-run", *options, "train.global_batch_size=32")
     assert "effective batch  32 = micro 2 x accumulation 8 x data parallel 2" in out
 
     out = launch(*data, "--images", "8", "--size", "64")

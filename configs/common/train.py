@@ -9,6 +9,9 @@ train = DictConfig(
     dict(
         output_dir="output",
         seed=0,
+        # "cpu" or "cuda" insists; unset: a GPU where there is one. A GPU that cannot be used is an
+        # error unless "cpu" is asked for.
+        device=None,
         # Batch: global = micro x accumulation x data-parallel size. Give the micro or the global
         # batch; the other one follows.
         train_micro_batch_size=32,
@@ -34,7 +37,7 @@ train = DictConfig(
         log_period=20,
         checkpointer=dict(period=5000, max_to_keep=5),
         # Steps that may be left out because their loss or gradients are not finite; one more ends
-        # the run, with the state before it saved.
+        # the run. The state without these steps is saved.
         max_nonfinite_steps=0,
         # A step that takes factor times the median and min_seconds is stuck: every rank's stack.
         hang_report=dict(factor=20, min_seconds=120),
@@ -47,7 +50,10 @@ train = DictConfig(
         ),
         # Moving average of the weights, evaluated beside them.
         ema=dict(enabled=False, decay=0.9999),
-        amp=dict(enabled=False),
+        # Mixed precision, on GPUs: products in float16. The loss is multiplied by a scale, halved
+        # after a step whose gradients overflow (it is left out, which is no fault) and doubled
+        # after growth_interval sound ones. An overflow at min_scale is a fault.
+        amp=dict(enabled=False, init_scale=2.0**16, growth_interval=2000, min_scale=1.0),
         activation_checkpoint=dict(enabled=False),
         zero_optimization=dict(enabled=False, stage=1),
         # Sizes multiply to the number of processes; one that is unset follows from it.

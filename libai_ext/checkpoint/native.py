@@ -46,6 +46,7 @@ class Checkpointer(LiBaiCheckpointer):
     Attributes:
         plain: further values for ``progress.json`` of each checkpoint, those of rank 0.
         record: what ``record.json`` of each checkpoint says; None: there is none.
+        before_save: called by :meth:`save` first, on all ranks.
         failure: why the latest save did not succeed, on rank 0; None when it did.
     """
 
@@ -56,6 +57,7 @@ class Checkpointer(LiBaiCheckpointer):
         self.max_to_keep = max_to_keep
         self.plain: dict[str, Any] = {}
         self.record: dict[str, Any] | None = None
+        self.before_save: Callable[[], None] = lambda: None
         self.failure: str | None = None
         self._thread: threading.Thread | None = None
 
@@ -71,12 +73,15 @@ class Checkpointer(LiBaiCheckpointer):
             plain: goes into :attr:`plain` with this checkpoint, once it is on disk.
         """
         self.join()
+        self.before_save()
         state = {"model": self.model.state_dict()}
         state.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         state = host_state.gather(state)
         if dist.is_main_process():
+            # As text: training goes on and changes the values while the thread writes.
+            progress = json.dumps({**self.plain, **plain, "iteration": iteration}, indent=1)
             self._thread = threading.Thread(
-                target=self._try_to_write, args=(name, state, iteration, is_latest, plain)
+                target=self._try_to_write, args=(name, state, iteration, progress, is_latest, plain)
             )
             self._thread.start()
 
@@ -98,11 +103,11 @@ class Checkpointer(LiBaiCheckpointer):
             raise CheckpointError(failure)
 
     def _try_to_write(
-        self, name: str, state: dict, iteration: int, is_latest: bool, plain: dict
+        self, name: str, state: dict, iteration: int, progress: str, is_latest: bool, plain: dict
     ) -> None:
         target = Path(self.save_dir) / name
         try:
-            self._write(target, state, {**self.plain, **plain, "iteration": iteration})
+            self._write(target, state, progress)
             self.plain.update(plain)
             if is_latest:
                 self.tag_last_checkpoint(name)
@@ -116,14 +121,14 @@ class Checkpointer(LiBaiCheckpointer):
             self.failure = None
             logger.info(f"Saved checkpoint {target}")
 
-    def _write(self, target: Path, state: dict, progress: dict) -> None:
+    def _write(self, target: Path, state: dict, progress: str) -> None:
         os.makedirs(self.save_dir, exist_ok=True)
         self._remove_partial()
         partial = target.with_name(f"{target.name}.partial")
         partial.mkdir()
         for key, value in state.items():
             host_state.write(value, partial / key)
-        (partial / PROGRESS).write_text(json.dumps(progress, indent=1))
+        (partial / PROGRESS).write_text(progress)
         if self.record is not None:
             (partial / record.RECORD).write_text(record.dumps(self.record))
         manifest.write(partial)

@@ -3,43 +3,73 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import oneflow as flow
-import psutil
 from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 
 from libai_ext.compat.placements import placement
+from libai_ext.engine.memory import memory_gib
+from libai_ext.engine.writers import is_line
 from libai_ext.placement import device_type
 
 logger = logging.getLogger(__name__)
 
 
-def memory_gib() -> float:
-    """In use: of the GPU by all, or by this process without one. Workers are not counted."""
-    if device_type() == "cuda":
-        return flow._oneflow_internal.GetCUDAMemoryUsed() / 1024
-    return psutil.Process().memory_info().rss / 2**30
+class Means:
+    """Values of the steps since the last logging step, by name; on every rank alike."""
+
+    # Not those of a run that goes on elsewhere.
+    _TIMES = ("time", "data_time")
+
+    def __init__(self):
+        self.values: dict[str, list[float]] = {}
+
+    def add(self, **values: float) -> None:
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+
+    def take(self) -> dict[str, float]:
+        """The mean of each, and start anew."""
+        means = {name: math.fsum(values) / len(values) for name, values in self.values.items()}
+        self.values = {}
+        return means
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """For a resumed run, whose next line is then that of a run left alone."""
+        return {name: values for name, values in self.values.items() if name not in self._TIMES}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        self.values = {name: list(values) for name, values in state.items()}
 
 
 class Gauges(HookBase):
-    """Scalars ``images_per_second``, ``data_wait`` (share of the time, of 1) and ``memory_gib``.
+    """At each logging step the means since the one before (``total_loss``, ``time`` and
+    ``data_time`` in seconds), and ``images_per_second``, ``data_wait`` (share of the time, of 1),
+    ``memory_gib``; with mixed precision ``loss_scale`` and ``skipped_steps``, all so far.
 
-    Speeds appear with LiBai's ``time``, which leaves out the first iterations.
+    Args:
+        periods: of the logging steps, see :func:`libai_ext.engine.writers.is_line`.
     """
 
-    def __init__(self, samples_per_iter: int):
+    def __init__(self, means: Means, samples_per_iter: int, *periods: int):
+        self.means = means
         self.samples_per_iter = samples_per_iter
+        self.periods = periods
 
     def after_step(self) -> None:
-        storage = self.trainer.storage
-        latest = storage.latest()
-        storage.put_scalar("memory_gib", memory_gib())
-        if "time" in latest:
-            seconds = latest["time"][0]
-            storage.put_scalar("images_per_second", self.samples_per_iter / seconds)
-            storage.put_scalar("data_wait", latest["data_time"][0] / seconds)
-
+        if not is_line(self.trainer, self.periods):
+            return
+        trainer, means = self.trainer, self.means.take()
+        scalars = dict(means, memory_gib=memory_gib())
+        if "time" in means:
+            scalars["images_per_second"] = self.samples_per_iter / means["time"]
+            scalars["data_wait"] = means["data_time"] / means["time"]
+        if trainer.cfg.train.amp.enabled:
+            scalars["loss_scale"] = trainer.steps.loss_scale
+            scalars["skipped_steps"] = trainer.iter + 1 - trainer.steps.taken
+        trainer.storage.put_scalars(**scalars)
 
 class BadImageReport(HookBase):
     """Logs after the last iteration how many bad images all processes replaced."""

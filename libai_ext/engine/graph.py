@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import oneflow as flow
 import oneflow.framework.config_util as config_util
 import oneflow.framework.session_context as session_context
@@ -11,6 +13,22 @@ from libai.utils import distributed as dist
 from oneflow import Tensor, nn
 
 from libai_ext.placement import device_type
+
+_TRAIN_STEP = "System-Train-TrainStep"
+_SCALER = "System-Train-DynamicLossScale-"
+# In a checkpoint -> the end of the engine's name.
+_SCALER_STATE = {"loss_scale": "LossScale", "good_steps": "GoodStepCounter"}
+
+
+class Counters(NamedTuple):
+    """What a training graph counts by itself."""
+
+    # Optimizer steps since the start of the run.
+    taken: int
+    # The next step's loss is multiplied by it for the backward pass.
+    loss_scale: float
+    # Steps since the last one that was left out, or since the scale grew.
+    good: int
 
 
 class Graph(GraphBase):
@@ -25,15 +43,58 @@ class Graph(GraphBase):
         if device_type() == "cpu":
             use_single_cpu_stream()
         super().__init__(*args, **kwargs)
-        if self.is_train and self._grad_scaler is None:
+        self._scales = False
+        if self.is_train:
             # A loss scale of one that never changes. What comes with it: a step whose gradients
             # are not all finite changes neither weights nor optimizer state nor the schedule.
             self.set_grad_scaler(flow.amp.GradScaler(1.0, 1.0, 1.0, growth_interval=1))
 
+    def scale_loss(self, init_scale: float, growth_interval: int) -> None:
+        """Multiply the loss, so that small gradients are not lost in float16.
+
+        Args:
+            init_scale: halved after each step with gradients that are not finite; LiBai's 2 ** 30
+                overflows in the first steps of any model.
+            growth_interval: steps without one after which it is doubled.
+        """
+        self._scales = True
+        self.set_grad_scaler(flow.amp.GradScaler(init_scale, 2.0, 0.5, growth_interval))
+
     def state_dict(self, destination=None) -> dict:
-        """Optimizer and schedule only: the module's tensors are in its own state dict."""
+        """Optimizer, schedule and loss scaler only: the module's tensors are in its own state
+        dict."""
         state = super().state_dict(destination)
-        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        renamed = {self._scaler_name(part): name for name, part in _SCALER_STATE.items()}
+        return {
+            renamed.get(name, name): value
+            for name, value in state.items()
+            if isinstance(value, Tensor) and (self._scales or name not in renamed)
+        }
+
+    def load_state_dict(self, state_dict: dict, strict: bool = True) -> None:
+        """The loss scale of a run in float32 is not one to go on from in mixed precision, nor the
+        other way round: it is taken where both have a scaler."""
+        state = {}
+        for name, value in state_dict.items():
+            if name in _SCALER_STATE:
+                if self._scales:
+                    state[self._scaler_name(_SCALER_STATE[name])] = value
+            elif not name.startswith(_SCALER):
+                state[name] = value
+        super().load_state_dict(state, strict)
+
+    def _scaler_name(self, part: str) -> str:
+        """The engine's; it holds the number of the graph within its process."""
+        return f"{_SCALER}{self.name}-{part}"
+
+    def counters(self) -> Counters:
+        """Of the steps done; waits for those that are queued. On rank 0, where they live."""
+        flow._oneflow_internal.eager.Sync()
+        graph = self._c_nn_graph
+        found = dict(zip(graph.additional_var_names, graph.additional_var_tensors))
+        names = (_TRAIN_STEP, *(self._scaler_name(part) for part in _SCALER_STATE.values()))
+        taken, scale, good = (found[name].to_local().numpy().item() for name in names)
+        return Counters(taken, scale, good)
 
     def set_activation_checkpoint(self) -> None:
         for block in self.model.modules():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 import oneflow as flow
@@ -15,9 +15,6 @@ from libai.utils import distributed as dist
 from libai_ext.errors import UserError
 
 logger = logging.getLogger(__name__)
-_TRAIN_STEP = "System-Train-TrainStep"
-# So long may the counter of a step that was taken be late.
-_LATE_SECONDS = 2.0
 
 
 class NonFiniteError(UserError):
@@ -29,12 +26,12 @@ def sum_of_squares(tensors) -> np.ndarray:
     parts = []
     for tensor in tensors:
         if dist.get_rank() not in tensor.placement.ranks.flatten():
-            parts.append(flow.zeros(1))
+            parts.append(flow.zeros(1, device=tensor.placement.type))
             continue
         mesh = tensor.placement.ranks.shape
         copies = math.prod(size for size, sbp in zip(mesh, tensor.sbp) if sbp == flow.sbp.broadcast)
-        parts.append((tensor.to_local().square().sum() / copies).float().reshape(1).cpu())
-    total = flow.cat(parts)
+        parts.append((tensor.to_local().square().sum() / copies).float().reshape(1))
+    total = flow.cat(parts).cpu()  # one copy to the host, one wait
     if dist.get_world_size() > 1:
         flow.comm.all_reduce(total)
     return total.numpy().astype(np.float64)
@@ -47,89 +44,104 @@ def gradient_norms(model) -> dict[str, float]:
     return {name: float(norm) for (name, _), norm in zip(named, norms)}
 
 
-def _reduced(loss: flow.Tensor) -> flow.Tensor:
-    return loss.detach().to_global(sbp=[flow.sbp.broadcast] * len(loss.sbp))
+def is_finite(values: dict[str, float]) -> bool:
+    return all(map(math.isfinite, values.values()))
 
 
 class StepGuard:
-    """Tells whether a step was sound, and reports one that was not.
-
-    In eager mode the trainer asks before the optimizer's step. In graph mode the optimizer leaves
-    out a step with non-finite gradients by itself (see :class:`libai_ext.engine.graph.Graph`) and
-    its step counter tells afterwards.
+    """Reports steps that were left out because a loss or a gradient is not finite.
 
     Args:
-        max_skips: so many steps may be left out; the next one ends the run.
+        max_faults: so many such steps are allowed; the next one ends the run.
     """
 
-    def __init__(self, trainer, max_skips: int):
+    def __init__(self, trainer, max_faults: int):
         self.trainer = trainer
-        self.max_skips = max_skips
-        self.skips = 0
-        self.steps_taken: float | None = None
+        self.max_faults = max_faults
+        self.faults = 0
 
-    def sound(self, losses, norms: dict[str, float] | None = None) -> bool:
-        """Whether the losses and, in eager mode, the gradients given as norms are finite; in
-        graph mode, whether the optimizer took the step."""
-        finite = bool(np.isfinite(sum_of_squares(map(_reduced, losses.values()))).all())
-        if norms is not None:
-            return finite and all(math.isfinite(norm) for norm in norms.values())
-        before, deadline = self.steps_taken, time.monotonic() + _LATE_SECONDS
-        self.steps_taken = self._count()
-        while finite and before is not None and self.steps_taken != before + 1:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.05)
-            self.steps_taken = self._count()
-        return finite
+    def reject(
+        self,
+        iteration: int,
+        losses: Sequence[dict[str, float]],
+        faults: int,
+        norms: dict[str, float] | None,
+    ) -> None:
+        """Note steps that were left out.
 
-    def reject(self, losses, norms: dict[str, float]) -> None:
-        """Note a step that was left out.
+        Args:
+            iteration: of the last step (counted from 0).
+            losses: of each step up to it, read together.
+            faults: how many of these steps should not have been left out.
+            norms: gradient norms, where one step was read and they are known.
 
         Raises:
-            NonFiniteError: it was one too many. The state before it is saved.
+            NonFiniteError: there are too many. The state, which has none of them, is saved.
         """
-        trainer, self.skips = self.trainer, self.skips + 1
-        iteration = trainer.iter
-        values = sum_of_squares([_reduced(loss) for loss in losses.values()])
-        bad = [name for name, norm in norms.items() if not math.isfinite(norm)]
-        what = (
-            f"the gradients of {len(bad)} of {len(norms)} parameters are" if bad else "the loss is"
-        )
-        text = f"{what} not finite at iteration {iteration} (counted from 0)"
+        self.faults += faults
+        first = iteration + 1 - len(losses)
+        bad = [first + number for number, step in enumerate(losses) if not is_finite(step)]
+        text = f"{_what(bad, norms)} not finite {_when(bad, faults, first, iteration)}"
+        if self.trainer.cfg.train.amp.enabled and not bad:
+            text += f", at the lowest loss scale ({self.trainer.steps.loss_scale:g})"
         if dist.is_main_process():
-            path = Path(trainer.cfg.train.output_dir, f"nonfinite_{iteration:07d}.json")
-            report = {
-                "iteration": iteration,
-                "lr": trainer.lr_scheduler.get_last_lr()[0],
-                "loss_magnitudes": dict(zip(losses, map(_json, np.sqrt(values)))),
-                "samples": [f"{key.epoch}:{key.index}" for key in trainer.order.batch(iteration)],
-                "gradient_norms": {name: _json(norm) for name, norm in norms.items()},
-            }
-            path.write_text(json.dumps(report, indent=1))
+            named = bad or range(first, iteration + 1)
+            path = self._report(named, losses[named[0] - first], norms)
             text += f"; samples (epoch:index), lr and gradient norms are in {path}"
-        if self.skips <= self.max_skips:
-            logger.warning(f"{text}; step left out, {self.skips} of {self.max_skips}")
+        if self.faults <= self.max_faults:
+            logger.warning(f"{text}; step left out, {self.faults} of {self.max_faults}")
             return
-        if iteration > trainer.start_iter:
-            trainer.checkpointer.save(f"model_{iteration - 1:07d}", iteration - 1)
-            text += "; the state before it is saved"
+        text += self._save(first, iteration)
         raise NonFiniteError(
             f"{text}. Lower the rate, set optim.params.clip_grad_max_norm, look at the samples, or "
             "allow for some such steps by train.max_nonfinite_steps"
         )
 
-    def _count(self) -> int:
-        """The step counter inside the training graph.
-
-        The loss is there before the step is over, and nothing orders a read of the counter; the
-        first layer's parameters, updated last, are there when it is over.
+    def _report(self, iterations: Sequence[int], losses: dict[str, float], norms) -> Path:
         """
-        first = next(p for p in self.trainer.model.parameters() if p.requires_grad)
-        first.to_local().numpy()
-        graph = self.trainer.graph_train._c_nn_graph
-        found = dict(zip(graph.additional_var_names, graph.additional_var_tensors))
-        return round(math.sqrt(sum_of_squares([found[_TRAIN_STEP]])[0]))
+        Args:
+            iterations: those with a loss that is not finite, or all that come into question.
+            losses: of the first of them.
+        """
+        trainer, iteration = self.trainer, iterations[0]
+        keys = [key for number in iterations for key in trainer.order.batch(number)]
+        path = Path(trainer.cfg.train.output_dir, f"nonfinite_{iteration:07d}.json")
+        report = {
+            "iteration": iteration,
+            "lr": trainer.lr_scheduler.get_last_lr()[0],
+            "loss_scale": trainer.steps.loss_scale,
+            "loss_magnitudes": {name: _json(abs(loss)) for name, loss in losses.items()},
+            "samples": [f"{key.epoch}:{key.index}" for key in keys],
+            "gradient_norms": {name: _json(norm) for name, norm in (norms or {}).items()},
+        }
+        path.write_text(json.dumps(report, indent=1))
+        return path
+
+    def _save(self, first: int, iteration: int) -> str:
+        """Where one step was read, the state is the one before it, and a resumed run tries that
+        step again; else the steps that follow the bad one are in it."""
+        last = iteration - 1 if first == iteration else iteration
+        if last < self.trainer.start_iter:
+            return ""
+        self.trainer.checkpointer.save(f"model_{last:07d}", last)
+        return f"; the state after iteration {last} is saved, without what was left out"
+
+
+def _what(bad: Sequence[int], norms: dict[str, float] | None) -> str:
+    if bad or norms is None:
+        return "the loss is" if bad else "gradients are"
+    wrong = sum(not math.isfinite(norm) for norm in norms.values())
+    # The gradients of a loss that cannot be computed again are sound at times.
+    return f"the gradients of {wrong} of {len(norms)} parameters are" if wrong else "the loss is"
+
+
+def _when(bad: Sequence[int], faults: int, first: int, last: int) -> str:
+    if first == last:
+        return f"at iteration {last} (counted from 0)"
+    if bad:
+        times = f"{len(bad)} time{'s' * (len(bad) > 1)}"
+        return f"at iteration {bad[0]} (counted from 0), {times} up to {last}"
+    return f"at {faults} of the iterations {first} to {last} (counted from 0)"
 
 
 def _json(value: float):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 
 import oneflow as flow
@@ -23,14 +22,14 @@ from libai_ext.engine import agreement
 from libai_ext.engine.checkpointing import Checkpointing, Evaluation
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
-from libai_ext.engine.gauges import BadImageReport, Gauges
+from libai_ext.engine.gauges import BadImageReport, Gauges, Means
 from libai_ext.engine.hang import HangReport
-from libai_ext.engine.nonfinite import StepGuard, gradient_norms
+from libai_ext.engine.nonfinite import StepGuard
 from libai_ext.engine.signals import SaveOnSignal
-from libai_ext.engine.writers import Progress, Writing, writers
+from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
+from libai_ext.engine.writers import Progress, Writing, is_line, writers
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.optim.ema import WeightAverage
-from libai_ext.optim.lr_scale import scaled
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +51,9 @@ class Trainer(DefaultTrainer):
         TrainerBase.__init__(self)
         self.cfg = cfg
         self.dataset = self.order = self.optimizer = self.lr_scheduler = None
-        self.guard = StepGuard(self, cfg.train.max_nonfinite_steps)
-        self.skipped = False
+        kind = GraphSteps if cfg.graph.enabled else EagerSteps
+        self.steps = kind(self, StepGuard(self, cfg.train.max_nonfinite_steps))
+        self.means = Means()
         self._batches = None
         # Of the last evaluation: metric name -> value, on rank 0.
         self.results: dict[str, float] = {}
@@ -107,6 +107,15 @@ class Trainer(DefaultTrainer):
         node.optimizer = optimizer
         return instantiate(node)
 
+    @classmethod
+    def build_graph(cls, cfg: DictConfig, *args, **kwargs):
+        graph, amp = super().build_graph(cfg, *args, **kwargs), cfg.train.amp
+        if amp.enabled:
+            graph.config.enable_amp(True)  # LiBai evaluates in float32 all the same
+            if graph.is_train:
+                graph.scale_loss(amp.init_scale, amp.growth_interval)
+        return graph
+
     def build_checkpointer(self) -> Checkpointer:
         """In graph mode the graph owns the optimizer's state; the schedule of the eager side is
         kept as well, since it is what the log shows."""
@@ -131,6 +140,7 @@ class Trainer(DefaultTrainer):
             self.model, train.output_dir, max_to_keep=train.checkpointer.max_to_keep, **items
         )
         checkpointer.plain["settings"] = agreement.settings(self.cfg, self.dataset)
+        checkpointer.before_save = self.settle
         return checkpointer
 
     def resume(self) -> None:
@@ -150,6 +160,9 @@ class Trainer(DefaultTrainer):
         checkpointer.load(path)
         checkpointer.plain["best"] = progress.get("best")
         self.start_iter = progress["iteration"] + 1
+        if self.optimizer is not None:
+            self.steps.load_state_dict(progress.get("steps", {}), self.lr_scheduler.last_step)
+            self.means.load_state_dict(progress.get("since_last_line", {}))
 
     def train(self) -> None:
         """Run from ``start_iter`` to ``max_iter``."""
@@ -167,17 +180,30 @@ class Trainer(DefaultTrainer):
         super().before_step()
 
     def run_step(self) -> None:
+        start = time.perf_counter()
         if self._batches is None:
             self._batches = self._endless_batches()
-        self.skipped = False
-        if self.cfg.graph.enabled:
-            loss_dict, data_time = self._graph_step()
-        else:
-            loss_dict, data_time = self._eager_step()
-        if not self.skipped:
-            if self.average is not None:
-                self.average.update()
-            self.write_metrics(loss_dict, data_time)
+        self.steps.run()
+        if self.average is not None and not self.steps.skipped:
+            self.average.update()
+        # Graphs are compiled and data workers started in the first steps.
+        if self.iter >= self.start_iter + WARM_UP:
+            self.means.add(time=time.perf_counter() - start)
+
+    def reading_due(self) -> bool:
+        """Whether something needs to know, after this step, how the steps so far went."""
+        train = self.cfg.train
+        periods = [train.log_period, train.checkpointer.period]
+        if train.evaluation.enabled:
+            periods.append(train.evaluation.eval_period)
+        return self.iter + 1 - self.start_iter == WARM_UP or is_line(self, periods)
+
+    def settle(self) -> None:
+        """Account for all steps done: what is saved belongs together."""
+        self.steps.settle()
+        move_to(self.lr_scheduler, self.steps.taken)
+        self.checkpointer.plain["steps"] = self.steps.state_dict()
+        self.checkpointer.plain["since_last_line"] = self.means.state_dict()
 
     def _endless_batches(self):
         train = self.cfg.train
@@ -193,55 +219,16 @@ class Trainer(DefaultTrainer):
             )
         )
 
-    def _next_batch(self):
+    def next_batch(self) -> dict:
+        """The next (micro-)batch, on the device."""
         start = time.perf_counter()
         try:
             batch = self.get_batch(next(self._batches))
         except DataError as error:  # from a worker, with the worker's traceback as text
             raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
-        return batch, time.perf_counter() - start
-
-    def _graph_step(self):
-        batch, data_time = self._next_batch()
-        losses = self.graph_train(**batch)
-        # With accumulation the graph returns one value per micro-batch.
-        losses = {name: loss.mean() for name, loss in losses.items()}
-        if not self.guard.sound(losses):
-            self.skipped = True
-            # The weights are those before the step: eager mode says where it went wrong, once what
-            # building the graph left in place of gradients is gone.
-            loss = sum(self.model(**batch).values())
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norms = gradient_norms(self.model)
-            self.optimizer.zero_grad(set_to_none=True)
-            self.guard.reject(losses, norms)
-        return losses, data_time
-
-    def _eager_step(self):
-        steps = self.cfg.train.num_accumulation_steps
-        total: dict = {}
-        data_time = 0.0
-        for _ in range(steps):
-            batch, waited = self._next_batch()
-            data_time += waited
-            losses = {name: loss / steps for name, loss in self.model(**batch).items()}
-            sum(losses.values()).backward()
-            for name, loss in losses.items():
-                total[name] = total[name] + loss.detach() if name in total else loss.detach()
-        norms = gradient_norms(self.model)
-        if self.guard.sound(total, norms):
-            if self.cfg.optim.params.get("clip_grad_max_norm") is not None:
-                self.optimizer.clip_grad()
-            with scaled(self.optimizer):
-                self.optimizer.step()
-            if dist.is_main_process():
-                self.storage.put_scalar("gradient_norm", math.hypot(*norms.values()))
-        else:
-            self.skipped = True
-            self.guard.reject(total, norms)
-        self.optimizer.zero_grad()
-        return total, data_time
+        if self.iter >= self.start_iter + WARM_UP:
+            self.means.add(data_time=time.perf_counter() - start)
+        return batch
 
     def build_hooks(self):
         train = self.cfg.train
@@ -259,8 +246,8 @@ class Trainer(DefaultTrainer):
                     evaluation.eval_mode,
                 )
             )
+        built.append(Gauges(self.means, self.global_batch_size, *periods))
         if dist.is_main_process():
-            built.append(Gauges(self.global_batch_size))
             built.append(Writing(writers(train.output_dir, self.start_iter), *periods))
             built.append(Progress(train.log_period))
         built.append(Checkpointing(self.checkpointer, train.checkpointer.period, train.log_period))
@@ -309,8 +296,18 @@ class Trainer(DefaultTrainer):
 
 
 class Schedule(hooks.LRScheduler):
-    """A step that was left out does not advance the schedule, as it does not inside a graph."""
+    """Shows the rate of the last optimizer step taken, and moves on to that of the next one."""
 
     def after_step(self) -> None:
-        if not self.trainer.skipped:
-            super().after_step()
+        taken = self.trainer.steps.taken
+        if self.scheduler.last_step != taken - 1:  # steps were left out
+            move_to(self.scheduler, max(taken - 1, 0))
+        lr = self.scheduler.get_last_lr()[self._best_param_group_id]
+        self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
+        move_to(self.scheduler, taken)
+
+
+def move_to(scheduler, step: int) -> None:
+    """Set the rate of optimizer step ``step``, counted from 0."""
+    scheduler.last_step = step - 1
+    scheduler.step()

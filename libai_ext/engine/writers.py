@@ -10,6 +10,7 @@ import sys
 import time
 from itertools import chain
 from pathlib import Path
+from typing import Sequence
 
 from libai.engine.hooks import PeriodicWriter
 from libai.engine.trainer import HookBase
@@ -19,6 +20,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
+
+from libai_ext.failure import ON_TERMINAL
 
 logger = logging.getLogger(__name__)
 _INTERNAL = ("eta_seconds",)
@@ -188,7 +191,7 @@ class Progress(HookBase):
         self.bar: tqdm | None = None
 
     def before_train(self) -> None:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() or ON_TERMINAL in os.environ:
             self.bar = tqdm(
                 total=self.trainer.max_iter,
                 initial=self.trainer.start_iter,
@@ -197,11 +200,12 @@ class Progress(HookBase):
             )
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
+        done, line = self.trainer.iter + 1, is_line(self.trainer, [self.period])
         if self.bar is not None:
-            self.bar.set_postfix_str(self._text(), refresh=False)
+            if line:
+                self.bar.set_postfix_str(self._text(), refresh=False)
             self.bar.update()
-        elif done % self.period == 0 or done == self.trainer.max_iter:
+        elif line:
             width = len(str(self.trainer.max_iter))
             logger.info(f"[{done:{width}d}/{self.trainer.max_iter}] {self._text()}{self._eta()}")
 
@@ -211,10 +215,12 @@ class Progress(HookBase):
 
     def _text(self) -> str:
         latest = latest_scalars(self.trainer.storage)
-        if self.trainer.skipped:
+        if "total_loss" not in latest:
             return "step left out"
         text = f"loss {latest['total_loss']:.4f}, lr {latest['lr']:.2e}"
-        if "images_per_second" in latest:  # LiBai's timer skips the first iterations
+        if "loss_scale" in latest:
+            text += f", loss scale {latest['loss_scale']:g}, {latest['skipped_steps']:.0f} skipped"
+        if "images_per_second" in latest:  # not in the first iterations
             text += f", {latest['images_per_second']:.0f} images/s"
             text += f", data wait {100 * latest['data_wait']:.0f} %"
         for name, value in self.trainer.results.items():
@@ -222,23 +228,29 @@ class Progress(HookBase):
         return f"{text}, memory {latest['memory_gib']:.2f} GiB"
 
     def _eta(self) -> str:
-        if "time" not in self.trainer.storage.histories():
+        seconds = latest_scalars(self.trainer.storage).get("time")
+        if seconds is None:
             return ""
-        left = self.trainer.max_iter - self.trainer.iter - 1
-        seconds = self.trainer.storage.history("time").median(100) * left
-        return f", left {datetime.timedelta(seconds=int(seconds))}"
+        left = seconds * (self.trainer.max_iter - self.trainer.iter - 1)
+        return f", left {datetime.timedelta(seconds=int(left))}"
+
+
+def is_line(trainer, periods: Sequence[int]) -> bool:
+    """Whether numbers are written after this step: every so many iterations, counted by any of
+    the periods, and after the last one."""
+    done = trainer.iter + 1
+    return done == trainer.max_iter or any(done % period == 0 for period in periods)
 
 
 class Writing(PeriodicWriter):
-    """Every so many iterations, counted by any of the periods, and after the last one."""
+    """Writes at each logging step, see :func:`is_line`."""
 
     def __init__(self, writers: list[EventWriter], *periods: int):
         super().__init__(writers)
         self.periods = periods
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or any(done % period == 0 for period in self.periods):
+        if is_line(self.trainer, self.periods):
             for writer in self._writers:
                 writer.write()
 

@@ -1,6 +1,7 @@
 """Training with one batch or one gradient made NaN: arguments WHAT ITERATION, then the program's.
 
-WHAT is ``loss`` (through the images) or ``gradient`` (of one parameter, with a finite loss).
+WHAT is ``loss`` (through the images) or ``gradient`` (of one parameter, with a finite loss); with
+``-queued`` the steps of a graph are read at logging steps, as on a GPU.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from libai_ext.startup import start
 
 
 def main() -> None:
-    what, iteration = sys.argv[1], int(sys.argv[2])
+    what, _, queued = sys.argv[1].partition("-")
+    iteration = int(sys.argv[2])
     del sys.argv[1:3]
     args = entry.parse_args(__doc__)
     start()
+    from libai_ext.engine.steps import GraphSteps
     from projects.MAE.modeling.mae import MaskedAutoencoder
     from projects.MAE.run import TaskTrainer, run
 
@@ -35,7 +38,13 @@ def main() -> None:
             out["losses"] = out["losses"] + 0.0 * root
         return out
 
+    def queue(self, *args):
+        create(self, *args)
+        self.deferred = True
+
     TaskTrainer.get_batch = poisoned_batch
+    if queued:
+        create, GraphSteps.__init__ = GraphSteps.__init__, queue
     if what == "gradient":
         MaskedAutoencoder.forward = rooted_loss
     run(args)

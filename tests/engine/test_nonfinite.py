@@ -98,6 +98,43 @@ def test_it_skips_if_told_to(train, sound, tmp_path, what):
     assert all(np.isfinite(value).all() for value in weights(tmp_path, "model_final").values())
 
 
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_queued_steps_are_left_out_all_the_same(train, tmp_path, what):
+    """What a GPU does: the fault shows at the next logging step, two steps later, and the state
+    is the one after all other steps."""
+    read_at_once, queued = tmp_path / "read", tmp_path / "queued"
+    train(read_at_once, "graph", "train.max_nonfinite_steps=1", what=what)
+    out = train(queued, "graph", "train.log_period=7", what=f"{what}-queued", status=2)
+    assert "Traceback" not in out and out.count("error:") == 1
+    if what == "loss":
+        assert "the loss is not finite at iteration 4 (counted from 0), 1 time up to 6" in out
+    else:
+        assert "gradients are not finite at 1 of the iterations 3 to 6" in out
+    assert "the state after iteration 6 is saved, without what was left out" in out
+    expected, found = weights(read_at_once, "model_final"), weights(queued, "model_0000006")
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(expected[key], found[key]) for key in expected)
+
+    out = train(queued, "graph", "train.log_period=7", "--resume", what=f"{what}-queued")
+    assert "nothing to do: 7 of 7 iterations are done" in out
+
+
+def test_a_line_holds_the_means_since_the_line_before(train, sound, tmp_path):
+    """Also for a run that was saved between two lines, and with a fault among the steps."""
+    mode, reference = sound
+    options = ("train.log_period=5", "train.checkpointer.period=2")
+    train(tmp_path, mode, *options)
+    losses = [line["total_loss"] for line in metrics(reference)]
+    rates = [line["lr"] for line in metrics(reference)]
+    for _ in range(2):
+        lines = metrics(tmp_path)
+        assert [line["iteration"] for line in lines] == [5, 7]
+        assert [line["total_loss"] for line in lines] == [np.mean(losses[:5]), np.mean(losses[5:])]
+        assert [line["lr"] for line in lines] == [rates[4], rates[6]]
+        (tmp_path / "last_checkpoint").write_text("model_0000003")
+        train(tmp_path, mode, *options, "--resume")
+
+
 @pytest.mark.parametrize("mode", ["graph", "eager"])
 def test_all_ranks_stop_together(train, tmp_path, mode):
     out = train(tmp_path, mode, what="gradient", processes=2, status=2)

@@ -2,7 +2,8 @@
 
     bash tools/train.sh projects/MAE/train_net.py projects/MAE/configs/mae_finetune.py 8 \
         data.train='[/data/imagenet/train]' data.test='[/data/imagenet/val]' \
-        finetune.path=mae_pretrain_vit_base.pth train.num_accumulation_steps=4
+        finetune.path=mae_pretrain_vit_base.pth train.num_accumulation_steps=4 \
+        train.amp.enabled=True
 
 Published: 83.6 % top-1. In part only (section 4.3 of the paper): model.n_partial=0.5, 1, 2 ...
 """

@@ -2,7 +2,7 @@
 
     bash tools/train.sh projects/MAE/train_net.py projects/MAE/configs/mae_pretraining.py 8 \
         data.train='[/data/imagenet/train]' train.global_batch_size=4096 \
-        train.num_accumulation_steps=8
+        train.num_accumulation_steps=8 train.amp.enabled=True
 
 Published with this recipe and 1600 epochs, after fine-tuning: ViT-B 83.6, ViT-L 85.9, ViT-H 86.9
 top-1. Other sizes: model.arch=mae_vit_large_patch16 and so on.
