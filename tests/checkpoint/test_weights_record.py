@@ -207,6 +207,8 @@ def test_hugging_face_says_it_in_two_files(golden, tmp_path):
     assert record.model["img_size"] == [8, 8] and record.model["mask_ratio"] == 0.75
     assert record.model["norm_pix_loss"] is False and record.model["decoder_num_heads"] == 2
     assert record.data == dict(DATA)
+    (tmp_path / "hf/preprocessor_config.json").write_text('{"image_mean": 0.5, "image_std": 0.25}')
+    assert known(tmp_path / "hf").data == dict(mode="RGB", mean=[0.5] * 3, std=[0.25] * 3)
     config = json.loads((tmp_path / "hf/config.json").read_text())
     for change, message in (
         ({"num_hidden_layers": 4}, r"it says depth 4 \(the tensors 2\)"),

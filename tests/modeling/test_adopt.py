@@ -66,7 +66,10 @@ def test_another_image_size_is_no_contradiction(lines):
         ("model.depth=12", "model.depth 12, the file has 2"),
         ("model.patch_size=8", "model.patch_size 8, the file has 4"),
         ("model.embed_dim=96", "model.embed_dim 96, the file has 48"),
-        ("model.arch=mae_vit_base_patch16", "embed_dim 768, the file has 48; model.depth 12, "),
+        (
+            "model.arch=mae_vit_base_patch16",
+            r"embed_dim 768, the file has 48; .* \(model.arch mae_vit_base_patch16\): set these",
+        ),
         (
             "model.in_chans=1 data.mode=L data.mean=[0.5] data.std=[0.5]",
             r"model.in_chans 1, the file has 3: set model.in_chans=3 data.mode=RGB "

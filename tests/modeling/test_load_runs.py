@@ -111,7 +111,7 @@ def test_what_no_file_says_is_named(square, tmp_path, caplog):
     weights = weights_of(square[1])
     write_oneflow(weights, str(tmp_path / "bare"))
     logging.getLogger("projects").propagate = True
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         load_weights(autoencoder(), str(tmp_path / "bare"))
     assert "has no record.json and no config.yaml beside it" in caplog.text
     assert "the file does not say how many heads: 4, as the model has" in caplog.text

@@ -65,7 +65,8 @@ def adopt(cfg: DictConfig, opts: Sequence[str], start: Start) -> list[str]:
         opts: what was given on the command line.
 
     Returns:
-        What was taken from the weights and what is not known of them, a sentence each.
+        What was taken from the weights and what differs from how they were trained, a sentence
+        each.
 
     Raises:
         CheckpointError: the weights cannot be read.
@@ -81,9 +82,11 @@ def adopt(cfg: DictConfig, opts: Sequence[str], start: Start) -> list[str]:
     wanted = {key: model[key] for key in sizes if model[key] is not None}
     arch = ARCHS.get(model.arch, {})
     if not start.own:
-        if any(option.partition("=")[0] == "model.arch" for option in opts):
+        arch_is_set = any(option.partition("=")[0] == "model.arch" for option in opts)
+        if arch_is_set:
             wanted = {**{key: arch[key] for key in sizes if key in arch}, **wanted}
-        _refuse(cfg, wanted, source, sizes, start)
+        said = f" (model.arch {model.arch})" if arch_is_set else ""
+        _refuse(cfg, wanted, source, sizes, start, said)
     notes = _fill(model, known, sizes, source, arch)
     _check_heads(model, source, sizes, arch)
     _check_grid(model, source, arch)
@@ -109,9 +112,17 @@ def _checkpoints(run: str) -> list[Path]:
 
 
 def _refuse(
-    cfg: DictConfig, wanted: dict[str, Any], source: Source, sizes: Sequence[str], start: Start
+    cfg: DictConfig,
+    wanted: dict[str, Any],
+    source: Source,
+    sizes: Sequence[str],
+    start: Start,
+    said: str,
 ) -> None:
     """
+    Args:
+        said: what the sizes that are wanted follow from.
+
     Raises:
         ConfigError: a size of the config is another one in the weights.
     """
@@ -121,12 +132,12 @@ def _refuse(
         found += compare.contradictions(cfg.model, known, compare.HEAD, "model.")
     if not found:
         return
-    advice = "leave these keys out, and they are taken from it"
+    advice = "set these keys as the file has them; sizes that are unset (null) are taken from it"
     if differ(cfg.model.in_chans, known.get("in_chans")):
         data = source.record.data
         keys = [f"data.{key}={shown(data[key])}" for key in ("mode", "mean", "std") if key in data]
         advice = " ".join(["set", f"model.in_chans={known['in_chans']}", *keys])
-    raise ConfigError(f"{source.path} is of another model: {'; '.join(found)}: {advice}")
+    raise ConfigError(f"{source.path} is of another model: {'; '.join(found)}{said}: {advice}")
 
 
 def _fill(
@@ -140,7 +151,7 @@ def _fill(
     if "mlp_ratio" not in model and differ(ratio, DEFAULT_MLP_RATIO):
         model.mlp_ratio = ratio
         taken.append(f"mlp_ratio {shown(ratio)}")
-    notes = [f"{source.path}: {note}" for note in source.notes]
+    notes = []
     if taken:
         notes.append(f"model, as {source.record.origin or source.path} has it: {', '.join(taken)}")
     others = [key for key in filled if differ(arch.get(key), known[key])]

@@ -41,9 +41,9 @@ def huggingface(folder: str) -> Record:
         "norm_pix_loss": config.get("norm_pix_loss"),
     }
     data = {
-        "mode": {1: "L", 3: "RGB"}.get(_hashable(config.get("num_channels"))),
-        "mean": (preprocessor or {}).get("image_mean"),
-        "std": (preprocessor or {}).get("image_std"),
+        "mode": {"1": "L", "3": "RGB"}.get(str(config.get("num_channels"))),
+        "mean": _channels((preprocessor or {}).get("image_mean"), config),
+        "std": _channels((preprocessor or {}).get("image_std"), config),
     }
     return parse({"model": model, "data": data, "classes": _labels(config.get("id2label"))}, path)
 
@@ -105,13 +105,15 @@ def _json(path: str) -> dict[str, Any] | None:
     return content
 
 
-def _hashable(value: Any) -> Any:
-    return value if type(value) is int else None
-
-
 def _pair(size: Any) -> Any:
     """[height, width] of a size that may be one number."""
     return [size, size] if type(size) is int else size
+
+
+def _channels(value: Any, config: Mapping[str, Any]) -> Any:
+    """A value for each channel of one that may be the same for all."""
+    count = config.get("num_channels")
+    return [value] * count if type(value) is float and count in (1, 3) else value
 
 
 def _side(size: Any) -> Any:

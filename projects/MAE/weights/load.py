@@ -118,7 +118,9 @@ def _heads(own: dict[str, Any], source: Source) -> Heads:
 
 def _log(source: Source, own: dict[str, Any], table: str) -> None:
     logger.info(f"weights of {source.located} (style {source.style}): {source.summary()}\n{table}")
-    notes = list(source.notes)
+    for note in source.notes:
+        logger.info(f"{source.path}: {note}")
+    notes = []
     if source.heads.encoder is None:
         notes.append(f"the file does not say how many heads: {own['num_heads']}, as the model has")
     if source.grid is None:
