@@ -42,9 +42,9 @@ def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run
     flow.manual_seed(cfg.train.seed)
     model = instantiate(fresh(cfg.model))
     if weights:
-        # An encoder alone will do for features.
+        # An encoder alone will do for features, or a classifier with its last norm.
         path = cfg.train.load_weight or cfg.train.output_dir
-        load_weights(model, path, replaced=DECODER, grid=cfg.train.load_grid)
+        load_weights(model, path, replaced=(*DECODER, "head"), grid=cfg.train.load_grid)
     return Run(cfg, model.eval())
 
 

@@ -109,7 +109,7 @@ def describe(
         found, dropped = _usable(found, sizes, patches_of(shapes))
         check(found, sizes)
         model = {**found.model, **sizes}
-        notes = [*notes, *dropped, *_add_heads(model, found.origin, heads, style, shapes)]
+        notes = [*notes, *dropped, *_add_heads(model, found.origin, heads, style)]
         notes += _add_grid(model, found.origin, grid, patches_of(shapes), state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -176,9 +176,7 @@ def _usable(
     return replace(found, model=model), [note]
 
 
-def _add_heads(
-    model: dict[str, Any], origin: str, given: Heads, style: str, shapes: Mapping[str, Any]
-) -> list[str]:
+def _add_heads(model: dict[str, Any], origin: str, given: Heads, style: str) -> list[str]:
     """Fill the heads in, as given or by a published width; returns what was derived.
 
     Ours are never derived: our own models have other numbers at those widths, and their checkpoints
