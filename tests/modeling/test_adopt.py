@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
+import oneflow as flow
 import pytest
 from made_runs import DATA, autoencoder, classified_run, pretrained_run, randomise, weights_of
 
 from libai_ext.errors import ConfigError, UserError
+from libai_ext.placement import batch_sbp, to_global
+from projects.MAE.probe import load_run
 from projects.MAE.run import resolve
 from projects.MAE.weights.describe import describe
 from projects.MAE.weights.files import write_fb, write_timm
@@ -181,6 +184,19 @@ def test_a_run_evaluates_its_own_checkpoint(lines):
     assert [cfg.model[key] for key in SIZES] == [[16, 64], 4, 48, 2, 6]
     with pytest.raises(ConfigError, match=r"data.mean \[0.485,0.456,0.406\], the file has "):
         pretrain(*opts, evaluate=True)
+
+
+def test_a_linear_probe_gives_the_features_of_its_encoder(tmp_path):
+    """Where a pre-training config looks at it, as tools/knn.py does."""
+    run, probe = classified_run(tmp_path, pooling="cls", batch_norm=True)
+    opts = [f"train.load_weight={run}", *SAME_DATA]
+    model = load_run(f"{CONFIGS}/mae_pretraining.py", opts).model
+    pixels = np.random.default_rng(6).normal(size=(2, 3, 16, 16)).astype(np.float32)
+    images = to_global(pixels, batch_sbp())
+    with flow.no_grad():
+        tokens = model.features(images)[:, 0]
+        found = probe.head_norm(tokens).numpy()
+        np.testing.assert_allclose(found, probe.features(images).numpy(), atol=1e-5)
 
 
 def test_a_run_goes_on_with_its_own_sizes(lines, tmp_path):

@@ -133,7 +133,7 @@ def _refuse(
     if not found:
         return
     advice = "set these keys as the file has them; sizes that are unset (null) are taken from it"
-    if differ(cfg.model.in_chans, known.get("in_chans")):
+    if differ(cfg.model.get("in_chans"), known.get("in_chans")):
         data = source.record.data
         keys = [f"data.{key}={shown(data[key])}" for key in ("mode", "mean", "std") if key in data]
         advice = " ".join(["set", f"model.in_chans={known['in_chans']}", *keys])
