@@ -97,6 +97,7 @@ RULES: Mapping[str, Rule] = {
     "train.scheduler.min_lr": number(0),
     "train.epoch_remainder": one_of("carry", "drop"),
     "train.load_weight": text(unset=True),
+    "train.load_grid": each(whole(1), length=2, unset=True),
     "train.log_period": whole(1),
     "train.checkpointer.period": whole(1),
     "train.checkpointer.max_to_keep": whole(1),

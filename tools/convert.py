@@ -3,16 +3,20 @@
     python tools/convert.py SRC DST --to fb|timm|hf|oneflow
     python tools/convert.py --inspect FILE
 
-SRC is a `.pth`, `.bin` or `.safetensors` file, a Hugging Face folder or a LiBai checkpoint; its
-style is recognised from its names. DST is a `.pth` (`.bin` for hf) or `.safetensors` file, a new
-folder for `from_pretrained` (hf), or a new LiBai checkpoint (oneflow). Neither PyTorch nor OneFlow
-is needed, and nothing in SRC is executed.
+SRC is a `.pth`, `.bin` or `.safetensors` file, a Hugging Face folder, a checkpoint, or the output
+folder of a run for its last checkpoint; its style is recognised from its names. DST is a `.pth`
+(`.bin` for hf) or `.safetensors` file, a new folder for `from_pretrained` (hf), or a new checkpoint
+(oneflow). What SRC says of its model (heads, image size, loss, mean and deviation, classes) goes
+along where DST has room for it. Neither PyTorch nor OneFlow is needed, and nothing in SRC is
+executed.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
+import math
 import os
 import sys
 import time
@@ -59,13 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("target", nargs="?", metavar="DST")
     parser.add_argument("--to", choices=TARGETS, default="oneflow", help="style of DST (oneflow)")
     parser.add_argument("--inspect", metavar="FILE", help="show what FILE holds; reads no tensor")
-    parser.add_argument("--encoder-heads", type=int, metavar="N", help="where no width tells")
-    parser.add_argument("--decoder-heads", type=int, metavar="N", help="where no width tells")
+    parser.add_argument("--encoder-heads", type=int, metavar="N", help="where nothing in SRC tells")
+    parser.add_argument("--decoder-heads", type=int, metavar="N", help="where nothing in SRC tells")
     parser.add_argument(
         "--grid",
         type=_grid,
         metavar="ROWSxCOLUMNS",
-        help="patches of an image that is not square, for the config.json of hf",
+        help="patches of the position tables, where nothing in SRC tells",
     )
     return parser
 
@@ -82,25 +86,55 @@ def convert(options: argparse.Namespace) -> None:
         CheckpointError: SRC cannot be read, DST cannot be written, or a round trip is not exact.
     """
     source_path, target_path = options.source, options.target
-    formats.locate(source_path)
+    located = formats.locate(source_path)
     if os.path.exists(target_path) and os.path.samefile(source_path, target_path):
         raise CheckpointError(f"{target_path}: SRC and DST are the same")
     started = time.monotonic()
-    print(f"reading  {source_path}")
+    print(f"reading  {located}")
     given = Heads(options.encoder_heads, options.decoder_heads)
-    weights, source = files.read_weights(source_path, given)
+    weights, source = files.read_weights(source_path, given, options.grid)
     print(f"         {_summary(weights, source)}")
+    print(f"         {source.summary()}")
+    for note in source.notes:
+        print(f"note:    {note}")
+    folded = "head_norm.running_mean" in weights and options.to in ("timm", "hf")
+    if folded:
+        weights = files.fold_probe(weights)
+        source = dataclasses.replace(source, record=source.record.having(batch_norm=False))
+        print("note:    the batch norm before the head becomes part of the head")
     print(f"writing  {target_path} ({options.to})")
     dropped = _write(weights, options, source)
     _print_table(weights, source.style, TARGETS[options.to], dropped)
     for name in source.left_out:
         print(f"left out: {name}: no model of this project has it")
+    _say_what_is_lost(source, options)
     print("checking the round trip")
-    kept = len(weights) - len(dropped)
+    changed = [name for name in weights if folded and name.startswith("head.")]
+    kept = len(weights) - len(dropped) - len(changed)
     unmatched = from_ours({name: weights[name] for name in dropped}, source.style, source.heads)
     del weights  # the check needs the memory
-    _check_round_trip(source, target_path, list(unmatched))
+    _check_round_trip(source, target_path, list(unmatched), changed)
     print(f"{kept} tensors equal bit for bit, {time.monotonic() - started:.1f} s")
+
+
+def _say_what_is_lost(source: files.Source, options: argparse.Namespace) -> None:
+    """What is known of the model and DST has no room for, or what is not known and DST wants."""
+    known = source.record
+    bare = os.path.splitext(options.target)[1] in files.TORCH_SUFFIXES and options.to != "fb"
+    if bare:
+        print(f"note:    {options.target} has no room for: {source.summary()}")
+    elif options.to == "hf":
+        wanted = ("norm_pix_loss", "mask_ratio") if source.contents == "pretraining" else ()
+        absent = [key for key in wanted if key not in known.model]
+        absent += [key for key in ("mean", "std") if key not in known.data]
+        if absent:
+            print(f"note:    SRC does not say {', '.join(absent)}: transformers' defaults hold")
+        patches = source.patches
+        if source.contents == "pretraining" and math.isqrt(patches) ** 2 != patches:
+            print(
+                f"note:    transformers builds no ViTMAEForPreTraining of {patches} patches, no "
+                "square number; a ViTMAEModel it does"
+            )
 
 
 def _summary(weights: dict[str, np.ndarray], source: files.Source) -> str:
@@ -117,17 +151,17 @@ def _write(
     weights: dict[str, np.ndarray], options: argparse.Namespace, source: files.Source
 ) -> list[str]:
     """Write DST; returns our names that its style has no place for."""
-    path, heads = options.target, source.heads
+    path, heads, known = options.target, source.heads, source.record
     if options.to == "timm":
-        return files.write_timm(weights, path, heads)
+        return files.write_timm(weights, path, heads, known)
     if options.to == "hf":
-        files.write_hf(weights, path, heads, options.grid)
+        files.write_hf(weights, path, heads, source.grid, known)
     elif options.to == "fb":
-        files.write_fb(weights, path, heads)
+        files.write_fb(weights, path, heads, known)
     elif os.path.splitext(path)[1] in (*files.TORCH_SUFFIXES, files.SAFETENSORS):
         raise CheckpointError(f"{path}: --to oneflow writes a folder; for a file give another --to")
     else:
-        files.write_oneflow(weights, path)
+        files.write_oneflow(weights, path, known)
     return []
 
 
@@ -163,18 +197,28 @@ def _joined(names: tuple[str, ...]) -> str:
     return f"{start}{{{','.join(middles)}}}{end}"
 
 
-def _check_round_trip(source: files.Source, target_path: str, dropped: Sequence[str]) -> None:
+def _check_round_trip(
+    source: files.Source, target_path: str, dropped: Sequence[str], changed: Sequence[str]
+) -> None:
     """Translate DST back into the style of SRC and compare with what SRC holds, bit for bit.
 
     One tensor at a time, so that it takes no more memory than the conversion.
+
+    Args:
+        dropped: names in SRC that DST has no place for.
+        changed: our names of what was computed anew.
     """
-    state, _ = find_state_dict(formats.inspect(source.path))
+    state, _ = find_state_dict(formats.inspect(source.located))
     remaining = {without_alias(name): tensor for name, tensor in state.items()}
     for name in (*source.left_out, *dropped):
         del remaining[name]
+    if changed:
+        remaining = {name: t for name, t in remaining.items() if not name.startswith("head")}
     different = []
     written, _ = files.read_weights(target_path, source.heads)
     for ours, array in written.items():
+        if ours in changed:
+            continue
         for name, back in from_ours({ours: array}, source.style, source.heads).items():
             tensor = remaining.pop(name, None)
             if tensor is None or not _same_bits(tensor.array(), back):

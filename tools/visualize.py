@@ -5,8 +5,8 @@
     python tools/visualize.py WEIGHTS IMAGE ... --attention heads|rollout
 
 WEIGHTS is a run's output folder, one of its checkpoints, or a file or folder of the official code,
-timm or Hugging Face. Mean, deviation, image size and heads are those of the run's config.yaml where
-there is one, else ImageNet's and those of the published models.
+timm or Hugging Face. Sizes, heads, loss, mean and deviation are those that lie beside the weights;
+what no file says is named, or asked for.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the model's input")
     parser.add_argument("--pixels", type=int, default=224, help="longer side of a panel, about")
     parser.add_argument("--norm-pix-loss", action="store_true", help="it was trained so")
-    parser.add_argument("--encoder-heads", type=int, help="where no published width tells")
-    parser.add_argument("--decoder-heads", type=int, help="where no published width tells")
+    parser.add_argument("--encoder-heads", type=int, help="where nothing tells")
+    parser.add_argument("--decoder-heads", type=int, help="where nothing tells")
+    parser.add_argument(
+        "--grid", type=_size, metavar="ROWSxCOLUMNS", help="patches in WEIGHTS, where nothing tells"
+    )
     return parser.parse_args()
 
 
@@ -81,7 +84,10 @@ def main() -> None:
         Heads(args.encoder_heads, args.decoder_heads),
         args.size,
         args.norm_pix_loss,
+        args.grid,
     )
+    for note in subject.notes:
+        print(f"warning: {note}", file=sys.stderr)
     images = vis.read_images(subject, args.images, args.samples)
     scale = magnification(*images.shape[2:], args.pixels)
     if args.attention:

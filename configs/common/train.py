@@ -32,6 +32,8 @@ train = DictConfig(
         epoch_remainder="carry",
         # Weights to start from: a file or folder of any known style. --resume goes first.
         load_weight=None,
+        # [rows, columns]: the grid of its position tables, where the file does not say.
+        load_grid=None,
         log_period=20,
         checkpointer=dict(period=5000, max_to_keep=5),
         # Steps that may be left out because their loss or gradients are not finite; one more ends

@@ -7,13 +7,17 @@ from typing import Any
 
 from libai_ext.checkpoint import oneflow_folder, safetensors_file, torch_file
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.checkpoint.record import read_text
 
 # What `save_pretrained` of Hugging Face leaves in a folder, in the order of preference.
 PRETRAINED_FILES = ("model.safetensors", "pytorch_model.bin")
+# In a run's output folder: the name of its last checkpoint.
+POINTER = "last_checkpoint"
 
 
 def locate(path: str | os.PathLike[str]) -> str:
-    """The file or folder that holds the tensors: a Hugging Face folder stands for its weights.
+    """The file or folder that holds the tensors: a Hugging Face folder stands for its weights, a
+    run's output folder for its last checkpoint.
 
     Raises:
         CheckpointError: there is nothing, or a folder of an unknown kind.
@@ -26,19 +30,35 @@ def locate(path: str | os.PathLike[str]) -> str:
     for name in PRETRAINED_FILES:
         if os.path.isfile(os.path.join(path, name)):
             return os.path.join(path, name)
+    if os.path.isfile(os.path.join(path, POINTER)):
+        return _last_checkpoint(path)
+    if os.path.isfile(os.path.join(path, "config.yaml")):
+        raise CheckpointError(f"{path}: the run has no checkpoint yet")
     raise CheckpointError(
         f"{path}: a folder without {', '.join(PRETRAINED_FILES)} or {oneflow_folder.PICKLE}"
     )
 
 
+def _last_checkpoint(run: str) -> str:
+    pointer = os.path.join(run, POINTER)
+    name = read_text(pointer).decode("utf-8", "replace").strip()
+    checkpoint = os.path.join(run, name)
+    if os.path.basename(name) != name or not oneflow_folder.is_oneflow_folder(checkpoint):
+        raise CheckpointError(f"{pointer}: there is no checkpoint {name!r:.80} in this folder")
+    return checkpoint
+
+
 def _reader(path: str) -> Any:
     if os.path.isdir(path):
         return oneflow_folder
+    return safetensors_file if is_safetensors(path) else torch_file
+
+
+def is_safetensors(path: str) -> bool:
+    """Whether a file starts as one: the length of a JSON header, then its first brace."""
     with open(path, "rb") as file:
         start = file.read(safetensors_file.LENGTH_BYTES + 1)
-    # The length of a JSON header, then its first brace.
-    is_safetensors = len(start) > safetensors_file.LENGTH_BYTES and start[-1:] == b"{"
-    return safetensors_file if is_safetensors else torch_file
+    return len(start) > safetensors_file.LENGTH_BYTES and start[-1:] == b"{"
 
 
 def inspect(path: str | os.PathLike[str]) -> Any:

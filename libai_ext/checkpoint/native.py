@@ -3,7 +3,7 @@
 A checkpoint is a folder of ``flow.save`` folders (``model``, optimizer and schedule state), with
 ``progress.json`` and the checksums of all files. It is written under a temporary name, forced to
 disk and renamed when complete; the file ``last_checkpoint`` names the latest one and moves only
-after that.
+after that. ``record.json`` in it is for whoever uses the weights elsewhere.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from libai.utils import distributed as dist
 from libai.utils.checkpoint import Checkpointer as LiBaiCheckpointer
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
-from libai_ext.checkpoint import host_state, manifest
+from libai_ext.checkpoint import host_state, manifest, record
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.files import replace_folder, sync, sync_tree
+from libai_ext.checkpoint.formats import POINTER
 
 PROGRESS = "progress.json"
-POINTER = "last_checkpoint"
 _NAMES = re.compile(r"model_(\d+|best|final)(\.old)?")
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,7 @@ class Checkpointer(LiBaiCheckpointer):
 
     Attributes:
         plain: further values for ``progress.json`` of each checkpoint, those of rank 0.
+        record: what ``record.json`` of each checkpoint says; None: there is none.
         before_save: called by :meth:`save` first, on all ranks.
         failure: why the latest save did not succeed, on rank 0; None when it did.
     """
@@ -55,6 +56,7 @@ class Checkpointer(LiBaiCheckpointer):
         super().__init__(model, save_dir, **checkpointables)
         self.max_to_keep = max_to_keep
         self.plain: dict[str, Any] = {}
+        self.record: dict[str, Any] | None = None
         self.before_save: Callable[[], None] = lambda: None
         self.failure: str | None = None
         self._thread: threading.Thread | None = None
@@ -96,7 +98,7 @@ class Checkpointer(LiBaiCheckpointer):
             CheckpointError: it failed; on all ranks, since none can leave without its peers.
         """
         self.join()
-        failure = _from_rank_0(lambda: self.failure)
+        failure = from_rank_0(lambda: self.failure)
         if failure is not None:
             raise CheckpointError(failure)
 
@@ -127,6 +129,8 @@ class Checkpointer(LiBaiCheckpointer):
         for key, value in state.items():
             host_state.write(value, partial / key)
         (partial / PROGRESS).write_text(progress)
+        if self.record is not None:
+            (partial / record.RECORD).write_text(record.dumps(self.record))
         manifest.write(partial)
         sync_tree(partial)
         replace_folder(str(partial), str(target))
@@ -163,7 +167,7 @@ class Checkpointer(LiBaiCheckpointer):
 
     def has_checkpoint(self) -> bool:
         """Whether there is any, whole or not; asked by all ranks together."""
-        return _from_rank_0(lambda: bool(self._folders()))
+        return from_rank_0(lambda: bool(self._folders()))
 
     def get_checkpoint_file(self) -> str:
         """Folder of the latest checkpoint that is whole; asked by all ranks together.
@@ -173,7 +177,7 @@ class Checkpointer(LiBaiCheckpointer):
         Raises:
             CheckpointError: there is none, or none is whole.
         """
-        return _from_rank_0(self._latest)
+        return from_rank_0(self._latest)
 
     def _latest(self) -> str:
         candidates = self._candidates()
@@ -207,7 +211,7 @@ class Checkpointer(LiBaiCheckpointer):
 
     def progress(self, path: str) -> dict:
         """``progress.json`` of a checkpoint; asked by all ranks together."""
-        return _from_rank_0(lambda: json.loads((Path(path) / PROGRESS).read_text()))
+        return from_rank_0(lambda: json.loads((Path(path) / PROGRESS).read_text()))
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
         """Restore the model and the named checkpointables, all when None; by all ranks together.
@@ -219,7 +223,7 @@ class Checkpointer(LiBaiCheckpointer):
             CheckpointError: the checkpoint lacks one of them, or its model is another one.
         """
         names = list(self.checkpointables if checkpointables is None else checkpointables)
-        saved = _from_rank_0(lambda: [item.name for item in Path(path).iterdir()])
+        saved = from_rank_0(lambda: [item.name for item in Path(path).iterdir()])
         missing = [name for name in ("model", *names) if name not in saved]
         if missing:
             raise CheckpointError(f"{path}: the checkpoint has no {', '.join(missing)}")
@@ -251,7 +255,7 @@ def _recency(path: Path) -> tuple[int, bool]:
     return _iteration(path), not path.name.endswith(".old")
 
 
-def _from_rank_0(ask: Callable[[], Any]) -> Any:
+def from_rank_0(ask: Callable[[], Any]) -> Any:
     """The answer of rank 0 on every rank; where it fails, a `CheckpointError` on every rank."""
     answer = None
     if dist.is_main_process():

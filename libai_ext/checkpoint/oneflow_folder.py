@@ -101,10 +101,17 @@ def _tensor(folder: str, leaf: Any) -> Any:
     return contiguous(storage, shape)
 
 
-def save(tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
+def save(
+    tensors: dict[str, np.ndarray],
+    path: str | os.PathLike[str],
+    texts: dict[str, str] | None = None,
+) -> None:
     """Write a LiBai checkpoint whose `model` is the given state dict, atomically.
 
     `oneflow.load(path + "/model")` and LiBai's `Checkpointer.load(path)` open it.
+
+    Args:
+        texts: name -> content of files beside the model.
 
     Raises:
         CheckpointError: an array's type has no place there, `path` is not empty, or the disk
@@ -124,6 +131,9 @@ def save(tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
         with open(os.path.join(model, PICKLE), "wb") as file:
             version = text("protocol_version") + integer(PROTOCOL_VERSION)
             file.write(PROTOCOL + b"}(" + version + text("data") + b"}(" + items + b"uu.")
+        for name, content in (texts or {}).items():
+            with open(os.path.join(temporary, name), "w", encoding="utf-8") as file:
+                file.write(content)
 
 
 def write_tensor(array: np.ndarray, folder: str) -> None:

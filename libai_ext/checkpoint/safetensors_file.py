@@ -21,6 +21,7 @@ from libai_ext.checkpoint.tensors import Storage, TensorInfo, contiguous
 
 LENGTH_BYTES = 8
 MAX_HEADER = 16 << 20
+METADATA = "__metadata__"
 DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -41,7 +42,25 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     Raises:
         CheckpointError: the file is not a safetensors file, or is damaged.
     """
-    path = os.fspath(path)
+    header, view = _open(os.fspath(path))
+    header.pop(METADATA, None)
+    try:
+        return {name: _tensor(name, entry, view) for name, entry in header.items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from None
+
+
+def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The texts that a file holds besides its tensors.
+
+    Raises:
+        CheckpointError: the file is not a safetensors file, or is damaged.
+    """
+    return _open(os.fspath(path))[0].get(METADATA) or {}
+
+
+def _open(path: str) -> tuple[dict[str, Any], memoryview]:
+    """The header, checked by the library, and what follows it."""
     data = map_file(path)
     header_end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
     if header_end > min(len(data), MAX_HEADER):
@@ -49,11 +68,9 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
     try:
         with safe_open(path, "np"):
             header = json.loads(data[LENGTH_BYTES:header_end])
-        header.pop("__metadata__", None)
-        view = memoryview(data)[header_end:]
-        return {name: _tensor(name, entry, view) for name, entry in header.items()}
-    except (SafetensorError, OSError, ValueError, RecursionError, CheckpointError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: {error}") from None
+    return header, memoryview(data)[header_end:]
 
 
 def _tensor(name: str, entry: dict[str, Any], view: memoryview) -> TensorInfo:
@@ -76,8 +93,15 @@ def load(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return {name: tensor.array() for name, tensor in inspect(path).items()}
 
 
-def save(tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
+def save(
+    tensors: dict[str, np.ndarray],
+    path: str | os.PathLike[str],
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Write arrays by name, atomically, marked as PyTorch's so that transformers opens the file.
+
+    Args:
+        metadata: texts to be kept beside them.
 
     Raises:
         CheckpointError: an array's type has no place in such a file, or the disk refuses.
@@ -87,7 +111,7 @@ def save(tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
             save_file(
                 {name: np.asarray(array, order="C") for name, array in tensors.items()},
                 temporary,
-                metadata={"format": "pt"},
+                metadata={"format": "pt", **(metadata or {})},
             )
         except (SafetensorError, TypeError) as error:
             raise CheckpointError(f"{os.fspath(path)}: {error}") from None

@@ -21,8 +21,8 @@ from libai_ext.placement import batch_sbp, set_layout, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.pictures import panels, tile
 from projects.MAE.run import resolve
+from projects.MAE.weights.describe import DECODER
 from projects.MAE.weights.load import load_weights
-from projects.MAE.weights.match import DECODER
 
 _BATCH = 128
 
@@ -37,13 +37,14 @@ class Run(NamedTuple):
 def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run:
     """The model of a config, with the weights of ``train.load_weight`` or else of its output
     directory, or as initialised."""
-    cfg = resolve(config_file, opts)
+    cfg = resolve(config_file, opts, evaluate=weights)
     set_layout(cfg.train.dist, instantiate(cfg.task).pipeline_layers(cfg.model))
     flow.manual_seed(cfg.train.seed)
     model = instantiate(fresh(cfg.model))
     if weights:
-        # An encoder alone will do for features.
-        load_weights(model, cfg.train.load_weight or cfg.train.output_dir, replaced=DECODER)
+        # An encoder alone will do for features, or a classifier with its last norm.
+        path = cfg.train.load_weight or cfg.train.output_dir
+        load_weights(model, path, replaced=(*DECODER, "head"), grid=cfg.train.load_grid)
     return Run(cfg, model.eval())
 
 

@@ -20,6 +20,7 @@ RULES = {
     "model.decoder_embed_dim": _SIZE,
     "model.decoder_depth": _SIZE,
     "model.decoder_num_heads": _SIZE,
+    "model.mlp_ratio": number(0, above=True),
     "model.num_classes": whole(1),
     "model.pooling": one_of("mean", "cls"),
     "model.drop_path": number(0, 1),
@@ -65,13 +66,19 @@ def check_config(cfg: DictConfig) -> None:
 
 
 def check_heads(model: DictConfig) -> None:
-    """Refuse heads that do not divide the width, once the sizes of the arch are filled in.
+    """Refuse heads that do not divide the width, and widths without a position table, once the
+    sizes of the arch are filled in.
 
     Raises:
-        ConfigError: names the two keys.
+        ConfigError: names the keys.
     """
     for width, heads in _HEADS:
         if model.get(width) and model.get(heads) and model[width] % model[heads]:
             raise ConfigError(
                 f"model.{width} {model[width]} is not divisible by model.{heads} {model[heads]}"
+            )
+        if model.get(width) and model[width] % 4:
+            raise ConfigError(
+                f"model.{width} {model[width]} is not divisible by 4: a position table has sines "
+                "and cosines of rows and columns"
             )

@@ -23,6 +23,7 @@ from libai_ext.failure import restarted
 from projects.MAE.layout import fit_layout
 from projects.MAE.modeling.archs import resolve_arch
 from projects.MAE.rules import check_config, check_heads
+from projects.MAE.weights.adopt import adopt, starting_point
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,11 @@ class TaskTrainer(Trainer):
         self.task.check_data(dataset, self.cfg, trained_on=self.dataset)
         return dataset
 
+    def build_checkpointer(self):
+        checkpointer = super().build_checkpointer()
+        checkpointer.record = self.task.record(self.cfg, self.dataset)
+        return checkpointer
+
     def build_evaluator(self, dataset):
         return self.task.evaluator(dataset)
 
@@ -52,16 +58,30 @@ class TaskTrainer(Trainer):
         return [timer, *self.task.hooks(self.cfg), *others]
 
 
-def resolve(config_file: str, opts: Sequence[str], **train) -> DictConfig:
-    """A config with everything derived that needs no data.
+def resolve(
+    config_file: str,
+    opts: Sequence[str],
+    go_on: bool = False,
+    evaluate: bool = False,
+    notes: list[str] | None = None,
+    **train,
+) -> DictConfig:
+    """A config with everything derived that needs no training data.
 
     Args:
         opts: ``key=value`` overrides.
-        train: keys of ``train`` to be set after them.
+        go_on, evaluate: which weights it starts from, see
+            :func:`projects.MAE.weights.adopt.starting_point`.
+        notes: gets what the weights say of the model, a sentence each.
+        train: keys of ``train`` to be set after the overrides.
     """
     cfg = config.override(config.load(config_file), opts)
     check_config(cfg)
     device.choose(cfg.train.device)
+    start = starting_point(cfg, go_on, evaluate)
+    if start is not None:
+        taken = adopt(cfg, opts, start)
+        (notes if notes is not None else []).extend(taken)
     derive_layout(cfg)
     refuse_idle(cfg, opts)
     cfg.train.update(train)
@@ -75,7 +95,15 @@ def resolve(config_file: str, opts: Sequence[str], **train) -> DictConfig:
 
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
-    cfg = resolve(args.config_file, args.opts, **(_DEV_RUN if args.fast_dev_run else {}))
+    notes: list[str] = []
+    cfg = resolve(
+        args.config_file,
+        args.opts,
+        args.resume or restarted(),
+        args.eval_only,
+        notes,
+        **(_DEV_RUN if args.fast_dev_run else {}),
+    )
     if args.print_config:
         if dist.is_main_process():
             print(config.dump(cfg), end="")
@@ -83,12 +111,12 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         with tempfile.TemporaryDirectory() as scratch:
             cfg.train.output_dir = scratch
-            _dry_run(_build(cfg))
+            _dry_run(_build(cfg, notes))
         return
     if not args.eval_only:
         prepare_output_dir(cfg, args.resume, args.start_over, args.fast_dev_run)
     record = config.dump(cfg)  # before the trainer derives what follows from the data
-    trainer = _build(cfg, training=not args.eval_only)
+    trainer = _build(cfg, notes, training=not args.eval_only)
     _set_state(trainer, args)
     log_summary(trainer)
     if args.eval_only:
@@ -100,8 +128,10 @@ def run(args: argparse.Namespace) -> None:
         trainer.test(max_batches=2)
 
 
-def _build(cfg: DictConfig, training: bool = True) -> TaskTrainer:
+def _build(cfg: DictConfig, notes: Sequence[str], training: bool = True) -> TaskTrainer:
     set_up(cfg, instantiate(cfg.task).pipeline_layers(cfg.model))
+    for note in notes:
+        logger.info(note)
     return TaskTrainer(cfg, training)
 
 

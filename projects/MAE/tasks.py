@@ -15,6 +15,7 @@ from libai_ext.layers.patch_embedding import grid_of
 from projects.MAE.picture_hook import PictureHook
 from projects.MAE.weights.load import load_weights
 from projects.MAE.weights.match import REPLACED
+from projects.MAE.weights.record import of_config
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,14 @@ class Pretraining:
         """Layers numbered by the model: encoder and decoder form one pipeline."""
         return model.depth + model.decoder_depth
 
+    def record(self, cfg: DictConfig, dataset) -> dict:
+        """What each checkpoint says of its model, see :mod:`projects.MAE.weights.record`."""
+        return of_config(cfg).plain()
+
     def start_from(self, model, cfg: DictConfig) -> None:
         """Load the weights that a new run starts from, where the config names any."""
         if cfg.train.load_weight:
-            load_weights(model, cfg.train.load_weight)
+            load_weights(model, cfg.train.load_weight, grid=cfg.train.load_grid)
 
     def check_data(self, dataset, cfg: DictConfig, trained_on=None) -> None:
         """Any images will do."""
@@ -89,10 +94,15 @@ class Classification:
     def pipeline_layers(self, model: DictConfig) -> int:
         return model.depth
 
+    def record(self, cfg: DictConfig, dataset) -> dict:
+        """What each checkpoint says of its model, the names of its classes included."""
+        return of_config(cfg, dataset and dataset.source.classes).plain()
+
     def start_from(self, model, cfg: DictConfig) -> None:
         """A whole classifier from ``train.load_weight``, or an encoder from ``finetune.path``."""
+        grid = cfg.train.load_grid
         if cfg.train.load_weight:
-            load_weights(model, cfg.train.load_weight)
+            load_weights(model, cfg.train.load_weight, grid=grid)
             return
         if not cfg.finetune.enable:
             return
@@ -102,7 +112,8 @@ class Classification:
                 "from scratch"
             )
         replaced = "finetune_mean" if cfg.model.pooling == "mean" else "finetune"
-        load_weights(model, cfg.finetune.path, REPLACED[replaced], cfg.finetune.weight_style)
+        style = cfg.finetune.weight_style
+        load_weights(model, cfg.finetune.path, REPLACED[replaced], style, grid)
 
     def check_data(self, dataset, cfg: DictConfig, trained_on=None) -> None:
         """

@@ -9,10 +9,9 @@ from typing import Callable, Sequence
 import numpy as np
 import oneflow as flow
 from libai.config import instantiate
-from omegaconf import DictConfig
+from omegaconf import OmegaConf
 
-from libai_ext import config
-from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext import config, config_targets
 from libai_ext.data.decode import Decoder
 from libai_ext.data.image_folder import ImageFolder
 from libai_ext.data.transforms import Compose, EvalCrop, ToArray
@@ -22,6 +21,7 @@ from projects.MAE import attention
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.masking import num_kept
 from projects.MAE.pictures import panels
+from projects.MAE.weights.describe import RUN_CONFIG, Source
 from projects.MAE.weights.match import WHERE_DECODERS_ARE
 from projects.MAE.weights.model import model_of
 from projects.MAE.weights.packing import Heads
@@ -35,7 +35,7 @@ _OPACITY = 0.6
 
 @dataclass
 class Subject:
-    """A model and how images are brought to it."""
+    """A model and how images are brought to it; ``notes`` on what its file does not say."""
 
     model: MaskedAutoencoder
     has_decoder: bool
@@ -44,47 +44,55 @@ class Subject:
     mean: Sequence[float]
     std: Sequence[float]
     transform: Callable
+    notes: Sequence[str] = ()
 
 
-def load(weights: str, heads: Heads, img_size=None, norm_pix_loss: bool = False) -> Subject:
+def load(
+    weights: str,
+    heads: Heads,
+    img_size=None,
+    norm_pix_loss: bool = False,
+    grid: tuple[int, int] | None = None,
+) -> Subject:
     """The model of a run folder, a checkpoint or a file.
+
+    Args:
+        heads, img_size, norm_pix_loss, grid: see :func:`projects.MAE.weights.model.model_of`.
 
     Raises:
         UserError: there is none, or it cannot be used.
     """
-    path, run = _checkpoint_and_config(weights)
-    settings = dict(norm_pix_loss=norm_pix_loss)
-    if run is not None:
-        heads = Heads(
-            heads.encoder or run.model.get("num_heads"),
-            heads.decoder or run.model.get("decoder_num_heads"),
-        )
-        settings["norm_pix_loss"] = norm_pix_loss or run.model.get("norm_pix_loss", False)
-    own_size = run.model.img_size if run is not None else None
-    model, has_decoder = model_of(path, heads, img_size or own_size, **settings)
-
-    size = model.patch_embed.img_size
+    loaded = model_of(weights, heads, img_size, norm_pix_loss, grid)
+    model, source = loaded
+    known, notes = source.record, [f"{weights}: {note}" for note in source.notes]
     grey = model.patch_embed.in_chans == 1
-    data = run.data if run is not None else (GREY if grey else IMAGENET)
+    data = known.data
+    if "mean" not in data or "std" not in data:
+        data, whose = (GREY, "0.5") if grey else (IMAGENET, "ImageNet's")
+        notes.append(f"{weights} does not say mean and deviation of its data: {whose}")
+    if loaded.has_decoder and "norm_pix_loss" not in known.model and not norm_pix_loss:
+        notes.append(f"{weights} does not say norm_pix_loss: off (else: --norm-pix-loss)")
     mean, std = list(data["mean"]), list(data["std"])
-    if run is not None and img_size is None:
-        transform = instantiate(config.fresh(run.dataloader.test.dataset.transform))
-    else:
-        transform = Compose([EvalCrop(size), ToArray(mean, std)])
-    ratio = run.model.get("mask_ratio", 0.75) if run is not None else 0.75
-    return Subject(model, has_decoder, ratio, "L" if grey else "RGB", mean, std, transform)
+    transform = None if img_size else _recorded_transform(source)
+    if transform is None:
+        transform = Compose([EvalCrop(model.patch_embed.img_size), ToArray(mean, std)])
+    ratio = known.model.get("mask_ratio", 0.75)
+    mode = "L" if grey else "RGB"
+    return Subject(model, loaded.has_decoder, ratio, mode, mean, std, transform, notes)
 
 
-def _checkpoint_and_config(weights: str) -> tuple[str, DictConfig | None]:
-    """A run's folder stands for its last checkpoint."""
-    path = Path(weights)
-    pointer = path / "last_checkpoint"
-    if pointer.is_file():
-        path = path / pointer.read_text().strip()
-    elif (path / "config.yaml").is_file():
-        raise CheckpointError(f"{weights}: the run has no checkpoint yet")
-    beside = path.parent / "config.yaml"
-    return str(path), config.load(str(beside)) if beside.is_file() else None
+def _recorded_transform(source: Source) -> Callable | None:
+    """What evaluation did with an image in the run: as its checkpoint says, or one without a record
+    as the run's config does."""
+    steps = source.record.data.get("transform")
+    if steps is not None:
+        node = OmegaConf.create({"transforms": steps})
+        config_targets.check_targets(node)
+        return Compose([instantiate(step) for step in node.transforms])
+    beside = Path(source.located).parent / RUN_CONFIG
+    if source.style != "ours" or not beside.is_file():
+        return None
+    return instantiate(config.fresh(config.load(str(beside)).dataloader.test.dataset.transform))
 
 
 def read_images(subject: Subject, paths: Sequence[str], samples: int) -> np.ndarray:

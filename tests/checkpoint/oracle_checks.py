@@ -81,6 +81,56 @@ def hf(path, outputs, architecture):
     return _difference(model(images, noise=noise).logits, data["output"])
 
 
+def hf_loss(path, arrays):
+    """Loss of ViTMAEForPreTraining, by its own configuration, on stored images and noise."""
+    from transformers import ViTMAEForPreTraining
+
+    data = np.load(arrays)
+    model = ViTMAEForPreTraining.from_pretrained(path).eval()
+    images, noise = (torch.from_numpy(data[name]) for name in ("images", "noise"))
+    return float(model(images, noise=noise).loss)
+
+
+def hf_latent(path, arrays):
+    """The same encoder's output on what it keeps; the largest difference."""
+    from transformers import ViTMAEForPreTraining
+
+    data = np.load(arrays)
+    model = ViTMAEForPreTraining.from_pretrained(path).eval()
+    images, noise = (torch.from_numpy(data[name]) for name in ("images", "noise"))
+    return _difference(model.vit(images, noise=noise).last_hidden_state, data["latent"])
+
+
+def timm_features(path, arrays, heads):
+    """The encoder of a bare file with so many heads: the largest difference of its tokens."""
+    from reference_mae import VisionTransformer
+
+    data = np.load(arrays)
+    state = torch.load(path, weights_only=True)
+    width, channels, patch, _ = state["patch_embed.proj.weight"].shape
+    grid = tuple(side // patch for side in data["images"].shape[2:])
+    model = VisionTransformer(grid, patch, channels, width, 2, int(heads), 1, "cls")
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert (missing, unexpected) == (["head.weight", "head.bias"], [])
+    return _difference(model.norm(model.encode(torch.from_numpy(data["images"]))), data["features"])
+
+
+def linear_probe(path, arrays, heads):
+    """Strict load into the model of main_linprobe.py; the largest difference of its logits."""
+    from reference_mae import VisionTransformer
+
+    data = np.load(arrays)
+    state = torch.load(path, weights_only=True)["model"]
+    width, channels, patch, _ = state["patch_embed.proj.weight"].shape
+    grid = tuple(side // patch for side in data["images"].shape[2:])
+    classes = len(state["head.1.bias"])
+    model = VisionTransformer(grid, patch, channels, width, 2, int(heads), classes, "cls")
+    norm = torch.nn.BatchNorm1d(width, affine=False, eps=1e-6)
+    model.head = torch.nn.Sequential(norm, model.head)
+    model.load_state_dict(state, strict=True)
+    return _difference(model.eval()(torch.from_numpy(data["images"])), data["logits"])
+
+
 def hf_modules(path, config):
     """Strict load of a bare state dict into ViTMAEForPreTraining; returns its number of tensors."""
     from transformers import ViTMAEConfig, ViTMAEForPreTraining

@@ -17,6 +17,14 @@ SCRIPT = pathlib.Path(__file__).parents[2] / "tools" / "convert.py"
 HEADS = ("--encoder-heads", "3", "--decoder-heads", "2")
 
 
+def script():
+    """The command as a module."""
+    spec = importlib.util.spec_from_file_location("convert", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def convert(*arguments):
     command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -24,13 +32,13 @@ def convert(*arguments):
 
 def test_a_tour_of_all_styles_returns_every_bit(golden, tmp_path):
     tour = [
-        (golden / "fb_pretrain.pth", tmp_path / "libai", "oneflow"),
+        (golden / "fb_pretrain.pth", tmp_path / "libai", "oneflow", *HEADS, "--grid", "4x4"),
         (tmp_path / "libai", tmp_path / "hf", "hf"),
         (tmp_path / "hf", tmp_path / "hf.bin", "hf"),
-        (tmp_path / "hf.bin", tmp_path / "back.pth", "fb"),
+        (tmp_path / "hf.bin", tmp_path / "back.pth", "fb", *HEADS),
     ]
-    for source, target, style in tour:
-        result = convert(source, target, "--to", style, *HEADS)
+    for source, target, style, *options in tour:
+        result = convert(source, target, "--to", style, *options)
         assert (result.returncode, result.stderr) == (0, "")
         assert "50 tensors equal bit for bit" in result.stdout
     original = formats.load(golden / "fb_pretrain.pth")["model"]
@@ -113,19 +121,17 @@ def test_inspect_shows_names_shapes_types_style_and_size(golden):
 
 
 def test_a_bit_that_changes_on_the_way_is_noticed(golden, tmp_path, monkeypatch, capsys):
-    spec = importlib.util.spec_from_file_location("convert", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    write = script.files.write_fb
+    program = script()
+    write = program.files.write_fb
 
-    def write_wrongly(weights, path, heads):
+    def write_wrongly(weights, *others):
         flipped = weights["norm.bias"].copy()
         flipped.view(np.uint32)[3] ^= 1
-        write({**weights, "norm.bias": flipped}, path, heads)
+        write({**weights, "norm.bias": flipped}, *others)
 
-    monkeypatch.setattr(script.files, "write_fb", write_wrongly)
+    monkeypatch.setattr(program.files, "write_fb", write_wrongly)
     arguments = [str(golden / "hf_pretrain"), str(tmp_path / "x.pth"), "--to", "fb"]
-    assert script.main(arguments) == 2
+    assert program.main(arguments) == 2
     assert capsys.readouterr().err.endswith("x.pth: the round trip changed layernorm.bias\n")
 
 
@@ -141,7 +147,10 @@ def test_a_bit_that_changes_on_the_way_is_noticed(golden, tmp_path, monkeypatch,
         (["{golden}/fb_finetune.pth", "{tmp}/x", "--to", "hf", *HEADS], "mean-pooled"),
         (["{golden}/tensors.pth", "{tmp}/x", "--to", "fb"], "holds no state dict"),
         (["{golden}/tensors.safetensors", "{tmp}/x"], "no blocks with names of a known style"),
-        (["{golden}/hf_pretrain", "{tmp}/x", "--to", "hf", "--grid", "3x4"], "not a 3 x 4 grid"),
+        (["{golden}/fb_pretrain.pth", "{tmp}/x", *HEADS, "--grid", "3x4"], "not a 3 x 4 grid"),
+        (["{golden}/fb_pretrain.pth", "{tmp}/x", "--to", "hf", *HEADS], "1x16, 2x8, 4x4, 8x2"),
+        (["{golden}/hf_pretrain", "{tmp}/x", "--grid", "2x8"], "config.json says 4 x 4"),
+        (["{golden}/hf_pretrain", "{tmp}/x", "--encoder-heads", "2"], "config.json says 3"),
         (["{golden}/hf_pretrain", "{tmp}/x", "--to", "hf", "--grid", "wide"], "--grid"),
         (["{golden}/hf_pretrain"], "SRC and DST are needed"),
         (["--inspect", "{golden}/reference_mae.py"], "not a file that torch.save wrote"),

@@ -12,7 +12,7 @@ import oneflow as flow
 import pytest
 from oneflow import nn
 
-from libai_ext.checkpoint import host_state, manifest, oneflow_folder
+from libai_ext.checkpoint import host_state, manifest, oneflow_folder, record
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.native import Checkpointer
 
@@ -86,6 +86,19 @@ def test_all_comes_back(tmp_path):
     state = other.checkpointables["ema"].state
     assert state["decay"] == 0.9
     np.testing.assert_array_equal(state["weights"]["w"].numpy(), [2, 2, 2])
+
+
+def test_the_record_is_part_of_each_checkpoint(tmp_path):
+    checkpointer = checkpointer_of(tmp_path)
+    checkpointer.record = {"model": {"depth": 2}, "classes": ["a", "\udcff"]}
+    for name, latest in (("model_0000004", True), ("model_best", False)):
+        save(checkpointer, name, 4, is_latest=latest)
+        folder = tmp_path / name
+        assert record.read(str(folder)) == {"version": 1, **checkpointer.record}
+        manifest.verify(folder)
+    flip(folder / "record.json")
+    with pytest.raises(CheckpointError, match="record.json: not what was written"):
+        manifest.verify(folder)
 
 
 def test_the_copy_is_taken_before_save_returns(tmp_path):

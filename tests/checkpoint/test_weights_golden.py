@@ -112,7 +112,7 @@ def test_the_official_model_runs_what_we_write(golden, tmp_path, oracle, name):
 @pytest.mark.parametrize("name", ["fb_pretrain.pth", "hf_pretrain"])
 def test_vitmae_of_transformers_runs_what_we_write(golden, tmp_path, oracle, name):
     weights, _ = files.read_weights(golden / name, HEADS)
-    files.write_hf(weights, str(tmp_path / "ours"), HEADS)
+    files.write_hf(weights, str(tmp_path / "ours"), HEADS, (4, 4))
     arguments = tmp_path / "ours", _outputs(golden, name), "ViTMAEForPreTraining"
     assert oracle("hf", *arguments) < 1e-5
 
@@ -133,7 +133,7 @@ def test_the_names_of_transformers_5_are_those_of_its_modules(golden, tmp_path, 
 def test_classifiers_that_pool_the_cls_token_go_everywhere(golden, tmp_path, oracle, name):
     weights, _ = files.read_weights(golden / name, HEADS)
     outputs = _outputs(golden, name)
-    files.write_hf(weights, str(tmp_path / "hf"), HEADS)
+    files.write_hf(weights, str(tmp_path / "hf"), HEADS, (4, 4))
     assert oracle("hf", tmp_path / "hf", outputs, "ViTForImageClassification") < 1e-5
     for target in ("timm.pth", "timm.safetensors"):
         assert files.write_timm(weights, str(tmp_path / target), HEADS) == []

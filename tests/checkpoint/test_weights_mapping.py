@@ -57,9 +57,8 @@ def test_every_style_carries_the_pretraining_model(golden, style):
 
 @pytest.mark.parametrize(
     ("width", "decoder_width", "heads", "decoder_heads"),
-    [(192, 512, 3, 16), (384, 512, 6, 16), (768, 512, 12, 16), (1024, 512, 16, 16),
-     (1280, 512, 16, 16)],
-)  # fmt: skip
+    [(384, 512, 6, 16), (768, 512, 12, 16), (1024, 512, 16, 16), (1280, 512, 16, 16)],
+)
 def test_heads_of_published_widths(width, decoder_width, heads, decoder_heads):
     rng = np.random.default_rng(0)
     bias = rng.standard_normal(3 * width).astype(np.float32)
@@ -102,9 +101,9 @@ def test_every_name_of_the_table_is_found_again():
 
 def test_unknown_heads_are_asked_for():
     bias = np.zeros(36, np.float32)
-    with pytest.raises(CheckpointError, match=r"width 12 .*192, 384.*--encoder-heads"):
+    with pytest.raises(CheckpointError, match=r"an encoder of width 12 .*384, .*--encoder-heads"):
         to_ours({"blocks.0.attn.qkv.bias": bias}, "fb")
-    with pytest.raises(CheckpointError, match=r"decoder of width 12 .*\(512\).*--decoder-heads"):
+    with pytest.raises(CheckpointError, match=r" a decoder of width 12 .*\(512\).*--decoder-heads"):
         to_ours({"decoder_blocks.0.attn.qkv.bias": bias}, "fb")
     with pytest.raises(CheckpointError, match="5 heads do not divide the width 12"):
         to_ours({"blocks.0.attn.qkv.bias": bias}, "fb", Heads(5))

@@ -102,7 +102,7 @@ def test_position_tables_follow_the_grid(weights):
     expected = {**_shapes(weights), "pos_embed": (1, 11, 12), "decoder_pos_embed": (1, 11, 8)}
     with pytest.raises(CheckpointError, match=r"pos_embed: \(1, 17, 12\)"):
         match(expected, weights)
-    result = match(expected, weights, grid=(2, 5))
+    result = match(expected, weights, grid=(2, 5), source_grid=(4, 4))
     assert result.interpolated == ["pos_embed", "decoder_pos_embed"]
     resized = interpolate(weights["pos_embed"], (4, 4), (2, 5))
     np.testing.assert_array_equal(result.weights["pos_embed"], resized)
@@ -111,23 +111,38 @@ def test_position_tables_follow_the_grid(weights):
     assert not np.allclose(other, resized)
 
 
-def test_a_table_of_equal_size_is_kept_whatever_its_grid(weights):
-    """Union14M's files hold a 16 x 16 table for 8 x 32 patches."""
+def test_a_table_of_equal_size_is_kept_where_nothing_says_its_grid(weights):
     result = match(_shapes(weights), weights, grid=(2, 8))
     assert result.interpolated == []
     assert result.weights["pos_embed"] is weights["pos_embed"]
 
 
-def test_a_table_that_is_not_square_needs_its_grid(weights):
-    given = {**weights, "pos_embed": weights["pos_embed"][:, :15]}
-    with pytest.raises(CheckpointError, match="pos_embed: .*give the grid of the source"):
-        match(_shapes(weights), given, grid=(4, 4))
-    assert match(_shapes(weights), given, grid=(4, 4), source_grid=(2, 7)).interpolated
+def test_a_table_of_equal_size_and_another_grid_is_interpolated(weights):
+    """32 x 64 to 64 x 32, for example."""
+    result = match(_shapes(weights), weights, grid=(2, 8), source_grid=(8, 2))
+    assert result.interpolated == ["pos_embed", "decoder_pos_embed"]
+    expected = interpolate(weights["pos_embed"], (8, 2), (2, 8))
+    np.testing.assert_array_equal(result.weights["pos_embed"], expected)
+
+
+@pytest.mark.parametrize(
+    "patches, choices",
+    [(16, r"\[1,16\], \[2,8\], \[4,4\], \[8,2\], \[16,1\]"), (14, r"\[1,14\], \[2,7\], ")],
+)
+def test_a_table_of_another_size_needs_its_grid(encoder, patches, choices):
+    """A square is no better a guess than another rectangle."""
+    expected = {**_shapes(encoder), "pos_embed": (1, 11, 12)}
+    given = {**encoder, "pos_embed": encoder["pos_embed"][:, : 1 + patches]}
+    with pytest.raises(CheckpointError, match=f"pos_embed: .*set train.load_grid .*{choices}"):
+        match(expected, given, grid=(2, 5))
+    grid = (2, patches // 2)
+    assert match(expected, given, grid=(2, 5), source_grid=grid).interpolated == ["pos_embed"]
 
 
 def test_the_table_counts_blocks_together(weights, encoder):
     expected = {**_classifier(encoder, "mean"), "pos_embed": (1, 11, 12)}
-    result = match(expected, weights, replaced=REPLACED["finetune_mean"], grid=(2, 5))
+    grids = dict(grid=(2, 5), source_grid=(4, 4))
+    result = match(expected, weights, replaced=REPLACED["finetune_mean"], **grids)
     rows = [line.split("  ") for line in result.table().splitlines()]
     cells = [tuple(cell.strip() for cell in row if cell.strip()) for row in rows]
     assert cells == [

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 
 import numpy as np
 import oneflow as flow
 import pytest
+from made_runs import DATA, pretrained_run
 from PIL import Image
 
 from libai_ext.checkpoint.errors import CheckpointError
@@ -32,6 +35,8 @@ def files(tmp_path_factory):
     weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     write_fb(weights, str(folder / "mae.pth"), HEADS)
     write_timm(weights, str(folder / "encoder.pth"), HEADS)
+    trained = {"pos_embed": weights["pos_embed"] + 1, "decoder_pos_embed": weights["pos_embed"]}
+    write_fb({**weights, **trained}, str(folder / "trained.pth"), HEADS)
     (folder / "images").mkdir()
     for number in range(3):
         pixels = np.random.default_rng(number).integers(0, 256, (16, 24, 3), np.uint8)
@@ -51,8 +56,8 @@ def files(tmp_path_factory):
 
 def test_sizes_are_read_off_the_tensors(files):
     folder, model, weights = files
-    loaded = model_of(str(folder / "mae.pth"), HEADS, (16, 24))
-    assert loaded.has_decoder
+    loaded = model_of(str(folder / "mae.pth"), HEADS)
+    assert loaded.has_decoder and loaded.model.patch_embed.img_size == (16, 24)
     for name, tensor in loaded.model.state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), weights[name], err_msg=name)
     encoder = model_of(str(folder / "encoder.pth"), HEADS, (16, 24))
@@ -72,6 +77,40 @@ def test_what_a_run_says_of_itself_is_used(files):
     pixels = [np.asarray(Image.open(folder / f"images/{number}.png")) for number in (0, 2)]
     expected = np.stack(pixels).transpose(0, 3, 1, 2) / 127.5 - 1
     np.testing.assert_allclose(images, expected, atol=1e-6)
+
+
+def test_a_checkpoint_alone_says_how_to_look_at_an_image(files, tmp_path):
+    """Without its run's folder: sizes, loss and preprocessing are in its record."""
+    run, _ = pretrained_run(tmp_path / "run", img_size=(16, 24), norm_pix_loss=True, mask_ratio=0.5)
+    checkpoint = tmp_path / "alone"
+    shutil.move(f"{run}/model_final", checkpoint)
+    content = json.loads((checkpoint / "record.json").read_text())
+    name = "libai_ext.data.transforms."
+    content["data"]["transform"] = [
+        {"_target_": f"{name}Resize", "size": [16, 24]},
+        {"_target_": f"{name}ToArray", "mean": DATA["mean"], "std": DATA["std"]},
+    ]
+    (checkpoint / "record.json").write_text(json.dumps(content))
+    subject = visualization.load(str(checkpoint), Heads())
+    assert subject.model.norm_pix_loss and subject.mask_ratio == 0.5 and subject.notes == []
+    path = str(files[0] / "images/0.png")
+    (image,) = visualization.read_images(subject, [path], samples=1)
+    pixels = np.asarray(Image.open(path)) / 255
+    expected = ((pixels - DATA["mean"]) / DATA["std"]).transpose(2, 0, 1)
+    np.testing.assert_allclose(image, expected, atol=1e-5)
+
+    content["data"]["transform"][0]["_target_"] = "os.system"
+    (checkpoint / "record.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="os.system' is not among what a config may call"):
+        visualization.load(str(checkpoint), Heads())
+
+
+def test_what_a_file_does_not_say_is_named(files):
+    subject = visualization.load(str(files[0] / "mae.pth"), HEADS)
+    said = "\n".join(subject.notes)
+    assert "by the sines and cosines in its position table" in said
+    assert "does not say mean and deviation of its data: ImageNet's" in said
+    assert "does not say norm_pix_loss: off (else: --norm-pix-loss)" in said
 
 
 def test_reconstructions_under_picked_patches(files):
@@ -111,8 +150,8 @@ def test_what_cannot_be_drawn(files):
     folder, _, _ = files
     with pytest.raises(CheckpointError, match="mae.pth.* width 32 is none of the published ones"):
         visualization.load(str(folder / "mae.pth"), Heads())
-    with pytest.raises(CheckpointError, match="24 patches .* give the image size"):
-        visualization.load(str(folder / "mae.pth"), HEADS)
+    with pytest.raises(CheckpointError, match=r"grid of its 24 patches: .*--grid.*\[4,6\], "):
+        visualization.load(str(folder / "trained.pth"), HEADS)
     subject = visualization.load(str(folder / "run"), Heads())
     with pytest.raises(DataError, match="cannot open .*none.png: No such file"):
         visualization.read_images(subject, [str(folder / "none.png")], 1)
@@ -152,7 +191,7 @@ def test_command_line(launch, files, tmp_path):
     size = ["--size", "16x24", "--encoder-heads", "4"]
     encoder = [TOOL, folder / "encoder.pth", folder / "images/0.png", *size]
     out = launch.python(*encoder, "--output", tmp_path / "b.png")
-    assert out.startswith("warning: no reconstruction is drawn. The file holds an encoder only.")
+    assert "warning: no reconstruction is drawn. The file holds an encoder only." in out
     assert 2 * 24 * 9 < Image.open(tmp_path / "b.png").width < 3 * 24 * 9
     launch.python(*encoder, "--attention", "heads", "--output", tmp_path / "c.png")
     assert 5 * 24 * 9 < Image.open(tmp_path / "c.png").width < 6 * 24 * 9

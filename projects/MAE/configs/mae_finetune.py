@@ -67,7 +67,7 @@ model = LazyCall(build_vit)(
     head_std=2e-5,
     batch_norm=False,
     n_partial=None,
-    # Unset sizes are those of the arch.
+    # Unset sizes are those of the weights that a run starts from, without weights of the arch.
     img_size=None,
     patch_size=None,
     embed_dim=None,

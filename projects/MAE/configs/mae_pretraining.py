@@ -44,7 +44,7 @@ model = LazyCall(build_mae)(
     in_chans=3,
     mask_ratio=0.75,
     norm_pix_loss=False,
-    # Unset sizes are those of the arch.
+    # Unset sizes are those of the weights that a run starts from, without weights of the arch.
     img_size=None,
     patch_size=None,
     embed_dim=None,

@@ -1,106 +1,110 @@
-"""Weights in files of any style: read into our names, written in theirs."""
+"""Weights in files of any style: read into our names, written in theirs.
+
+What is known of the model goes with the weights wherever a file has room for it: `record.json` in a
+checkpoint, `config.json` and `preprocessor_config.json` in a Hugging Face folder, a key `record` in
+the official code's `.pth`, a text in `.safetensors`. A bare `.pth` or `.bin` has none.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from libai_ext.checkpoint import formats, oneflow_folder, safetensors_file, torch_writer
+from libai_ext.checkpoint import formats, oneflow_folder, record, safetensors_file, torch_writer
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.files import atomic_folder
 from projects.MAE.weights import huggingface
-from projects.MAE.weights.mapping import find_state_dict, from_ours, recognise, to_ours
-from projects.MAE.weights.match import DECODER
+from projects.MAE.weights.describe import DECODER, KEY, Source, contents_of, describe
+from projects.MAE.weights.foreign import CONFIG, PREPROCESSOR
+from projects.MAE.weights.mapping import from_ours, to_ours
+from projects.MAE.weights.names import PROBE_HEAD, PROBE_NORM
 from projects.MAE.weights.packing import PUBLISHED, Heads
+from projects.MAE.weights.record import EMPTY, Record
 
-CONFIG = "config.json"
 SAFETENSORS = ".safetensors"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a file turned out to hold.
-
-    Attributes:
-        path: as it was asked for.
-        style: a member of `names.STYLES`.
-        contents: "pretraining" (encoder and decoder), "encoder" or "classifier".
-        heads: as given, or as the config.json beside the file says.
-        dtypes: the types of its tensors; bfloat16 has been widened to float32.
-        left_out: names that no model of ours has a place for.
-    """
-
-    path: str
-    style: str
-    contents: str
-    heads: Heads
-    dtypes: tuple[str, ...]
-    left_out: tuple[str, ...]
-
-
-def contents_of(names: Any) -> str:
-    """What a set of our names is: see `Source.contents`."""
-    if any(name.startswith(DECODER) for name in names):
-        return "pretraining"
-    return "classifier" if any(name.startswith("head.") for name in names) else "encoder"
+# eps of the batch norm before a linear probe's head.
+PROBE_EPS = 1e-6
 
 
 def read_weights(
-    path: str | os.PathLike[str], heads: Heads = PUBLISHED
+    path: str | os.PathLike[str],
+    heads: Heads = PUBLISHED,
+    grid: tuple[int, int] | None = None,
 ) -> tuple[dict[str, np.ndarray], Source]:
     """Read a checkpoint of any format and style.
 
     Args:
-        path: `.pth`, `.bin` or `.safetensors` file, a Hugging Face folder, or a LiBai checkpoint.
-        heads: only needed where the widths are not those of a published model.
+        path: `.pth`, `.bin` or `.safetensors` file, a Hugging Face folder, a LiBai checkpoint, or
+            the output folder of a run for its last one.
+        heads, grid: what the user says, for a file that does not.
 
     Returns:
         Our names -> arrays (views of the mapped file where the layout is the same, read-only), and
-        where they came from. Types are as in the file, except bfloat16: exactly widened to float32.
+        what is known of them. Types are as in the file; bfloat16 is exactly widened to float32.
 
     Raises:
-        CheckpointError: names the file and what is wrong with it.
+        CheckpointError: names the file and what is wrong with it, or what contradicts what.
     """
-    path = os.fspath(path)
-    tree = formats.inspect(path)
+    state, source = describe(path, heads, grid)
     try:
-        state, _ = find_state_dict(tree)
-        style = recognise(state)
-        if style in ("hf", "hf5"):
-            heads = huggingface.heads_in_config(_config_beside(path), heads)
-        weights, left_out = to_ours(state, style, heads)
+        weights, left_out = to_ours(state, source.style, source.heads)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    dtypes = tuple(sorted({str(tensor.dtype) for tensor in state.values()}))
-    return weights, Source(path, style, contents_of(weights), heads, dtypes, tuple(left_out))
+        raise CheckpointError(f"{source.path}: {error}") from None
+    return weights, replace(source, left_out=tuple(left_out))
 
 
-def _config_beside(path: str) -> str:
-    located = formats.locate(path)
-    folder = located if os.path.isdir(located) else os.path.dirname(located)
-    return os.path.join(folder, CONFIG)
+def write_fb(
+    weights: dict[str, np.ndarray], path: str, heads: Heads = PUBLISHED, known: Record = EMPTY
+) -> None:
+    """Write as the official MAE does: {"model": state dict} in a `.pth`, or `.safetensors`.
+
+    A linear probe's head gets the official probe's names.
+    """
+    state = from_ours(weights, "fb", heads)
+    if any(name.startswith("head_norm.") for name in state):
+        state = {_probe_name(name): array for name, array in state.items()}
+    _write_state(state, path, known, "model")
 
 
-def write_fb(weights: dict[str, np.ndarray], path: str, heads: Heads = PUBLISHED) -> None:
-    """Write as the official MAE does: {"model": state dict} in a `.pth`, or `.safetensors`."""
-    _write_state(from_ours(weights, "fb", heads), path, "model")
+def _probe_name(name: str) -> str:
+    for ours, theirs in (("head_norm.", PROBE_NORM), ("head.", PROBE_HEAD)):
+        if name.startswith(ours):
+            return theirs + name[len(ours) :]
+    return name
 
 
-def write_timm(weights: dict[str, np.ndarray], path: str, heads: Heads = PUBLISHED) -> list[str]:
+def write_timm(
+    weights: dict[str, np.ndarray], path: str, heads: Heads = PUBLISHED, known: Record = EMPTY
+) -> list[str]:
     """Write a bare state dict for timm's VisionTransformer; returns the decoder's names, left out.
 
     timm has no MAE decoder.
     """
     decoder = [name for name in weights if name.startswith(DECODER)]
     kept = {name: array for name, array in weights.items() if name not in decoder}
-    _write_state(from_ours(kept, "fb", heads), path)
+    _write_state(from_ours(kept, "fb", heads), path, known)
     return decoder
+
+
+def fold_probe(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A linear probe as a plain classifier: its batch norm becomes part of the head, for styles
+    without one. Computed in float64."""
+    mean = weights["head_norm.running_mean"].astype(np.float64)
+    scale = 1 / np.sqrt(weights["head_norm.running_var"].astype(np.float64) + PROBE_EPS)
+    weight, bias = weights["head.weight"], weights["head.bias"]  # [D, N], [N]
+    folded = weight * scale[:, None]
+    kept = {name: array for name, array in weights.items() if not name.startswith("head")}
+    return {
+        **kept,
+        "head.weight": folded.astype(weight.dtype),
+        "head.bias": (bias - mean @ folded).astype(bias.dtype),
+    }
 
 
 def write_hf(
@@ -108,12 +112,14 @@ def write_hf(
     path: str,
     heads: Heads = PUBLISHED,
     grid: tuple[int, int] | None = None,
+    known: Record = EMPTY,
 ) -> None:
     """Write for Hugging Face: a folder for `from_pretrained`, or a bare `.bin` or `.safetensors`.
 
     Args:
-        grid: (rows, columns) of patches, for the folder's config.json; a square when not given.
-            ViTMAEForPreTraining of transformers computes its loss for square images only.
+        grid: (rows, columns) of patches, for the folder's config.json; those of `known` when not
+            given. ViTMAEForPreTraining of transformers computes its loss for square images only.
+        known: of the model: its loss, mask ratio, preprocessing and classes.
     """
     contents = contents_of(weights)
     # `from_pretrained` of the base class expects names without the prefix, of the others with it.
@@ -123,28 +129,36 @@ def write_hf(
         for name, array in from_ours(weights, "hf", heads).items()
     }
     if os.path.splitext(path)[1]:
-        _write_state(state, path)
+        _write_state(state, path, known)
         return
-    config = huggingface.config(weights, contents, heads, grid)
+    config = huggingface.config(weights, contents, heads, grid, known)
+    files = {CONFIG: config, PREPROCESSOR: huggingface.preprocessor(config["image_size"], known)}
     with atomic_folder(path) as temporary:
         safetensors_file.save(state, os.path.join(temporary, formats.PRETRAINED_FILES[0]))
-        with open(os.path.join(temporary, CONFIG), "w") as file:
-            json.dump(config, file, indent=2, sort_keys=True)
+        for name, content in files.items():
+            if content is not None:
+                with open(os.path.join(temporary, name), "w") as file:
+                    json.dump(content, file, indent=2, sort_keys=True)
 
 
-def write_oneflow(weights: dict[str, np.ndarray], path: str) -> None:
-    """Write a LiBai checkpoint folder that holds the model alone."""
-    oneflow_folder.save(weights, path)
+def write_oneflow(weights: dict[str, np.ndarray], path: str, known: Record = EMPTY) -> None:
+    """Write a LiBai checkpoint folder that holds the model alone, and its record."""
+    texts = {record.RECORD: record.dumps(known.plain())} if known.model else {}
+    oneflow_folder.save(weights, path, texts)
 
 
-def _write_state(state: dict[str, np.ndarray], path: str, wrapper: str = "") -> None:
-    """A state dict in the format that the suffix names; the wrapper only where it can be."""
+def _write_state(
+    state: dict[str, np.ndarray], path: str, known: Record = EMPTY, wrapper: str = ""
+) -> None:
+    """A state dict in the format that the suffix names; wrapper and record only where they can
+    be."""
     suffix = os.path.splitext(path)[1]
+    texts = {KEY: record.dumps(known.plain())} if known.model else {}
     if suffix == SAFETENSORS:
-        safetensors_file.save(state, path)
+        safetensors_file.save(state, path, texts)
     elif suffix in TORCH_SUFFIXES:
         ordered: Any = OrderedDict(state)
-        torch_writer.save({wrapper: ordered} if wrapper else ordered, path)
+        torch_writer.save({wrapper: ordered, **texts} if wrapper else ordered, path)
     else:
-        known = ", ".join((*TORCH_SUFFIXES, SAFETENSORS))
-        raise CheckpointError(f"{path}: the name must end in one of {known}")
+        suffixes = ", ".join((*TORCH_SUFFIXES, SAFETENSORS))
+        raise CheckpointError(f"{path}: the name must end in one of {suffixes}")

@@ -1,9 +1,7 @@
-"""The config.json that Hugging Face keeps beside its weights."""
+"""What Hugging Face keeps beside weights: config.json and preprocessor_config.json."""
 
 from __future__ import annotations
 
-import json
-import os
 from typing import Any, Mapping
 
 import numpy as np
@@ -11,61 +9,40 @@ import numpy as np
 from libai_ext.checkpoint.errors import CheckpointError
 from projects.MAE.weights.names import split_number
 from projects.MAE.weights.packing import Heads
+from projects.MAE.weights.record import EMPTY, Record
+from projects.MAE.weights.shapes import grids
 
 ARCHITECTURES = {
     "pretraining": ("ViTMAEForPreTraining", "vit_mae"),
     "encoder": ("ViTMAEModel", "vit_mae"),
     "classifier": ("ViTForImageClassification", "vit"),
 }
-MAX_CONFIG = 1 << 20
-
-
-def heads_in_config(path: str, given: Heads) -> Heads:
-    """Fill what `given` leaves open from the config.json at `path`, if there is one.
-
-    Raises:
-        CheckpointError: the file is not JSON, or a number of heads in it is not a number.
-    """
-    if not os.path.isfile(path):
-        return given
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = json.loads(file.read(MAX_CONFIG))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: not a configuration")
-    found = [config.get("num_attention_heads"), config.get("decoder_num_attention_heads")]
-    if any(heads is not None and (type(heads) is not int or heads < 1) for heads in found):
-        raise CheckpointError(f"{path}: the number of attention heads is not a positive number")
-    return Heads(given.encoder or found[0], given.decoder or found[1])
+# Keys of the loss, the same there as here; transformers takes its defaults for what is left out.
+LOSS = ("mask_ratio", "norm_pix_loss")
+BICUBIC = 3  # Pillow's number of it
 
 
 def config(
     weights: Mapping[str, np.ndarray],
     contents: str,
     heads: Heads,
-    grid: tuple[int, int] | None,
+    grid: tuple[int, int] | None = None,
+    known: Record = EMPTY,
 ) -> dict[str, Any]:
     """The configuration of the Hugging Face model that holds these weights.
 
     Args:
         weights: under our names.
         contents: a key of `ARCHITECTURES`.
-        grid: (rows, columns) of patches; a square when not given.
+        grid: (rows, columns) of patches; those of `known` when not given.
+        known: of the model.
 
     Raises:
-        CheckpointError: the position table is not of the grid.
+        CheckpointError: the grid is not known, or the position table is of another one.
     """
     width, channels, patch, _ = weights["patch_embed.proj.weight"].shape
-    patches = weights["pos_embed"].shape[1] - 1
-    rows, columns = grid or (round(patches**0.5),) * 2
-    if rows * columns != patches:
-        raise CheckpointError(
-            f"{patches} patches are not a {rows} x {columns} grid: give its rows and columns"
-        )
+    height, breadth = _image_size(weights["pos_embed"].shape[1] - 1, patch, grid, known)
     architecture, model_type = ARCHITECTURES[contents]
-    image_size = (rows * patch, columns * patch)
     result = {
         "architectures": [architecture],
         "model_type": model_type,
@@ -73,7 +50,7 @@ def config(
         "num_hidden_layers": _depth(weights, "blocks"),
         "num_attention_heads": heads.of("blocks", width),
         "intermediate_size": weights["blocks.0.mlp.dense_h_to_4h.bias"].shape[0],
-        "image_size": image_size[0] if rows == columns else list(image_size),
+        "image_size": height if height == breadth else [height, breadth],
         "patch_size": patch,
         "num_channels": channels,
         "qkv_bias": True,
@@ -88,11 +65,51 @@ def config(
             decoder_num_attention_heads=heads.of("decoder_blocks", decoder_width),
             decoder_intermediate_size=weights["decoder_blocks.0.mlp.dense_h_to_4h.bias"].shape[0],
         )
+        result.update({key: known.model[key] for key in LOSS if key in known.model})
     if contents == "classifier":
         classes = weights["head.bias"].shape[0]
-        result["id2label"] = {str(index): f"LABEL_{index}" for index in range(classes)}
-        result["label2id"] = {f"LABEL_{index}": index for index in range(classes)}
+        names = known.classes or [f"LABEL_{index}" for index in range(classes)]
+        result["id2label"] = {str(index): name for index, name in enumerate(names)}
+        result["label2id"] = {name: index for index, name in enumerate(names)}
     return result
+
+
+def preprocessor(image_size: int | list[int], known: Record) -> dict[str, Any] | None:
+    """What brings an image to the model; None where mean and deviation are not known."""
+    if "mean" not in known.data or "std" not in known.data:
+        return None
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": height, "width": width},
+        "resample": BICUBIC,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(known.data["mean"]),
+        "image_std": list(known.data["std"]),
+        "do_convert_rgb": known.data.get("mode", "RGB") == "RGB",
+    }
+
+
+def _image_size(
+    patches: int, patch: int, grid: tuple[int, int] | None, known: Record
+) -> tuple[int, int]:
+    """(height, width) in pixels."""
+    if grid is None and "img_size" in known.model:
+        height, width = known.model["img_size"]
+        grid = height // patch, width // patch
+    if grid is None:
+        choices = ", ".join(f"{rows}x{columns}" for rows, columns in grids(patches))
+        raise CheckpointError(
+            f"the grid of its {patches} patches is not known: say which it is of {choices} (--grid)"
+        )
+    if grid[0] * grid[1] != patches:
+        raise CheckpointError(
+            f"{patches} patches are not a {grid[0]} x {grid[1]} grid: give its rows and columns"
+        )
+    return grid[0] * patch, grid[1] * patch
 
 
 def _depth(weights: Mapping[str, np.ndarray], blocks: str) -> int:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 
 import oneflow as flow
 
@@ -13,9 +12,12 @@ from libai_ext.errors import ConfigError
 from libai_ext.layers.initialize import assign
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.vit import ViTClassifier
-from projects.MAE.weights.files import read_weights
+from projects.MAE.weights import compare
+from projects.MAE.weights.describe import DECODER, Source, describe
+from projects.MAE.weights.mapping import names_in, to_ours
 from projects.MAE.weights.match import match
 from projects.MAE.weights.packing import Heads
+from projects.MAE.weights.shapes import sizes_of
 
 logger = logging.getLogger(__name__)
 
@@ -25,16 +27,19 @@ def load_weights(
     path: str,
     replaced: Sequence[str] = (),
     weight_style: str | None = None,
+    grid: Sequence[int] | None = None,
 ) -> None:
     """Start from a checkpoint of this project, the official code, timm or Hugging Face.
 
-    Strict: everything must be there, but for what is ``replaced``. Position tables of another
-    size are interpolated to the model's grid. What became of every tensor is logged.
+    Strict: everything must be there, but for what is ``replaced``, and the file must not say that
+    it is of another model. Position tables of another grid are interpolated to the model's. What
+    became of every tensor is logged.
 
     Args:
         path: a file or folder of weights; a run's output folder stands for its last checkpoint.
         replaced: prefixes of names, see :func:`projects.MAE.weights.match.match`.
         weight_style: "oneflow" or "pytorch" where the style is to be checked.
+        grid: (rows, columns) of the file's position tables, where it does not say.
 
     Raises:
         CheckpointError: names the file, and what in it does not fit.
@@ -44,31 +49,82 @@ def load_weights(
         raise ConfigError(
             f"finetune.weight_style must be 'oneflow' or 'pytorch', not {weight_style!r}"
         )
-    path = _last_checkpoint(path)
-    decoder = getattr(model, "decoder_blocks", None)
-    heads = Heads(
-        encoder=model.blocks[0].num_attention_heads,
-        decoder=decoder[0].num_attention_heads if decoder is not None else None,
-    )
-    weights, source = read_weights(path, heads)
+    state, source = describe(path, grid=tuple(grid) if grid else None)
     found = "oneflow" if source.style == "ours" else "pytorch"
     if weight_style not in (None, found):
         raise CheckpointError(
             f"{path} holds weights in the style of {found}, finetune.weight_style says "
             f"{weight_style}"
         )
-    state = model.state_dict()
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    own = _sizes(model)
+    _check(own, source, replaced)
+    tensors = model.state_dict()
+    # A decoder that the model does not have is not translated: its heads may be unknown.
+    skip = () if hasattr(model, "decoder_blocks") else DECODER
     try:
-        matched = match(shapes, weights, replaced=replaced, grid=model.patch_embed.grid_size)
+        weights, left_out = to_ours(state, source.style, _heads(own, source), skip)
+        matched = match(
+            {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+            weights,
+            replaced=replaced,
+            grid=model.patch_embed.grid_size,
+            source_grid=source.grid,
+        )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    skipped = [name for name in names_in(state, source.style) if name.startswith(tuple(skip))]
+    matched.left_out += skipped + left_out
     with flow.no_grad():
         for name, array in matched.weights.items():
-            assign(state[name], array)
-    logger.info(f"weights of {path} (style {source.style})\n{matched.table()}")
+            assign(tensors[name], array)
+    _log(source, own, matched.table())
 
 
-def _last_checkpoint(path: str) -> str:
-    pointer = Path(path, "last_checkpoint")
-    return str(Path(path, pointer.read_text().strip())) if pointer.is_file() else path
+def _sizes(model: MaskedAutoencoder | ViTClassifier) -> dict[str, Any]:
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    sizes = dict(sizes_of(shapes), num_heads=model.blocks[0].num_attention_heads)
+    if hasattr(model, "decoder_blocks"):
+        sizes["decoder_num_heads"] = model.decoder_blocks[0].num_attention_heads
+    return dict(sizes, grid=model.patch_embed.grid_size)
+
+
+def _check(own: dict[str, Any], source: Source, replaced: Sequence[str]) -> None:
+    """
+    Raises:
+        CheckpointError: the file is of a model with other sizes; names both of each.
+    """
+    keys = compare.ENCODER
+    if "decoder_depth" in own and source.contents == "pretraining":
+        keys += compare.DECODER
+    if "num_classes" in own and "head." not in replaced:
+        if source.contents != "classifier":
+            raise CheckpointError(
+                f"{source.path} holds a model without a class head: to fine-tune it, give it as "
+                "finetune.path"
+            )
+        keys += compare.HEAD
+    differing = compare.contradictions(own, source.record.model, keys)
+    if differing:
+        raise CheckpointError(f"{source.path} is of another model: {'; '.join(differing)}")
+
+
+def _heads(own: dict[str, Any], source: Source) -> Heads:
+    """Those of the file; where it does not say, the model's."""
+    return Heads(
+        source.heads.encoder or own["num_heads"],
+        source.heads.decoder or own.get("decoder_num_heads"),
+    )
+
+
+def _log(source: Source, own: dict[str, Any], table: str) -> None:
+    logger.info(f"weights of {source.located} (style {source.style}): {source.summary()}\n{table}")
+    for note in source.notes:
+        logger.info(f"{source.path}: {note}")
+    notes = []
+    if source.heads.encoder is None:
+        notes.append(f"the file does not say how many heads: {own['num_heads']}, as the model has")
+    if source.grid is None:
+        rows, columns = own["grid"]
+        notes.append(f"the file does not say its grid: taken for {rows} x {columns}, the model's")
+    for note in notes:
+        logger.warning(f"{source.path}: {note}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -105,8 +105,31 @@ def recognise(names: Iterable[str]) -> str:
     raise CheckpointError(f"no blocks with names of a known style. Its names: {some(names)}")
 
 
+def shapes_in(state: Mapping[str, Any], style: str) -> dict[str, tuple[int, ...]]:
+    """Our name -> shape of the tensors that have the same in every style; see `COPY`."""
+    rows = ROWS_BY_THEIRS[style]
+    shapes = {}
+    for name, tensor in state.items():
+        template, number = split_number(without_alias(name))
+        row = rows.get(template)
+        if row is not None and row.kind == COPY:
+            shapes[row.ours.replace("#", number)] = tuple(tensor.shape)
+    return shapes
+
+
+def names_in(state: Iterable[str], style: str) -> list[str]:
+    """Our names of the tensors in a state dict, those that are in our table."""
+    rows = ROWS_BY_THEIRS[style]
+    found = {}
+    for name in state:
+        template, number = split_number(without_alias(name))
+        if template in rows:
+            found[rows[template].ours.replace("#", number)] = None
+    return list(found)
+
+
 def to_ours(
-    state: Mapping[str, Any], style: str, heads: Heads = PUBLISHED
+    state: Mapping[str, Any], style: str, heads: Heads = PUBLISHED, skip: Sequence[str] = ()
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Translate a state dict of `style` into our names and layouts, bit by bit.
 
@@ -114,6 +137,7 @@ def to_ours(
         state: name -> array or `TensorInfo`, read one at a time.
         style: a member of `STYLES`.
         heads: see `Heads`.
+        skip: prefixes of names of ours that are not wanted.
 
     Returns:
         Our weights, and the names that no model of ours has a place for (see `LEFT_OUT`).
@@ -139,7 +163,7 @@ def to_ours(
         template, number = split_number(name)
         row = rows[template]
         ours = row.ours.replace("#", number)
-        if ours in weights:
+        if ours in weights or ours.startswith(tuple(skip)):
             continue  # the key or value of a projection whose query came before
         parts = [part.replace("#", number) for part in row.theirs]
         absent = [part for part in parts if part not in canonical]

@@ -11,11 +11,12 @@ from typing import Iterable, Mapping, Sequence
 import numpy as np
 
 from libai_ext.checkpoint.errors import CheckpointError
+from projects.MAE.weights.describe import DECODER
 from projects.MAE.weights.mapping import SHOWN, nearest, some
 from projects.MAE.weights.names import split_number
 from projects.MAE.weights.pos_embed import interpolate
+from projects.MAE.weights.shapes import grids
 
-DECODER = ("mask_token", "decoder_")
 POSITION_TABLES = ("pos_embed", "decoder_pos_embed")
 
 # What each task drops from the weights it starts from, or makes anew, by prefix of the name.
@@ -95,21 +96,25 @@ def match(
         given: name -> array, under our names.
         replaced: prefixes of names that may be missing, ill-shaped (then the model initialises
             them) or superfluous (then they are left out); see `REPLACED`.
-        grid: (rows, columns) of patches in the model's input. With it, a position table of
-            another size is interpolated; one of equal size is kept as it is.
-        source_grid: the same of the given table; a square when not given.
+        grid: (rows, columns) of patches in the model's input. With it, the position tables of
+            another grid are interpolated.
+        source_grid: the same of the given tables. Where it is not known, tables of as many patches
+            as the model has are taken for tables of its grid.
 
     Raises:
-        CheckpointError: names every tensor that is missing, unexpected or ill-shaped.
+        CheckpointError: names every tensor that is missing, unexpected or ill-shaped; or a table
+            has another number of patches, and its grid is not known.
     """
     result = Match()
     replaced = tuple(replaced)
     missing, ill_shaped = [], []
     for name, shape in expected.items():
         array, shape = given.get(name), tuple(shape)
-        if array is not None and array.shape == shape:
+        fits = array is not None and array.shape == shape
+        table = grid is not None and name in POSITION_TABLES and getattr(array, "ndim", 0) == 3
+        if fits and not (table and source_grid not in (None, grid)):
             result.weights[name] = array
-        elif array is not None and name in POSITION_TABLES and grid is not None:
+        elif table:
             result.weights[name] = _resize(name, array, shape, grid, source_grid)
             result.interpolated.append(name)
         elif name.startswith(replaced):
@@ -135,15 +140,23 @@ def _resize(
     source_grid: tuple[int, int] | None,
 ) -> np.ndarray:
     if source_grid is None:
-        side = round((table.shape[1] - 1) ** 0.5) if table.ndim == 3 else 0
-        source_grid = (side, side)
+        raise CheckpointError(f"{name}: {unknown_grid(table.shape[1] - 1)}")
     try:
         resized = interpolate(table, source_grid, grid)
     except ValueError as error:
-        raise CheckpointError(f"{name}: {error}; give the grid of the source") from None
+        raise CheckpointError(f"{name}: {error}") from None
     if resized.shape != shape:
         raise CheckpointError(f"{name}: {table.shape} resizes to {resized.shape}, not {shape}")
     return resized
+
+
+def unknown_grid(patches: int) -> str:
+    """What to say of a position table whose grid is needed and not known."""
+    choices = ", ".join(f"[{rows},{columns}]" for rows, columns in grids(patches))
+    return (
+        f"the file does not say the grid of its {patches} patches: set train.load_grid (in tools "
+        f"--grid) to its rows and columns, one of {choices}"
+    )
 
 
 def _raise_if_any(

@@ -11,9 +11,9 @@ from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.layers.initialize import assign
 from libai_ext.placement import set_layout
 from projects.MAE.modeling.mae import MaskedAutoencoder
+from projects.MAE.weights.describe import DECODER, Source
 from projects.MAE.weights.files import read_weights
-from projects.MAE.weights.match import DECODER, match
-from projects.MAE.weights.names import split_number
+from projects.MAE.weights.match import match, unknown_grid
 from projects.MAE.weights.packing import PUBLISHED, Heads
 
 # Of an encoder or a classifier, what follows the last block is of no use without its task.
@@ -27,10 +27,14 @@ ANY_DEPTH = 1000
 
 
 class Loaded(NamedTuple):
-    """``model`` is in evaluation mode; without ``has_decoder`` its decoder is untrained."""
+    """``model`` is in evaluation mode; without a decoder in ``source`` its own is untrained."""
 
     model: MaskedAutoencoder
-    has_decoder: bool
+    source: Source
+
+    @property
+    def has_decoder(self) -> bool:
+        return self.source.contents == "pretraining"
 
 
 def model_of(
@@ -38,78 +42,65 @@ def model_of(
     heads: Heads = PUBLISHED,
     img_size: Sequence[int] | None = None,
     norm_pix_loss: bool = False,
+    grid: tuple[int, int] | None = None,
 ) -> Loaded:
     """Build and load the model of a checkpoint of any style: pre-training, encoder or classifier.
     For one process.
 
     Args:
-        heads: only needed where widths are not those of a published model.
-        img_size: (H, W); a square when not given. Position tables are interpolated to it.
-        norm_pix_loss: whether it was trained on normalised patches; no file says.
+        heads, grid, norm_pix_loss: what the user says, for a file that does not.
+        img_size: (H, W); that of the file when not given. Position tables are interpolated to it.
 
     Raises:
-        CheckpointError: the file cannot be read, or holds no vision transformer.
+        CheckpointError: the file cannot be read, holds no vision transformer, or says otherwise.
     """
-    weights, source = read_weights(path, heads)
+    weights, source = read_weights(path, heads, grid)
     has_decoder = source.contents == "pretraining"
-    shapes = {name: tuple(array.shape) for name, array in weights.items()}
     try:
-        sizes = _sizes(shapes, source.heads, img_size, has_decoder)
+        sizes = _sizes(source, img_size, norm_pix_loss)
         set_layout(ONE_PROCESS, ANY_DEPTH)
-        model = MaskedAutoencoder(norm_pix_loss=norm_pix_loss, **sizes)
+        model = MaskedAutoencoder(**sizes)
         state = model.state_dict()
         matched = match(
             {name: tuple(tensor.shape) for name, tensor in state.items()},
             weights,
             replaced=() if has_decoder else _AFTER_THE_BLOCKS,
             grid=model.patch_embed.grid_size,
+            source_grid=source.grid,
         )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     with flow.no_grad():
         for name, array in matched.weights.items():
             assign(state[name], array)
-    return Loaded(model.eval(), has_decoder)
+    return Loaded(model.eval(), source)
 
 
-def _sizes(shapes: dict, heads: Heads, img_size, has_decoder: bool) -> dict:
+def _sizes(source: Source, img_size: Sequence[int] | None, norm_pix_loss: bool) -> dict:
     """Arguments of :class:`MaskedAutoencoder`."""
-    try:
-        width, channels, patch_size, _ = shapes["patch_embed.proj.weight"]
-        patches = shapes["pos_embed"][1] - 1
-    except (KeyError, ValueError):
-        raise CheckpointError("there are no patch and position embeddings in it") from None
-    if img_size is None:
-        side = round(patches**0.5)
-        if side * side != patches:
-            raise CheckpointError(
-                f"it was trained on {patches} patches of {patch_size} x {patch_size} pixels, which "
-                "make no square: give the image size (--size HEIGHTxWIDTH)"
-            )
-        img_size = (side * patch_size,) * 2
-    encoder_heads = heads.of("blocks.0", width)
+    known = source.record.model
+    width, patch = known.get("embed_dim"), known.get("patch_size")
+    if width is None or source.patches is None or "mlp_ratio" not in known:
+        raise CheckpointError("there are no patch and position embeddings or no blocks in it")
+    if img_size is None and source.grid is None:
+        raise CheckpointError(unknown_grid(source.patches))
+    if norm_pix_loss and known.get("norm_pix_loss") is False:
+        raise CheckpointError(f"{source.record.origin} says that norm_pix_loss was off")
+    heads = source.heads.of("blocks.0", width)
     sizes = dict(
-        img_size=tuple(img_size),
-        patch_size=patch_size,
-        in_chans=channels,
+        {key: known[key] for key in ("in_chans", "depth", "mlp_ratio")},
+        img_size=tuple(img_size or known["img_size"]),
+        patch_size=patch,
         embed_dim=width,
-        depth=_depth(shapes, "blocks.#."),
-        num_heads=encoder_heads,
-        mlp_ratio=shapes["blocks.0.mlp.dense_h_to_4h.bias"][0] / width,
+        num_heads=heads,
+        norm_pix_loss=known.get("norm_pix_loss", norm_pix_loss),
     )
-    if not has_decoder:  # the smallest one, to make the model whole
-        return dict(
-            sizes, decoder_embed_dim=width, decoder_depth=1, decoder_num_heads=encoder_heads
-        )
-    decoder_width = shapes["mask_token"][-1]
+    if source.contents != "pretraining":  # the smallest one, to make the model whole
+        return dict(sizes, decoder_embed_dim=width, decoder_depth=1, decoder_num_heads=heads)
+    decoder_width = known["decoder_embed_dim"]
     return dict(
         sizes,
         decoder_embed_dim=decoder_width,
-        decoder_depth=_depth(shapes, "decoder_blocks.#."),
-        decoder_num_heads=heads.of("decoder_blocks.0", decoder_width),
+        decoder_depth=known["decoder_depth"],
+        decoder_num_heads=source.heads.of("decoder_blocks.0", decoder_width),
     )
-
-
-def _depth(shapes: dict, prefix: str) -> int:
-    pairs = (split_number(name) for name in shapes)
-    return 1 + max(int(number) for template, number in pairs if template.startswith(prefix))

@@ -31,6 +31,8 @@ _OUTSIDE_BLOCKS = (
     (COPY, "norm", "norm", "layernorm"),
     (COPY, "fc_norm", "fc_norm", None),
     (LINEAR, "head", "head", "classifier"),
+    (PARAMETER, "head_norm.running_mean", "head_norm.running_mean", None),
+    (PARAMETER, "head_norm.running_var", "head_norm.running_var", None),
     (PARAMETER, "mask_token", "mask_token", "decoder.mask_token"),
     (PARAMETER, "decoder_pos_embed", "decoder_pos_embed", "decoder.decoder_pos_embed"),
     (LINEAR, "decoder_embed", "decoder_embed", "decoder.decoder_embed"),
@@ -58,12 +60,21 @@ LEFT_OUT = frozenset(
     {
         "pooler.dense.weight",  # of ViTModel: follows the cls token, is never trained by MAE
         "pooler.dense.bias",
+        "head_norm.num_batches_tracked",  # of the official linear probe: nothing depends on it
     }
 )
 
+# The official linear probe's head: a batch norm and a linear layer in a Sequential.
+PROBE_NORM, PROBE_HEAD = "head.0.", "head.1."
+
 # Before a name is looked up. The second is how transformers 5 saves the decoder: its renaming of
 # the encoder's blocks hits `decoder_layers` as well.
-_PREFIX_ALIASES = (("vit.", ""), ("decoder.decoder_encoder.layer.", "decoder.decoder_layers."))
+_PREFIX_ALIASES = (
+    ("vit.", ""),
+    ("decoder.decoder_encoder.layer.", "decoder.decoder_layers."),
+    (PROBE_NORM, "head_norm."),
+    (PROBE_HEAD, "head."),
+)
 
 _BLOCK_NUMBER = re.compile(r"\.(0|[1-9][0-9]{0,3})\.")
 
@@ -90,9 +101,11 @@ def _layers() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
 def _rows(style: str) -> Iterator[Row]:
     for kind, names in _layers():
         (ours,), theirs = names[0], names[STYLES.index(style)]
+        if not theirs:
+            continue
         if kind == PARAMETER:
             yield Row(ours, theirs, COPY)
-        elif theirs:
+        else:
             yield Row(f"{ours}.weight", tuple(f"{name}.weight" for name in theirs), kind)
             bias_kind = QKV if kind == QKV else COPY
             yield Row(f"{ours}.bias", tuple(f"{name}.bias" for name in theirs), bias_kind)

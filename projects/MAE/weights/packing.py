@@ -11,8 +11,8 @@ import numpy as np
 
 from libai_ext.checkpoint.errors import CheckpointError
 
-# Heads of the published models. A width says nothing of the heads otherwise.
-ENCODER_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+# Heads of the published MAE models. A width says nothing of the heads otherwise.
+ENCODER_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = {512: 16}
 
 
@@ -29,12 +29,13 @@ class Heads:
         Raises:
             CheckpointError: the width is not a published one, or not divisible.
         """
-        part = "decoder" if name.startswith("decoder_") else "encoder"
-        known = DECODER_HEADS if part == "decoder" else ENCODER_HEADS
+        article, part, known = "an", "encoder", ENCODER_HEADS
+        if name.startswith("decoder_"):
+            article, part, known = "a", "decoder", DECODER_HEADS
         heads = getattr(self, part) or known.get(width)
         if heads is None:
             raise CheckpointError(
-                f"{name}: an {part} of width {width} is none of the published ones "
+                f"{name}: {article} {part} of width {width} is none of the published ones "
                 f"({', '.join(map(str, known))}), so its number of heads must be given: "
                 f"Heads({part}=...), in tools/convert.py --{part}-heads"
             )

@@ -1,0 +1,215 @@
+"""A config takes what it leaves open from the weights it starts from, and agrees with them."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any, NamedTuple, Sequence
+
+from omegaconf import DictConfig, OmegaConf
+
+from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.checkpoint.native import from_rank_0
+from libai_ext.errors import ConfigError
+from projects.MAE.modeling.sizes import ARCHS
+from projects.MAE.weights import compare
+from projects.MAE.weights.compare import shown
+from projects.MAE.weights.describe import Source, describe
+from projects.MAE.weights.match import unknown_grid
+from projects.MAE.weights.record import differ
+
+DEFAULT_MLP_RATIO = 4.0
+
+
+class Start(NamedTuple):
+    """Where weights come from.
+
+    Attributes:
+        path: a file, a folder or a run.
+        own: it is the run's own checkpoint: whether it agrees is checked key by key elsewhere.
+        whole: its class head is used as well.
+        evaluate: there is nothing but an evaluation.
+    """
+
+    path: str
+    own: bool = False
+    whole: bool = True
+    evaluate: bool = False
+
+
+def starting_point(cfg: DictConfig, go_on: bool = False, evaluate: bool = False) -> Start | None:
+    """The weights of a run, None where it starts from none. Asked by all ranks together.
+
+    Args:
+        go_on: with the last checkpoint of the output directory, where there is one.
+        evaluate: ``train.load_weight``, or that checkpoint.
+    """
+    train, finetune = cfg.train, cfg.get("finetune")
+    if go_on or (evaluate and not train.load_weight):
+        if from_rank_0(lambda: bool(_checkpoints(train.output_dir))):
+            return Start(train.output_dir, own=True, evaluate=evaluate)
+    if train.load_weight:
+        return Start(train.load_weight, evaluate=evaluate)
+    if finetune is not None and finetune.enable and finetune.path and not evaluate:
+        return Start(finetune.path, whole=False)
+    return None
+
+
+def adopt(cfg: DictConfig, opts: Sequence[str], start: Start) -> list[str]:
+    """Fill the sizes of ``cfg.model`` that are unset from the weights. By all ranks together.
+
+    A size that is set, or ``model.arch`` in ``opts``, must be that of the weights. ``model.arch``
+    of a recipe is for a model without weights: it gives way. The image size may be another one.
+
+    Args:
+        opts: what was given on the command line.
+
+    Returns:
+        What was taken from the weights and what differs from how they were trained, a sentence
+        each.
+
+    Raises:
+        CheckpointError: the weights cannot be read.
+        ConfigError: the config contradicts them; names both values of each key.
+    """
+    source = from_rank_0(lambda: _source(cfg, start))
+    if source is None:
+        return []
+    model, known = cfg.model, source.record.model
+    sizes = [key for key in (*compare.ENCODER, *compare.DECODER) if key in model]
+    if source.contents != "pretraining":
+        sizes = [key for key in sizes if key not in compare.DECODER]
+    wanted = {key: model[key] for key in sizes if model[key] is not None}
+    arch = ARCHS.get(model.arch, {})
+    if not start.own:
+        arch_is_set = any(option.partition("=")[0] == "model.arch" for option in opts)
+        if arch_is_set:
+            wanted = {**{key: arch[key] for key in sizes if key in arch}, **wanted}
+        said = f" (model.arch {model.arch})" if arch_is_set else ""
+        _refuse(cfg, wanted, source, sizes, start, said)
+    notes = _fill(model, known, sizes, source, arch)
+    _check_heads(model, source, sizes, arch)
+    _check_grid(model, source, arch)
+    if start.own and not start.evaluate:
+        return notes
+    return notes + _differences(cfg, source, start)
+
+
+def _source(cfg: DictConfig, start: Start) -> Source | None:
+    """Of the run's own checkpoints any that can be read, None for none: all are of one model, and
+    resuming names those that are damaged."""
+    if not start.own:
+        grid = cfg.train.load_grid
+        return describe(start.path, grid=tuple(grid) if grid else None)[1]
+    for path in (start.path, *map(str, _checkpoints(start.path))):
+        with contextlib.suppress(CheckpointError):
+            return describe(path)[1]
+    return None
+
+
+def _checkpoints(run: str) -> list[Path]:
+    return sorted(Path(run).glob("model_*"))
+
+
+def _refuse(
+    cfg: DictConfig,
+    wanted: dict[str, Any],
+    source: Source,
+    sizes: Sequence[str],
+    start: Start,
+    said: str,
+) -> None:
+    """
+    Args:
+        said: what the sizes that are wanted follow from.
+
+    Raises:
+        ConfigError: a size of the config is another one in the weights.
+    """
+    known = source.record.model
+    found = compare.contradictions(wanted, known, sizes, "model.")
+    if start.whole and source.contents == "classifier" and "num_classes" in cfg.model:
+        found += compare.contradictions(cfg.model, known, compare.HEAD, "model.")
+    if not found:
+        return
+    advice = "set these keys as the file has them; sizes that are unset (null) are taken from it"
+    if differ(cfg.model.get("in_chans"), known.get("in_chans")):
+        data = source.record.data
+        keys = [f"data.{key}={shown(data[key])}" for key in ("mode", "mean", "std") if key in data]
+        advice = " ".join(["set", f"model.in_chans={known['in_chans']}", *keys])
+    raise ConfigError(f"{source.path} is of another model: {'; '.join(found)}{said}: {advice}")
+
+
+def _fill(
+    model: DictConfig, known: dict[str, Any], sizes: Sequence[str], source: Source, arch: dict
+) -> list[str]:
+    filled = [key for key in (*sizes, "img_size") if model[key] is None and key in known]
+    for key in filled:
+        model[key] = known[key]
+    taken = [f"{key} {shown(known[key])}" for key in filled]
+    ratio = known.get("mlp_ratio", DEFAULT_MLP_RATIO)
+    if "mlp_ratio" not in model and differ(ratio, DEFAULT_MLP_RATIO):
+        model.mlp_ratio = ratio
+        taken.append(f"mlp_ratio {shown(ratio)}")
+    notes = []
+    if taken:
+        notes.append(f"model, as {source.record.origin or source.path} has it: {', '.join(taken)}")
+    others = [key for key in filled if differ(arch.get(key), known[key])]
+    if others:
+        notes.append(f"model.arch {model.arch} gives way to the weights in {', '.join(others)}")
+    return notes
+
+
+def _check_heads(model: DictConfig, source: Source, sizes: Sequence[str], arch: dict) -> None:
+    """
+    Raises:
+        ConfigError: nobody says how many heads there are.
+    """
+    for prefix in ("", "decoder_"):
+        key = f"{prefix}num_heads"
+        if key not in sizes or model[key] is not None:
+            continue
+        same = all(not differ(arch.get(size), model[size])
+                   for size in (f"{prefix}embed_dim", f"{prefix}depth"))  # fmt: skip
+        if not same:
+            raise ConfigError(
+                f"{source.path} does not say how many attention heads it has: set model.{key}"
+            )
+
+
+def _check_grid(model: DictConfig, source: Source, arch: dict) -> None:
+    """
+    Raises:
+        ConfigError: the position tables have to be interpolated, and nobody says from which grid.
+    """
+    if source.grid is not None or source.patches is None:
+        return
+    size = model.img_size if model.img_size is not None else arch.get("img_size")
+    patch = model.patch_size
+    if size is None or patch is None:
+        return
+    height, width = (size, size) if isinstance(size, int) else size
+    if height // patch * (width // patch) != source.patches:
+        raise ConfigError(f"{source.path}: {unknown_grid(source.patches)}")
+
+
+def _differences(cfg: DictConfig, source: Source, start: Start) -> list[str]:
+    """How the weights were trained otherwise than the config says: refused for an evaluation,
+    else named.
+
+    Raises:
+        ConfigError: an evaluation of something else than what was trained.
+    """
+    known, found = source.record, []
+    for node, keys in (("model", ("norm_pix_loss",)), ("data", ("mode", "mean", "std"))):
+        own = OmegaConf.to_container(cfg[node], resolve=True) if node in cfg else {}
+        values = known.model if node == "model" else known.data
+        found += compare.contradictions(own, values, keys, f"{node}.")
+    if found and start.evaluate:
+        raise ConfigError(
+            f"{source.path} was trained otherwise: {'; '.join(found)}: set these keys as the file "
+            "has them"
+        )
+    if differ(cfg.model.get("mask_ratio"), known.model.get("mask_ratio")):
+        found += compare.contradictions(cfg.model, known.model, ("mask_ratio",), "model.")
+    return [f"{source.path} was trained otherwise: {line}" for line in found]

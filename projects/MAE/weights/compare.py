@@ -1,0 +1,31 @@
+"""Which sizes of a model and of a file of weights contradict each other."""
+
+from __future__ import annotations
+
+from typing import Any, Iterable, Mapping
+
+from projects.MAE.weights.record import differ
+
+ENCODER = ("in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+HEAD = ("num_classes", "pooling", "batch_norm")
+
+
+def contradictions(
+    wanted: Mapping[str, Any], known: Mapping[str, Any], keys: Iterable[str], prefix: str = ""
+) -> list[str]:
+    """A sentence for each key whose values differ, with both; what is not known does not."""
+    return [
+        f"{prefix}{key} {shown(wanted[key])}, the file has {shown(known[key])}"
+        for key in keys
+        if differ(wanted.get(key), known.get(key))
+    ]
+
+
+def shown(value: Any) -> str:
+    """As it is written on the command line."""
+    if isinstance(value, (str, bool, int)):
+        return str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "[" + ",".join(map(shown, value)) + "]"

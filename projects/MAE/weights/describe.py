@@ -1,0 +1,249 @@
+"""What a file of weights is: where it lies, whose names it has, which model it belongs to."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import Any, Mapping
+
+import numpy as np
+
+from libai_ext.checkpoint import formats, oneflow_folder, record, safetensors_file
+from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.checkpoint.tensors import TensorInfo
+from projects.MAE.weights import foreign
+from projects.MAE.weights.mapping import find_state_dict, recognise, shapes_in
+from projects.MAE.weights.names import without_alias
+from projects.MAE.weights.packing import DECODER_HEADS, ENCODER_HEADS, PUBLISHED, Heads
+from projects.MAE.weights.record import EMPTY, Record, check, of_run_config, parse
+from projects.MAE.weights.shapes import grid_of_table, patches_of, sizes_of
+
+# Where files with room for it keep a record: the key of a `.pth`, of a safetensors file's texts.
+KEY = "record"
+RUN_CONFIG = "config.yaml"
+DECODER = ("mask_token", "decoder_")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a file turned out to hold.
+
+    Attributes:
+        path: as it was asked for.
+        located: the file or folder itself, of a run the checkpoint.
+        style: a member of `names.STYLES`.
+        contents: "pretraining" (encoder and decoder), "encoder" or "classifier".
+        record: everything known of the model, from the record and the tensors.
+        dtypes: the types of its tensors; bfloat16 has been widened to float32.
+        patches: of its position table.
+        notes: what nothing says and was derived, a sentence each.
+        left_out: names that no model of ours has a place for.
+    """
+
+    path: str
+    located: str
+    style: str
+    contents: str
+    record: Record
+    dtypes: tuple[str, ...]
+    patches: int | None
+    notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def heads(self) -> Heads:
+        """None where they are not known."""
+        model = self.record.model
+        return Heads(model.get("num_heads"), model.get("decoder_num_heads"))
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(rows, columns) of patches; None where it is not known."""
+        size, patch = (self.record.model.get(key) for key in ("img_size", "patch_size"))
+        return (size[0] // patch, size[1] // patch) if size and patch else None
+
+    def summary(self) -> str:
+        """The model in one line, for the log."""
+        model = self.record.model
+        size = model.get("img_size")
+        parts = [f"{size[0]} x {size[1]} pixels"] if size else []
+        for key, words in (
+            ("patch_size", "patch {}"), ("embed_dim", "width {}"), ("depth", "depth {}"),
+            ("num_heads", "{} heads"), ("decoder_embed_dim", "decoder width {}"),
+            ("decoder_depth", "depth {}"), ("decoder_num_heads", "{} heads"),
+            ("norm_pix_loss", "norm_pix_loss {}"), ("num_classes", "{} classes"),
+        ):  # fmt: skip
+            if key in model and (self.contents == "pretraining" or "decoder" not in key):
+                parts.append(words.format(model[key]))
+        return ", ".join(parts)
+
+
+def contents_of(names: Any) -> str:
+    """What a set of our names is: see `Source.contents`."""
+    if any(name.startswith(DECODER) for name in names):
+        return "pretraining"
+    return "classifier" if any(name.startswith("head.") for name in names) else "encoder"
+
+
+def describe(
+    path: str | os.PathLike[str], heads: Heads = PUBLISHED, grid: tuple[int, int] | None = None
+) -> tuple[dict[str, Any], Source]:
+    """The state dict in a checkpoint, not yet read, and what is known of it.
+
+    Args:
+        path: a file of weights, a Hugging Face folder, a LiBai checkpoint, or a run's folder.
+        heads, grid: what the user says, for a file that does not.
+
+    Raises:
+        CheckpointError: names the file and what is wrong, or what contradicts what.
+    """
+    path = os.fspath(path)
+    located = formats.locate(path)
+    tree = formats.inspect(located)
+    try:
+        state, _ = find_state_dict(tree)
+        style = recognise(state)
+        found, notes = _recorded(located, tree, style)
+        shapes = shapes_in(state, style)
+        sizes = sizes_of(shapes)
+        found, dropped = _usable(found, sizes, patches_of(shapes))
+        check(found, sizes)
+        model = {**found.model, **sizes}
+        notes = [*notes, *dropped, *_add_heads(model, found.origin, heads, style)]
+        notes += _add_grid(model, found.origin, grid, patches_of(shapes), state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    dtypes = tuple(sorted({str(tensor.dtype) for tensor in state.values()}))
+    contents = contents_of(shapes)
+    classes = found.classes if contents == "classifier" else None
+    if classes is not None and len(classes) != sizes["num_classes"]:
+        raise CheckpointError(
+            f"{path}: {found.origin} names {len(classes)} classes, the head has "
+            f"{sizes['num_classes']}"
+        )
+    complete = replace(found, model=model, classes=classes)
+    source = Source(
+        path, located, style, contents, complete, dtypes, patches_of(shapes), tuple(notes)
+    )
+    return state, source
+
+
+def _recorded(located: str, tree: Any, style: str) -> tuple[Record, list[str]]:
+    """What lies beside the tensors; and sentences on what of it is not used."""
+    if os.path.isdir(located):
+        return _of_checkpoint(located)
+    if isinstance(tree, dict) and isinstance(tree.get(KEY), str):
+        return parse(record.loads(tree[KEY], f"{located}, {KEY}"), located), []
+    if formats.is_safetensors(located):
+        text = safetensors_file.metadata(located).get(KEY)
+        if text is not None:
+            return parse(record.loads(text, f"{located}, {KEY}"), located), []
+    folder = os.path.dirname(located)
+    if style in ("hf", "hf5"):
+        return foreign.huggingface(folder), []
+    if os.path.basename(located) in formats.PRETRAINED_FILES:
+        return foreign.timm(folder), []
+    return foreign.official(tree.get("args"), located)
+
+
+def _of_checkpoint(folder: str) -> tuple[Record, list[str]]:
+    """A checkpoint's ``record.json``; of one without it the ``config.yaml`` of its run."""
+    folder = os.path.abspath(folder)
+    if os.path.basename(folder) == oneflow_folder.MODEL:
+        folder = os.path.dirname(folder)
+    own = record.read(folder)
+    if own is not None:
+        return parse(own, os.path.join(folder, record.RECORD)), []
+    beside = os.path.join(os.path.dirname(folder), RUN_CONFIG)
+    if os.path.isfile(beside):
+        return of_run_config(beside), []
+    missing = f"{folder} has no {record.RECORD} and no {RUN_CONFIG} beside it"
+    return EMPTY, [f"{missing}: heads, image size, loss and preprocessing are not known"]
+
+
+def _usable(
+    found: Record, sizes: Mapping[str, Any], patches: int | None
+) -> tuple[Record, list[str]]:
+    """Without an image size of official args that is not the table's: forks for rectangles leave
+    ``input_size`` as it was."""
+    size, patch = found.model.get("img_size"), sizes.get("patch_size")
+    if not found.origin.endswith("(args)") or not size or not patch or not patches:
+        return found, []
+    if size[0] // patch * (size[1] // patch) == patches:
+        return found, []
+    model = {key: value for key, value in found.model.items() if key != "img_size"}
+    note = f"{found.origin}: input_size {size[0]} is not that of {patches} patches, and not used"
+    return replace(found, model=model), [note]
+
+
+def _add_heads(model: dict[str, Any], origin: str, given: Heads, style: str) -> list[str]:
+    """Fill the heads in, as given or by a published width; returns what was derived.
+
+    Ours are never derived: our own models have other numbers at those widths, and their checkpoints
+    say how many.
+    """
+    notes = []
+    for part, prefix, known in (
+        ("encoder", "", ENCODER_HEADS),
+        ("decoder", "decoder_", DECODER_HEADS),
+    ):
+        key, width = f"{prefix}num_heads", model.get(f"{prefix}embed_dim")
+        own, said = model.get(key), getattr(given, part)
+        if own and said and own != said:
+            raise CheckpointError(f"{said} heads of the {part} are given, {origin} says {own}")
+        if own or said:
+            model[key] = own or said
+        elif width in known and style != "ours":
+            model[key] = known[width]
+            notes.append(
+                f"the file does not say how many heads the {part} has: {known[width]}, as the "
+                f"published models of width {width}"
+            )
+    return notes
+
+
+def _add_grid(
+    model: dict[str, Any],
+    origin: str,
+    given: tuple[int, int] | None,
+    patches: int | None,
+    state: Mapping[str, Any],
+) -> list[str]:
+    """Fill the image size in, as given or as the position table shows; returns what was derived."""
+    patch, size = model.get("patch_size"), model.get("img_size")
+    if not patch or not patches:
+        return []
+    if size:
+        grid = (size[0] // patch, size[1] // patch)
+        if given and tuple(given) != grid:
+            raise CheckpointError(f"a grid of {_x(given)} is given, {origin} says {_x(grid)}")
+        if grid[0] * grid[1] != patches:
+            raise CheckpointError(
+                f"{origin} says {_x(size)} pixels, {_x(grid)} patches; the position table has "
+                f"{patches}"
+            )
+        return []
+    if given:
+        if given[0] * given[1] != patches:
+            raise CheckpointError(f"{patches} patches are not a {_x(given)} grid")
+        model["img_size"] = [given[0] * patch, given[1] * patch]
+        return []
+    table = next(t for name, t in state.items() if _is_table(name))
+    found = grid_of_table(_array(table), model, patches)
+    if found is None:
+        return []
+    grid, how = found
+    model["img_size"] = [grid[0] * patch, grid[1] * patch]
+    return [f"the file does not say its image size: {_x(model['img_size'])}, {how}"]
+
+
+def _is_table(name: str) -> bool:
+    return without_alias(name) in ("pos_embed", "embeddings.position_embeddings")
+
+
+def _array(tensor: Any) -> np.ndarray:
+    return tensor.array() if isinstance(tensor, TensorInfo) else tensor
+
+
+def _x(pair: Any) -> str:
+    return f"{pair[0]} x {pair[1]}"
