@@ -40,6 +40,8 @@ RULES = {
     "data.std": each(number(0, above=True)),
     "data.max_bad_share": number(0, 1),
     "data.download": switch,
+    "data.classes": text(unset=True),
+    "data.as_torchvision": switch,
 }
 # Width and number of heads of the same layers.
 _HEADS = (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads"))

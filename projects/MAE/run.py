@@ -14,6 +14,7 @@ from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
 from libai_ext import config
+from libai_ext.data import classes
 from libai_ext.engine.derive import derive_batch, derive_layout, refuse_idle
 from libai_ext.engine.output_dir import prepare_output_dir, write_record
 from libai_ext.engine.setup import log_summary, set_up
@@ -38,8 +39,14 @@ class TaskTrainer(Trainer):
 
     def build_dataset(self, split: str):
         dataset = super().build_dataset(split)
-        self.task.check_data(dataset, self.cfg, trained_on=self.dataset)
+        self.task.check_data(dataset, self.cfg, f"data.{split}", trained_on=self.dataset)
         return dataset
+
+    def build_checkpointer(self):
+        checkpointer = super().build_checkpointer()
+        if self.dataset is not None:
+            checkpointer.plain[classes.KEY] = self.dataset.source.classes
+        return checkpointer
 
     def build_evaluator(self, dataset):
         return self.task.evaluator(dataset)
