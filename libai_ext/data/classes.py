@@ -82,10 +82,10 @@ def read_names(file: str) -> list[str]:
         names = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"data.classes {file} cannot be read: {reason}") from error
+        raise DataError(f"task.classes {file} cannot be read: {reason}") from error
     names = [name.strip() for name in names if name.strip()]
     if not names:
-        raise DataError(f"data.classes {file} names no class")
+        raise DataError(f"task.classes {file} names no class")
     if len(set(names)) < len(names):
-        raise DataError(f"data.classes {file} names a class twice; expected is a name a line")
+        raise DataError(f"task.classes {file} names a class twice; expected is a name a line")
     return names

@@ -45,7 +45,7 @@ class Tolerant:
         self.source = source
         self.max_bad_share = max_bad_share
         self.classes = list(source.classes)
-        self._numbers = np.arange(len(self.classes))
+        self._numbers: np.ndarray | None = None  # of the source's classes; None: their own
         self.drawn = 0
         self.bad = 0
         self._replacement: dict[int, int] = {}
@@ -62,7 +62,7 @@ class Tolerant:
         self.drawn += 1
         self._totals.add(0)
         image, label = self._readable(index)
-        return image, int(self._numbers[label])
+        return image, label if self._numbers is None else int(self._numbers[label])
 
     def _readable(self, index: int) -> tuple[Image.Image, int]:
         if index not in self._replacement:
@@ -77,7 +77,8 @@ class Tolerant:
     @property
     def labels(self) -> np.ndarray:
         """int64 [N]: class numbers."""
-        return self._numbers[self.source.labels]
+        labels = self.source.labels
+        return labels if self._numbers is None else self._numbers[labels]
 
     def use_classes(self, classes: Sequence[str]) -> None:
         """Number the classes by their places in another list. It may have more of them.

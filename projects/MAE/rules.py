@@ -31,6 +31,7 @@ RULES = {
     "task.per_class": switch,
     "task.confusion": switch,
     "task.predictions": switch,
+    "task.classes": text(unset=True),
     "finetune.enable": switch,
     "finetune.path": text(unset=True),
     "data.train": each(text()),
@@ -40,7 +41,6 @@ RULES = {
     "data.std": each(number(0, above=True)),
     "data.max_bad_share": number(0, 1),
     "data.download": switch,
-    "data.classes": text(unset=True),
     "data.as_torchvision": switch,
 }
 # Width and number of heads of the same layers.

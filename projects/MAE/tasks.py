@@ -71,12 +71,20 @@ class Classification:
         per_class: write ``per_class.txt`` after an evaluation: support, recall and precision.
         confusion: write ``confusion.png``.
         predictions: write ``predictions.csv``, a line a sample.
+        classes: a file of class names, one a line, in the order of the head's outputs.
     """
 
-    def __init__(self, per_class: bool = False, confusion: bool = False, predictions: bool = False):
+    def __init__(
+        self,
+        per_class: bool = False,
+        confusion: bool = False,
+        predictions: bool = False,
+        classes: str | None = None,
+    ):
         self.per_class = per_class
         self.confusion = confusion
         self.predictions = predictions
+        self.classes = classes
 
     def prepare(self, cfg: DictConfig) -> None:
         dataset, train = cfg.dataloader.train.dataset, cfg.train
@@ -109,7 +117,7 @@ class Classification:
     def check_data(self, dataset, cfg: DictConfig, key: str, trained_on=None) -> None:
         """Number the classes of a data set as the head does.
 
-        The head's classes are those of ``data.classes``, else of the training data, else those
+        The head's classes are those of ``task.classes``, else of the training data, else those
         that the weights name; where nothing says them, the data set's own.
 
         Args:
@@ -121,14 +129,14 @@ class Classification:
                 another number of classes.
         """
         source, head = dataset.source, cfg.model.num_classes
-        known = _classes_of_the_head(cfg, trained_on)
+        known = self._classes_of_the_head(cfg, trained_on)
         classes.follow(source, known or source.classes, key)
         count = len(source.classes)
         if count != head:
             advice = (
                 f"set model.num_classes={count}, or give the data the model was trained for"
                 if trained_on is not None or known or count > head
-                else "a test split may lack classes where data.classes names a file with all of "
+                else "a test split may lack classes where task.classes names a file with all of "
                 "them, in the order of the head's outputs"
             )
             raise DataError(
@@ -138,8 +146,22 @@ class Classification:
         if known is None and key == "data.test":
             logger.warning(
                 "the weights do not name their classes: they are taken to be those of data.test, "
-                "in their order; data.classes can name a file of them"
+                "in their order; task.classes can name a file of them"
             )
+
+    def _classes_of_the_head(self, cfg: DictConfig, trained_on) -> list[str] | None:
+        """Names by class number, None where nothing says them."""
+        if trained_on is not None:
+            return trained_on.source.classes
+        weights = cfg.train.load_weight or cfg.train.output_dir
+        kept = classes.saved(weights)
+        names = classes.read_names(self.classes) if self.classes else kept
+        if kept and names != kept:
+            raise DataError(
+                f"task.classes {self.classes} has {some(names)} ({len(names)}), the checkpoint of "
+                f"{weights} {some(kept)} ({len(kept)}): leave task.classes out"
+            )
+        return names
 
     def hooks(self, cfg: DictConfig) -> list:
         """Nothing beyond the trainer's own."""
@@ -159,18 +181,3 @@ class Classification:
         if self.predictions:
             names = [dataset.source.name(index) for index in range(len(dataset))]
             evaluator.write_predictions(str(folder / "predictions.csv"), names)
-
-
-def _classes_of_the_head(cfg: DictConfig, trained_on) -> list[str] | None:
-    """Names by class number, None where nothing says them."""
-    if trained_on is not None:
-        return trained_on.source.classes
-    weights = cfg.train.load_weight or cfg.train.output_dir
-    given, kept = cfg.data.get("classes"), classes.saved(weights)
-    names = classes.read_names(given) if given else kept
-    if kept and names != kept:
-        raise DataError(
-            f"data.classes {given} has {some(names)} ({len(names)}), the checkpoint of {weights} "
-            f"{some(kept)} ({len(kept)}): leave data.classes out"
-        )
-    return names

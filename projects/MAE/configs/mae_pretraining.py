@@ -67,9 +67,6 @@ data = DictConfig(
         max_bad_share=0.01,
         # Fetch CIFAR and STL-10 where they are missing.
         download=False,
-        # A file of class names, one a line in the order of the head's outputs; unset: those of
-        # the training data.
-        classes=None,
         # Decode as torchvision does: EXIF rotation left as it is, 16-bit grey clipped at 255.
         as_torchvision=False,
     )
