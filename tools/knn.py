@@ -16,17 +16,11 @@ from libai_ext.engine import main as entry
 from libai_ext.startup import start
 
 
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"at least 1, not {text}")
-    return int(text)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="of the run: data, model, train.output_dir")
     parser.add_argument(
-        "--neighbours", type=_count, nargs="+", help="1 5 10 20, or as many as there are samples"
+        "--neighbours", type=int, nargs="+", help="1 5 10 20, or as many as there are samples"
     )
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
     args = parser.parse_args()

@@ -130,14 +130,15 @@ def nearest_neighbours(run: Run, counts: Sequence[int] | None = None) -> dict[in
         counts: unset: 1, 5, 10 and 20, as far as there are so many training samples.
 
     Raises:
-        DataError: fewer training samples than neighbours that were asked for; see also
-            :func:`_labelled`.
+        DataError: fewer training samples than neighbours that were asked for, or none asked
+            for; see also :func:`_labelled`.
     """
     (train, labels), (test, expected) = _both(run)
     if counts is None:
         counts = [count for count in NEIGHBOURS if count <= len(train)]
-    if max(counts) > len(train):
-        raise DataError(f"{max(counts)} neighbours among {len(train)} training samples")
+    wrong = [count for count in counts if not 1 <= count <= len(train)]
+    if wrong:
+        raise DataError(f"{wrong[0]} neighbours among {len(train)} training samples")
     train, test = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, test))
     accuracy = {}
     for count in counts:
