@@ -152,5 +152,6 @@ def _counted(names: dict[str, int]) -> list[str]:
 
 
 def some(names: Sequence[str], shown: int = 4) -> str:
-    """The first few names, for a message."""
-    return ", ".join([*names[:shown], *["..."] * (len(names) > shown)])
+    """The first few names, for a message; bytes of theirs that are no UTF-8 as numbers."""
+    text = ", ".join([*names[:shown], *["..."] * (len(names) > shown)])
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

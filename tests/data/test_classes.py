@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 
+import numpy as np
 import pytest
 from image_files import encode, pixels
 from libai.config import instantiate
@@ -15,7 +17,10 @@ from libai_ext.data import classes
 from libai_ext.errors import DataError
 from projects.MAE.probe import load_run, nearest_neighbours
 from projects.MAE.run import resolve
+from projects.MAE.weights.files import read_weights
+from projects.MAE.weights.packing import Heads
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIGS = "projects/MAE/configs"
 CLASSES = ("ant", "bee", "cat")
 
@@ -237,3 +242,15 @@ def test_neighbours_by_a_classifier(tmp_path, name):
     train = folder(tmp_path / "train", CLASSES)
     found = neighbours(train, train, [1], f"{CONFIGS}/{name}.py", options)
     assert found == {1: 100.0}
+
+
+def test_neighbours_by_the_weights_of_finetune_path(tmp_path):
+    """A fine-tuning config without a run of its own yet."""
+    sizes = ["img_size=[8,8]", "patch_size=2", "embed_dim=12", "depth=2", "num_heads=3"]
+    opts = [f"model.{size}" for size in sizes]
+    opts += [f"finetune.path={GOLDEN}/fb_finetune.pth", f"train.output_dir={tmp_path}/none"]
+    config_file = f"{CONFIGS}/mae_finetune.py"
+    loaded = load_run(config_file, opts).model.state_dict()
+    weights, _ = read_weights(f"{GOLDEN}/fb_finetune.pth", Heads(encoder=3))
+    for name in ("patch_embed.proj.weight", "blocks.1.mlp.dense_h_to_4h.weight"):
+        np.testing.assert_array_equal(loaded[name].numpy(), weights[name])

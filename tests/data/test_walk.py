@@ -185,6 +185,18 @@ def test_a_file_without_permission_is_an_error_not_a_bad_image(unprivileged):
     assert not isinstance(caught.value, BadImage)
 
 
+def test_names_that_are_not_utf8(tmp_path, log):
+    root = fill(tmp_path, *CLASSES)
+    bee = os.fsencode(root / "bee")
+    for name in (b"\xff.png", b"\xfe.t\xfft"):
+        with open(bee + b"/" + name, "wb") as file:
+            file.write(encode(pixels(9)))
+    folder = ImageFolder([str(root)])
+    assert len(folder) == 4
+    np.testing.assert_array_equal(folder[3][0], pixels(9))
+    assert log.messages[0].endswith(r"passed over 1 files that are no images (.t\udcfft)")
+
+
 @pytest.mark.parametrize("name", ["ant/9.heic", "bee/9.AVIF", "9.cr2", "ant/deep/9.dng"])
 def test_images_in_formats_that_are_not_read_are_an_error(tmp_path, name):
     fill(tmp_path, *CLASSES, name)
