@@ -60,10 +60,12 @@ def saved(path: str) -> list[str] | None:
 
 
 def _read(path: Path) -> list[str] | None:
+    try:
+        path = path / (path / POINTER).read_text().strip()
+    except (OSError, ValueError):  # no run, but a checkpoint or nothing of the kind
+        pass
     for file in _FILES:
         try:
-            if (path / POINTER).is_file():
-                path = path / (path / POINTER).read_text().strip()
             names = json.loads((path / file).read_text())[KEY]
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue

@@ -117,10 +117,10 @@ class Decoder:
             return image
         if deep_colours:
             _check_brightness(np.asarray(image.convert("RGB")).max())
-        if image.mode.startswith("I"):
-            image = _eight_bits(image)
         # After load: some plug-ins (TIFF) turn the image themselves, and drop the tag.
         turn = _UPRIGHT.get(_orientation(image))
+        if image.mode.startswith("I"):
+            image = _eight_bits(image)
         return image if turn is None else image.transpose(turn)
 
     def _convert(self, image: Image.Image) -> Image.Image:
@@ -146,9 +146,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         _check_brightness(values.max() >> (bits - 8))
     if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = (1 << bits) - 1 - values
-    eight = Image.fromarray(np.uint8(values >> (bits - 8)))
-    eight.getexif().update(image.getexif())
-    return eight
+    return Image.fromarray(np.uint8(values >> (bits - 8)))
 
 
 def _check_brightness(brightest: int) -> None:

@@ -112,7 +112,7 @@ class _Scan:
                 )
             sample.images.append((f".{extension}", member))
         elif last == ".cls" and member.isreg():
-            label = _class_number(self.tar.extractfile(member).read(), self.shard, member.name)
+            label = _class_number(self.tar.extractfile(member).read(100), self.shard, member.name)
             if sample.label not in (NO_LABEL, label):
                 raise DataError(f"{self.shard}:{member.name} is a second class of its sample")
             sample.label = label

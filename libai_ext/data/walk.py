@@ -23,11 +23,11 @@ from libai_ext.errors import DataError
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm"),
-    *(".tif", ".tiff", ".jp2"),
+    *(".pbm", ".pnm", ".tif", ".tiff", ".jp2", ".tga", ".psd"),
 )
 # Images in formats that Pillow does not read by itself.
 UNREAD = (
-    *(".heic", ".heif", ".avif", ".jxl", ".svg", ".psd", ".exr", ".dcm"),
+    *(".heic", ".heif", ".avif", ".jxl", ".svg", ".exr", ".dcm"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
 )
 # Folders that systems put beside a user's: archives of macOS, network drives, Windows, ext4.

@@ -172,6 +172,15 @@ STORED = {
 }
 
 
+def test_deep_grey_is_turned_upright_too():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    values = np.uint16(256 * pixels()[..., 0])
+    stored = np.ascontiguousarray(np.rot90(values))
+    found = decoded(encode(stored, exif=exif), mode="L")
+    np.testing.assert_array_equal(found, pixels()[..., 0])
+
+
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_exif_rotation_is_undone(orientation, kind):
