@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Sequence
@@ -11,10 +10,8 @@ import numpy as np
 from PIL import Image
 
 from libai_ext.data.decode import Decoder
-from libai_ext.data.walk import EXTENSIONS, Walk, some
+from libai_ext.data.walk import EXTENSIONS, Walk, some, warn_once
 from libai_ext.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 
 class ImageFiles:
@@ -116,9 +113,9 @@ def _scan(root: str) -> dict[str, list[str]]:
         for name in empty:
             walk.passed.add("folders without an image", name)
     elif empty and full:
-        logger.warning(f"data folder {root}: no image of {len(empty)} classes: {some(empty)}")
+        warn_once(f"data folder {root}: no image of {len(empty)} classes: {some(empty)}")
     if walk.passed:
-        logger.warning(f"data folder {root}: passed over {walk.passed}")
+        warn_once(f"data folder {root}: passed over {walk.passed}")
     if not own and not full:
         raise DataError(
             f"data folder {root} holds no image ({', '.join(EXTENSIONS)}); "

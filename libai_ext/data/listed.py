@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import csv
-import logging
 import os
 import re
 from collections import Counter
 from pathlib import Path
 
 from libai_ext.data.image_folder import ImageFiles, check_folder
-from libai_ext.data.walk import EXTENSIONS, Walk, some
+from libai_ext.data.walk import EXTENSIONS, Walk, some, warn_once
 from libai_ext.errors import DataError
-
-logger = logging.getLogger(__name__)
 
 # Column of Kaggle's ImageNet list: a class, then boxes.
 _KAGGLE = "PredictionString"
@@ -59,7 +56,7 @@ class ListedImages(ImageFiles):
         if unlisted:
             walk.passed.add("images that are not listed", f"in {file}", unlisted)
         if walk.passed:
-            logger.warning(f"data folder {folder}: passed over {walk.passed}")
+            warn_once(f"data folder {folder}: passed over {walk.passed}")
         classes = _classes({label for _, label in rows})
         number = {name: i for i, name in enumerate(classes)}
         labels = [number[label] for _, label in rows]

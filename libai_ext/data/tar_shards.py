@@ -20,7 +20,7 @@ from libai_ext.checkpoint.files import atomic_file
 from libai_ext.data.decode import BadImage, Decoder
 from libai_ext.data.download import exclusive
 from libai_ext.data.tar_scan import NO_LABEL, ShardIndex, scan
-from libai_ext.data.walk import EXTENSIONS, PassedOver
+from libai_ext.data.walk import EXTENSIONS, PassedOver, warn_once
 from libai_ext.errors import DataError, UserError
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class TarShards:
         self._first = np.searchsorted(self._shard, np.arange(len(parts)))
         passed = _passed_over(parts)
         if passed:
-            logger.warning(f"{', '.join(patterns)}: passed over {passed}")
+            warn_once(f"{', '.join(patterns)}: passed over {passed}")
         if not len(self._shard):
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {', '.join(patterns)}")
         self.classes = self._classes()

@@ -16,10 +16,14 @@ A file is opened when its sample is read, not here: one that cannot be read is a
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 from typing import Sequence
 
 from libai_ext.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm"),
@@ -145,6 +149,12 @@ class Walk:
             if os.path.commonpath([os.path.realpath(folder), target]) == target:
                 return True
         return False
+
+
+@functools.lru_cache(maxsize=None)
+def warn_once(text: str) -> None:
+    """Log a warning, the first time only: a test split is opened at each evaluation."""
+    logger.warning(text)
 
 
 def _counted(names: dict[str, int]) -> list[str]:
