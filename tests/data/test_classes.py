@@ -40,11 +40,17 @@ def folder(root, names, each=2, start=0):
     return str(root)
 
 
-def check(tmp_path, test, train=None, head=3, split="test", **options):
-    """The data set that the task let pass."""
-    opts = [f"model.num_classes={head}", f"train.output_dir={tmp_path}/run"]
-    opts += [f"{key}={value}" for key, value in options.items()]
-    cfg = resolve(f"{CONFIGS}/mae_finetune.py", [*opts, "model.arch=mae_vit_digits"])
+def check(tmp_path, test, train=None, head=3, split="test", names=None, weights=None):
+    """The source that the task let pass.
+
+    Args:
+        names: of the head's classes, a file.
+        weights: to start from, not read here but for what they say of classes.
+    """
+    opts = ["model.arch=mae_vit_digits", f"model.num_classes={head}"]
+    opts += [f"train.output_dir={tmp_path}/run", *([f"task.classes={names}"] if names else [])]
+    cfg = resolve(f"{CONFIGS}/mae_finetune.py", opts)
+    cfg.train.load_weight = weights
     task = instantiate(cfg.task)
 
     def opened(roots):
@@ -110,15 +116,15 @@ def test_splits_with_equally_many_other_classes(tmp_path):
 
 
 @pytest.mark.parametrize("file", ["record.json", "progress.json"])
-@pytest.mark.parametrize("key", ["train.load_weight", "train.output_dir"])
-def test_a_checkpoint_names_the_classes(tmp_path, file, key):
+@pytest.mark.parametrize("own", [True, False])
+def test_a_checkpoint_names_the_classes(tmp_path, file, own):
     """In an order that is not theirs, to show where it comes from."""
     checkpoint = tmp_path / "run/model_final"
     checkpoint.mkdir(parents=True)
     (checkpoint / file).write_text(json.dumps({"classes": ["cat", "ant", "bee"]}))
     (tmp_path / "run/last_checkpoint").write_text("model_final")
     test = folder(tmp_path / "test", ["bee", "cat"])
-    options = {} if key == "train.output_dir" else {key: checkpoint}
+    options = {} if own else {"weights": str(checkpoint)}
     source = check(tmp_path, test, **options)
     assert source.classes == ["cat", "ant", "bee"]
     assert (named(source), source.labels.tolist()) == (["bee"] * 2 + ["cat"] * 2, [2, 2, 0, 0])
@@ -126,11 +132,11 @@ def test_a_checkpoint_names_the_classes(tmp_path, file, key):
     train = check(tmp_path, folder(tmp_path / "train", CLASSES), split="train", **options)
     assert train.labels.tolist() == [1, 1, 2, 2, 0, 0]
     (tmp_path / "names.txt").write_text("cat\nant\nbee\n")
-    check(tmp_path, test, **options, **{"task.classes": tmp_path / "names.txt"})
+    check(tmp_path, test, names=tmp_path / "names.txt", **options)
     (tmp_path / "names.txt").write_text("ant\nbee\ncat\n")
     message = r"names.txt has ant, bee, cat \(3\), the checkpoint of .* cat, ant, bee \(3\)"
     with pytest.raises(DataError, match=message):
-        check(tmp_path, test, **options, **{"task.classes": tmp_path / "names.txt"})
+        check(tmp_path, test, names=tmp_path / "names.txt", **options)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"classes": [1]}', '{"classes": [""]}', "["])
@@ -154,14 +160,14 @@ def test_weights_that_name_no_classes(tmp_path, caplog):
     ):
         check(tmp_path, some)
     (tmp_path / "names.txt").write_text("ant\nbee\ncat\n")
-    source = check(tmp_path, some, **{"task.classes": tmp_path / "names.txt"})
+    source = check(tmp_path, some, names=tmp_path / "names.txt")
     assert source.labels.tolist() == [1, 1, 2, 2]
     for text, message in (("", "names no class"), ("ant\nant\n", "names a class twice")):
         (tmp_path / "names.txt").write_text(text)
         with pytest.raises(DataError, match=message):
-            check(tmp_path, some, **{"task.classes": tmp_path / "names.txt"})
+            check(tmp_path, some, names=tmp_path / "names.txt")
     with pytest.raises(DataError, match="task.classes /gone cannot be read: No such file"):
-        check(tmp_path, some, **{"task.classes": "/gone"})
+        check(tmp_path, some, names="/gone")
 
 
 @pytest.mark.parametrize("kind", ["flat", "lmdb", "tar", "stl10", "mixed"])
