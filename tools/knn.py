@@ -2,8 +2,10 @@
 
     .venv/bin/python tools/knn.py projects/MAE/configs/mae_digits.py
 
-A quick check of frozen features, with nothing to be trained: the mean patch token of each image,
-cosine similarity, the labels of the nearest training samples weighted by it.
+A quick check of frozen features, with nothing to be trained: the mean patch token of each image
+(of a classifier, what its head sees), cosine similarity, the labels of the nearest training
+samples weighted by it. The weights are those of train.load_weight, else of the run in
+train.output_dir, else of finetune.path.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from libai_ext.startup import start
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("config", help="of the pre-training run: data, model, train.output_dir")
-    parser.add_argument("--neighbours", type=int, nargs="+", default=[1, 5, 10, 20])
+    parser.add_argument("config", help="of the run: data, model, train.output_dir")
+    parser.add_argument(
+        "--neighbours", type=int, nargs="+", help="1 5 10 20, or as many as there are samples"
+    )
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
     args = parser.parse_args()
     start()

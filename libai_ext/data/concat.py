@@ -6,24 +6,31 @@ import bisect
 from itertools import accumulate
 from typing import Sequence
 
+import numpy as np
 from PIL import Image
 
 
 class Concat:
     """The samples of each part in turn.
 
-    Classes are matched by name: the list that all parts share, else the sorted union of their
-    names, as :class:`ImageFolder` has it for several roots.
+    Classes are matched by name: the list of the part that has all of them, else the sorted union
+    of their names, as :class:`ImageFolder` has it for several roots.
     """
 
     def __init__(self, parts: Sequence):
         self.parts = list(parts)
         self.ends = list(accumulate(len(part) for part in self.parts))
         lists = [list(part.classes) for part in self.parts]
-        shared = all(names == lists[0] for names in lists)
-        self.classes = lists[0] if shared else sorted({name for names in lists for name in names})
+        union = {name for names in lists for name in names}
+        longest = max(lists, key=len)
+        self.classes = longest if union == set(longest) else sorted(union)
         number = {name: i for i, name in enumerate(self.classes)}
-        self._numbers = [[number[name] for name in names] for names in lists]
+        self._numbers = [np.array([number[name] for name in names], np.int64) for names in lists]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N]: class numbers."""
+        return np.concatenate([own[part.labels] for own, part in zip(self._numbers, self.parts)])
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -31,7 +38,7 @@ class Concat:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         which, inner = self._locate(index)
         image, label = self.parts[which][inner]
-        return image, self._numbers[which][label]
+        return image, int(self._numbers[which][label])
 
     def name(self, index: int) -> str:
         which, inner = self._locate(index)

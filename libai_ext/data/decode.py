@@ -4,8 +4,10 @@
 |---|---|
 | empty, truncated, corrupt, of no known format | :class:`BadImage` |
 | more than ``max_pixels`` pixels (decompression bomb) | :class:`BadImage`, nothing is decoded |
-| floating-point pixels (their range is anybody's guess) | :class:`BadImage` |
-| 16-bit grey | the high byte; Pillow alone would clip at 255 |
+| pixels of 32 bits, signed or floating-point (their range is anybody's guess) | :class:`BadImage` |
+| grey of 9 to 16 bits | its highest 8 bits; Pillow alone would clip at 255 |
+| colours of 16 bits | their highest 8 bits, by Pillow |
+| either where that leaves 16 levels at most (12 bits in a file of 16) | :class:`BadImage` |
 | palette, CMYK, bilevel, alpha | converted by Pillow; alpha is dropped, as in torchvision |
 | animated, several pages | the first frame |
 | rotated or mirrored by an EXIF tag | transposed upright; an unreadable tag counts as none |
@@ -14,23 +16,31 @@
 Who gets a :class:`BadImage` may skip it (:mod:`libai_ext.data.tolerant`). A file that cannot be
 *read* (missing, no permission, a failing disk) is no bad image: skipping it would make the samples
 depend on the machine.
+
+``as_torchvision`` decodes as torchvision's loader does, for the official code's very pixels: the
+image stays as rotated as it is stored, and values beyond 8 bits are clipped at 255.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import re
 from dataclasses import dataclass
 from typing import Iterator, Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from libai_ext.errors import DataError
 
 MODES = ("RGB", "L")
 
 _EXIF_ORIENTATION = 0x0112
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _UNSIGNED = 0, 1
+# Of 256 levels; darker ones are values of fewer bits in a file of more.
+_BRIGHTEST_AT_LEAST = 16
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,11 +69,13 @@ class Decoder:
         draft_size: (height, width) below which the consumer does not need an image. JPEG files of
             at least twice that are decoded at 1/2, 1/4 or 1/8, never below it: faster, and
             slightly other pixels.
+        as_torchvision: see the head of this module.
     """
 
     mode: str = "RGB"
     max_pixels: int | None = None
     draft_size: Sequence[int] | None = None
+    as_torchvision: bool = False
 
     def __post_init__(self):
         if self.mode not in MODES:
@@ -85,8 +97,12 @@ class Decoder:
                 return self._convert(self._load(image))
         except MemoryError:
             raise
+        except UnidentifiedImageError as error:
+            raise BadImage(name, "it is of no known image format") from error
         except Exception as error:
-            raise BadImage(name, str(error) or type(error).__name__) from error
+            # Pillow tells of objects in memory, by their address.
+            why = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", str(error))
+            raise BadImage(name, why or type(error).__name__) from error
 
     def _load(self, image: Image.Image) -> Image.Image:
         """The first frame, decoded and upright."""
@@ -95,20 +111,51 @@ class Decoder:
             if _orientation(image) >= 5:
                 height, width = width, height
             image.draft(self.mode, (width, height))
+        deep_colours = ";16" in str(image.tile) and not image.mode.startswith("I")
         image.load()
+        if self.as_torchvision:
+            return image
+        if deep_colours:
+            _check_brightness(np.asarray(image.convert("RGB")).max())
         # After load: some plug-ins (TIFF) turn the image themselves, and drop the tag.
         turn = _UPRIGHT.get(_orientation(image))
+        if image.mode.startswith("I"):
+            image = _eight_bits(image)
         return image if turn is None else image.transpose(turn)
 
     def _convert(self, image: Image.Image) -> Image.Image:
-        if image.mode == "F":
+        if image.mode == "F" and not self.as_torchvision:
             raise ValueError("floating-point pixels have no defined range")
-        if image.mode.startswith("I"):
-            high = np.asarray(image).astype(np.int64) >> 8
-            image = Image.fromarray(np.uint8(high.clip(0, 255)))
         # Pillow warns of palettes with transparency, which conversion drops.
         image.info.pop("transparency", None)
         return image if image.mode == self.mode else image.convert(self.mode)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The highest 8 bits of a grey image that has more.
+
+    Raises:
+        ValueError: they say too little, or the range of its values is not known.
+    """
+    tags = getattr(image, "tag_v2", {})
+    (bits,), (kind,) = tags.get(_TIFF_BITS, (16,)), tags.get(_TIFF_SAMPLE_FORMAT, (_UNSIGNED,))
+    values = np.asarray(image).astype(np.int64)
+    if bits > 16 or kind != _UNSIGNED or not 0 <= values.min() <= values.max() < 1 << bits:
+        raise ValueError("grey of 32 or of signed bits has no defined range: convert it to 8 bits")
+    if values.any():
+        _check_brightness(values.max() >> (bits - 8))
+    if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = (1 << bits) - 1 - values
+    return Image.fromarray(np.uint8(values >> (bits - 8)))
+
+
+def _check_brightness(brightest: int) -> None:
+    """Of 255, in the highest 8 bits."""
+    if brightest < _BRIGHTEST_AT_LEAST:
+        raise ValueError(
+            f"its values of more than 8 bits reach {brightest} of 255 as 8 bits, which is black: "
+            "convert it by the range that it really has"
+        )
 
 
 def _orientation(image: Image.Image) -> int:

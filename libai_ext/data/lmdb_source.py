@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 from PIL import Image
 
 from libai_ext.data.decode import BadImage, Decoder
@@ -29,7 +30,7 @@ class LmdbImages:
         mode, decoding: arguments of :class:`Decoder`.
 
     Raises:
-        DataError: it is missing, unreadable, or has no ``num-samples``.
+        DataError: it is missing, unreadable, or its ``num-samples`` is missing or too small.
     """
 
     classes = [""]
@@ -44,6 +45,16 @@ class LmdbImages:
                 "expected are num-samples and image-000000001, image-000000002 and so on"
             )
         self.count = int(count)
+        if self._get(f"image-{self.count + 1:09d}".encode()) is not None:
+            raise DataError(
+                f"{self.root}/{DATA_FILE}: num-samples is {self.count}, but there is an image-"
+                f"{self.count + 1:09d}: images would be missing; set num-samples to their number"
+            )
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N]: class numbers, all 0."""
+        return np.zeros(self.count, np.int64)
 
     def __len__(self) -> int:
         return self.count

@@ -11,6 +11,7 @@ from libai_ext.data.dataset import KeyedDataset, to_instance
 from libai_ext.data.handover import PREFETCH, Handover
 from libai_ext.data.host_memory import shares_memory
 from libai_ext.data.sampler import EvalSampler, GlobalOrder, TrainSampler
+from libai_ext.errors import DataError
 from libai_ext.kernels.threads import available_cpus
 from libai_ext.placement import data_parallel_rank, local_process_count
 
@@ -39,7 +40,7 @@ class Loader:
             collate_fn=collate,
             prefetch_factor=PREFETCH,
         )
-        return (to_instance(unpack(batch)) for batch in batches)
+        return _without_traceback(to_instance(unpack(batch)) for batch in batches)
 
 
 def build_train_loader(
@@ -61,6 +62,14 @@ def build_eval_loader(
     """One pass in order over every sample; ``loader.batch_sampler.valid`` counts real rows."""
     sampler = EvalSampler(len(dataset), micro_batch, data_parallel_rank(), data_parallel_size)
     return Loader(dataset, sampler, num_workers)
+
+
+def _without_traceback(batches: Iterator[Instance]) -> Iterator[Instance]:
+    """A worker's error has the worker's traceback as its text."""
+    try:
+        yield from batches
+    except DataError as error:
+        raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
 
 
 def default_workers() -> int:

@@ -8,6 +8,7 @@ from typing import Sequence
 from libai_ext.data.cifar import Cifar10, Cifar100
 from libai_ext.data.concat import Concat
 from libai_ext.data.image_folder import ImageFolder
+from libai_ext.data.listed import ListedImages
 from libai_ext.data.lmdb_source import DATA_FILE, LmdbImages
 from libai_ext.data.stl10 import Stl10
 from libai_ext.data.tar_shards import TarShards
@@ -24,6 +25,7 @@ def open_source(
     download: bool = False,
     max_pixels: int | None = None,
     draft_size: Sequence[int] | None = None,
+    as_torchvision: bool = False,
 ) -> Tolerant:
     """All roots as one source that skips bad images.
 
@@ -32,23 +34,29 @@ def open_source(
     - a folder ``root/class/image`` or ``root/image``;
     - a folder that holds the ``data.mdb`` of an LMDB;
     - tar shards: a path that ends in ``.tar``, with braces for several, ``{000000..000999}``;
+    - ``labels:FILE:FOLDER``: images of a folder, their classes by a list (:class:`ListedImages`);
     - ``cifar10:SPLIT:FOLDER``, ``cifar100:SPLIT:FOLDER`` (train, test) or ``stl10:SPLIT:FOLDER``
       (train, test, unlabeled).
 
     Args:
         roots: read in this order.
-        mode, max_pixels, draft_size: arguments of :class:`Decoder`.
+        mode, max_pixels, draft_size, as_torchvision: arguments of :class:`Decoder`.
         max_bad_share: see :class:`Tolerant`.
         download: fetch CIFAR and STL-10 where they are missing.
 
     Raises:
         DataError: there is no root, or one cannot be used.
     """
-    decoding = dict(mode=mode, max_pixels=max_pixels, draft_size=draft_size)
-    roots = [roots] if isinstance(roots, str) else list(roots)
+    decoding = dict(
+        mode=mode,
+        max_pixels=max_pixels,
+        draft_size=draft_size,
+        as_torchvision=as_torchvision,
+    )
+    roots = [roots] if isinstance(roots, str) else list(roots or [])
     parts = [_open_root(str(root), download, decoding) for root in roots]
     if not parts:
-        raise DataError("no data is given: set data.train to a list of folders")
+        raise DataError("no data is given: set data.train (data.test) to a list of folders")
     return Tolerant(parts[0] if len(parts) == 1 else Concat(parts), max_bad_share)
 
 
@@ -59,6 +67,10 @@ def _open_root(root: str, download: bool, decoding: dict):
             raise DataError(f"{root}: expected {name}:SPLIT:FOLDER, as {name}:train:data/{name}")
         split, folder = rest
         return NAMED[name](folder, split, download, decoding["mode"])
+    if name == "labels":
+        if len(rest) != 2:
+            raise DataError(f"{root}: expected labels:FILE:FOLDER, as labels:val.txt:data/val")
+        return ListedImages(*rest, **decoding)
     if root.endswith(".tar"):
         return TarShards(root, **decoding)
     if os.path.isfile(os.path.join(root, DATA_FILE)):

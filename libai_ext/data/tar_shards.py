@@ -1,8 +1,6 @@
 """Tar files of samples as WebDataset writes them, read in any order.
 
-The members of a sample follow each other and share their name up to its first dot:
-``000123.jpg``, ``000123.cls``. The first one with an image extension is the image, ``.cls`` holds
-the class number as text; other members (``000123.mask.png``) are passed over.
+:mod:`libai_ext.data.tar_scan` says which members make a sample.
 """
 
 from __future__ import annotations
@@ -11,10 +9,9 @@ import hashlib
 import logging
 import os
 import re
-import tarfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import Sequence
 
 import numpy as np
 from PIL import Image
@@ -22,22 +19,13 @@ from PIL import Image
 from libai_ext.checkpoint.files import atomic_file
 from libai_ext.data.decode import BadImage, Decoder
 from libai_ext.data.download import exclusive
-from libai_ext.data.image_folder import EXTENSIONS
+from libai_ext.data.tar_scan import NO_LABEL, ShardIndex, scan
+from libai_ext.data.walk import EXTENSIONS, PassedOver, warn_once
 from libai_ext.errors import DataError, UserError
 
 logger = logging.getLogger(__name__)
 
 _OPEN_FILES = 128  # of one process; shards may be thousands
-_NO_LABEL = -1
-
-
-class ShardIndex(NamedTuple):
-    """Where the samples of one shard are, in its order."""
-
-    offset: np.ndarray  # int64: first byte of the image
-    size: np.ndarray  # int64: its bytes
-    label: np.ndarray  # int64: class number, or -1
-    name: np.ndarray  # UTF-8 bytes: the image member
 
 
 class TarShards:
@@ -66,6 +54,9 @@ class TarShards:
         )
         self._names = [part.name for part in parts]
         self._first = np.searchsorted(self._shard, np.arange(len(parts)))
+        passed = _passed_over(parts)
+        if passed:
+            warn_once(f"{', '.join(patterns)}: passed over {passed}")
         if not len(self._shard):
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {', '.join(patterns)}")
         self.classes = self._classes()
@@ -98,7 +89,7 @@ class TarShards:
         return f"{self.shards[shard]}:{member.decode('utf-8', 'replace')}"
 
     def _classes(self) -> list[str]:
-        missing = self.labels == _NO_LABEL
+        missing = self.labels == NO_LABEL
         if missing.all():
             self.labels = np.zeros_like(self.labels)
             return [""]
@@ -117,6 +108,15 @@ class TarShards:
             files[shard] = os.open(self.shards[shard], os.O_RDONLY)
         files.move_to_end(shard)
         return files[shard]
+
+
+def _passed_over(parts: Sequence[ShardIndex]) -> PassedOver:
+    passed = PassedOver()
+    for part in parts:
+        for row in part.passed:
+            kind, name, count = bytes(row).decode("utf-8", "replace").split("\t")
+            passed.add(kind, name, int(count))
+    return passed
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -175,42 +175,3 @@ def _read_index(path: Path) -> ShardIndex | None:
             return ShardIndex(*(content[column] for column in ShardIndex._fields))
     except (OSError, ValueError, KeyError, EOFError):  # none yet, or one of another version
         return None
-
-
-def scan(shard: str) -> ShardIndex:
-    """Read the headers of a shard.
-
-    Raises:
-        DataError: it is no plain tar file, or a ``.cls`` holds no number.
-    """
-    rows: list[list] = []
-    label, key = _NO_LABEL, None
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                tar.members = []  # tarfile keeps all it has seen
-                if not member.isreg():
-                    continue
-                folder, file = os.path.split(member.name)
-                stem, _, extension = file.partition(".")
-                if (folder, stem) != key:
-                    key, label, image = (folder, stem), _NO_LABEL, None
-                if extension == "cls":
-                    label = _class_number(tar.extractfile(member).read(), shard, member.name)
-                    if image is not None:
-                        image[2] = label
-                elif f".{extension.lower()}" in EXTENSIONS and image is None:
-                    image = [member.offset_data, member.size, label, member.name.encode()]
-                    rows.append(image)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"shard {shard} is no plain (uncompressed) tar file: {error}") from error
-    columns = list(zip(*rows)) or [(), (), (), ()]
-    numbers = [np.array(column, np.int64) for column in columns[:3]]
-    return ShardIndex(*numbers, np.array(columns[3], np.bytes_))
-
-
-def _class_number(content: bytes, shard: str, name: str) -> int:
-    text = content.decode("ascii", "replace").strip()
-    if not text.isdigit():
-        raise DataError(f"{shard}:{name} holds {text!r:.40}, not a class number")
-    return int(text)

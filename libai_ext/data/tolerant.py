@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+from typing import Sequence
 
+import numpy as np
 from PIL import Image
 
 from libai_ext.data.decode import BadImage
+from libai_ext.data.walk import some
 from libai_ext.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ class Tolerant:
             after at least ``MIN_BAD`` bad ones.
 
     Attributes:
+        classes: names, by class number.
         drawn: samples asked of this process so far.
         bad: how many of them were replaced.
     """
@@ -40,7 +44,8 @@ class Tolerant:
     def __init__(self, source, max_bad_share: float = 0.01):
         self.source = source
         self.max_bad_share = max_bad_share
-        self.classes = source.classes
+        self.classes = list(source.classes)
+        self._numbers: np.ndarray | None = None  # of the source's classes; None: their own
         self.drawn = 0
         self.bad = 0
         self._replacement: dict[int, int] = {}
@@ -56,6 +61,10 @@ class Tolerant:
         """
         self.drawn += 1
         self._totals.add(0)
+        image, label = self._readable(index)
+        return image, label if self._numbers is None else int(self._numbers[label])
+
+    def _readable(self, index: int) -> tuple[Image.Image, int]:
         if index not in self._replacement:
             try:
                 return self.source[index]
@@ -64,6 +73,28 @@ class Tolerant:
                 return self._next_readable(index, error)
         self._count(None)
         return self.source[self._replacement[index]]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [N]: class numbers."""
+        labels = self.source.labels
+        return labels if self._numbers is None else self._numbers[labels]
+
+    def use_classes(self, classes: Sequence[str]) -> None:
+        """Number the classes by their places in another list. It may have more of them.
+
+        Raises:
+            DataError: there are samples of a class that it lacks.
+        """
+        number = {name: i for i, name in enumerate(classes)}
+        own = self.source.classes
+        unknown = [own[i] for i in np.unique(self.source.labels) if own[i] not in number]
+        if unknown:
+            raise DataError(
+                f"{some(unknown)} ({len(unknown)}); known are {some(list(number))} ({len(number)})"
+            )
+        self.classes = list(classes)
+        self._numbers = np.array([number.get(name, -1) for name in own], np.int64)
 
     def name(self, index: int) -> str:
         """Path of a sample, its number where the source knows none."""

@@ -72,8 +72,11 @@ class CenterCrop:
 class EvalCrop:
     """The official evaluation: a bicubic resize that leaves a margin, then the middle.
 
-    The margin is that of 256 pixels around 224 up to inputs of 224, none above. Where (height,
-    width) is no square, the image is scaled to cover both.
+    The margin is that of 256 pixels around 224 up to inputs of 224, none above. A square input is
+    the middle of the image in its own proportions, as published. Where (height, width) is no
+    square, the part that is taken has the image's proportions as far as these lie between those
+    of a square and of the input, and is squeezed or stretched into the input, as a random resized
+    crop is: no more of the image is cut off than a square or the input's own proportions cut.
     """
 
     def __init__(self, size, interpolation: str = "bicubic"):
@@ -83,13 +86,16 @@ class EvalCrop:
         self.crop = CenterCrop(size)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        height, width = self.cover
-        # The side that needs the larger scale gets its size exactly.
-        if width * image.height >= height * image.width:
-            target = _scaled(image, width, image.width)
-        else:
-            target = _scaled(image, height, image.height)
-        return self.crop(_resize(image, target, self.interpolation), rng)
+        return self.crop(_resize(image, self._target(*image.size), self.interpolation), rng)
+
+    def _target(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) to resize an image to. In integers: 49 * (256 / 49) is less than 256."""
+        rows, columns = self.cover
+        if width > height and width * rows > height * columns:
+            return width * min(self.cover) // height, rows
+        if width < height and width * rows < height * columns:
+            return columns, height * min(self.cover) // width
+        return columns, rows
 
 
 def _resize(image: Image.Image, size: tuple[int, int], interpolation) -> Image.Image:

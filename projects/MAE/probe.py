@@ -1,7 +1,10 @@
-"""Looks at a run's encoder: a linear probe of its features, pictures of its reconstructions."""
+"""Looks at a run's encoder: what simple classifiers make of its features, pictures of its
+reconstructions."""
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import NamedTuple, Sequence
 
 import numpy as np
@@ -15,15 +18,20 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from libai_ext.config import fresh
+from libai_ext.data import classes
 from libai_ext.data.sampler import SampleKey
 from libai_ext.errors import DataError
 from libai_ext.placement import batch_sbp, set_layout, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
+from projects.MAE.modeling.vit import ViTClassifier
 from projects.MAE.pictures import panels, tile
 from projects.MAE.run import resolve
 from projects.MAE.weights.describe import DECODER
 from projects.MAE.weights.load import load_weights
 
+logger = logging.getLogger(__name__)
+
+NEIGHBOURS = (1, 5, 10, 20)
 _BATCH = 128
 
 
@@ -31,19 +39,25 @@ class Run(NamedTuple):
     """A config and its model."""
 
     cfg: DictConfig
-    model: MaskedAutoencoder
+    model: MaskedAutoencoder | ViTClassifier
 
 
 def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run:
-    """The model of a config, with the weights of ``train.load_weight`` or else of its output
-    directory, or as initialised."""
+    """The model of a config, with the weights of ``train.load_weight``, else of the run in its
+    output directory, else of ``finetune.path``; or as initialised."""
     cfg = resolve(config_file, opts, evaluate=weights)
-    set_layout(cfg.train.dist, instantiate(cfg.task).pipeline_layers(cfg.model))
+    path = cfg.train.load_weight or cfg.train.output_dir
+    starts = weights and not Path(path).exists() and cfg.get("finetune") is not None
+    if starts:
+        cfg = resolve(config_file, opts)
+    task = instantiate(cfg.task)
+    set_layout(cfg.train.dist, task.pipeline_layers(cfg.model))
     flow.manual_seed(cfg.train.seed)
     model = instantiate(fresh(cfg.model))
-    if weights:
+    if starts:
+        task.start_from(model, cfg)
+    elif weights:
         # An encoder alone will do for features, or a classifier with its last norm.
-        path = cfg.train.load_weight or cfg.train.output_dir
         load_weights(model, path, replaced=(*DECODER, "head"), grid=cfg.train.load_grid)
     return Run(cfg, model.eval())
 
@@ -56,27 +70,51 @@ def _dataset(cfg: DictConfig, split: str):
     return instantiate(node)
 
 
+def _labelled(cfg: DictConfig):
+    """Training and test split, their classes numbered alike; and the indices of the training
+    samples that have a class.
+
+    Raises:
+        DataError: there is none, or the test split has samples without a class or of one that
+            the training split lacks.
+    """
+    train, test = _dataset(cfg, "train"), _dataset(cfg, "test")
+    nameless = classes.nameless_samples(train.source)
+    indices = np.flatnonzero(~nameless)
+    if not len(indices):
+        classes.follow(train.source, train.source.classes, "data.train")
+    if nameless.any():
+        logger.warning(f"data.train: {nameless.sum():,} samples without a class are left out")
+    classes.follow(test.source, train.source.classes, "data.test")
+    return train, test, indices
+
+
 def _stack(dataset, indices, name: str) -> np.ndarray:
     return np.stack([dataset[SampleKey(0, int(i))][name] for i in indices])
 
 
-def features(run: Run, split: str):
-    """Mean patch token [N, D] and class number [N] of every sample of a split."""
-    dataset = _dataset(run.cfg, split)
+def features(run: Run, dataset, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """[N, D] and class number [N] of samples: the mean patch token, or what the head sees."""
     parts, labels = [], []
-    for start in range(0, len(dataset), _BATCH):
-        indices = range(start, min(start + _BATCH, len(dataset)))
-        samples = [dataset[SampleKey(0, index)] for index in indices]
+    for start in range(0, len(indices), _BATCH):
+        samples = [dataset[SampleKey(0, int(i))] for i in indices[start : start + _BATCH]]
         labels += [sample["labels"] for sample in samples]
         images = to_global(np.stack([sample["images"] for sample in samples]), batch_sbp())
         with flow.no_grad():
-            parts.append(run.model.features(images)[:, 1:].mean(dim=1).numpy())
+            found = run.model.features(images)
+        parts.append((found[:, 1:].mean(dim=1) if found.ndim == 3 else found).numpy())
     return np.concatenate(parts), np.array(labels)
+
+
+def _both(run: Run):
+    """Features and class numbers of the training and of the test split."""
+    train, test, indices = _labelled(run.cfg)
+    return features(run, train, indices), features(run, test, range(len(test)))
 
 
 def accuracies(run: Run) -> dict[str, float]:
     """Top-1 on the test split, in percent, of classifiers of the frozen features."""
-    train, test = features(run, "train"), features(run, "test")
+    train, test = _both(run)
     classifiers = {
         "5 nearest neighbours": KNeighborsClassifier(5),
         "linear probe": LogisticRegression(max_iter=2000),
@@ -87,15 +125,22 @@ def accuracies(run: Run) -> dict[str, float]:
     }
 
 
-def nearest_neighbours(run: Run, counts: Sequence[int]) -> dict[int, float]:
+def nearest_neighbours(run: Run, counts: Sequence[int] | None = None) -> dict[int, float]:
     """Top-1 on the test split, in percent, by number of neighbours (cosine similarity, weighted).
 
+    Args:
+        counts: unset: 1, 5, 10 and 20, as far as there are so many training samples.
+
     Raises:
-        DataError: fewer training samples than neighbours.
+        DataError: fewer training samples than neighbours that were asked for, or none asked
+            for; see also :func:`_labelled`.
     """
-    (train, labels), (test, expected) = features(run, "train"), features(run, "test")
-    if max(counts) > len(train):
-        raise DataError(f"{max(counts)} neighbours among {len(train)} training samples")
+    (train, labels), (test, expected) = _both(run)
+    if counts is None:
+        counts = [count for count in NEIGHBOURS if count <= len(train)]
+    wrong = [count for count in counts if not 1 <= count <= len(train)]
+    if wrong:
+        raise DataError(f"{wrong[0]} neighbours among {len(train)} training samples")
     train, test = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, test))
     accuracy = {}
     for count in counts:

@@ -32,6 +32,7 @@ RULES = {
     "task.per_class": switch,
     "task.confusion": switch,
     "task.predictions": switch,
+    "task.classes": text(unset=True),
     "finetune.enable": switch,
     "finetune.path": text(unset=True),
     "data.train": each(text()),
@@ -41,6 +42,7 @@ RULES = {
     "data.std": each(number(0, above=True)),
     "data.max_bad_share": number(0, 1),
     "data.download": switch,
+    "data.as_torchvision": switch,
 }
 # Width and number of heads of the same layers.
 _HEADS = (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads"))

@@ -39,7 +39,7 @@ class TaskTrainer(Trainer):
 
     def build_dataset(self, split: str):
         dataset = super().build_dataset(split)
-        self.task.check_data(dataset, self.cfg, trained_on=self.dataset)
+        self.task.check_data(dataset, self.cfg, f"data.{split}", trained_on=self.dataset)
         return dataset
 
     def build_checkpointer(self):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from libai_ext.data import classes
+from libai_ext.data.walk import some
 from libai_ext.engine import confusion
 from libai_ext.engine.evaluation import MeanOf
 from libai_ext.engine.metrics import Classification as ClassificationMetrics
@@ -53,7 +55,7 @@ class Pretraining:
         if cfg.train.load_weight:
             load_weights(model, cfg.train.load_weight, grid=cfg.train.load_grid)
 
-    def check_data(self, dataset, cfg: DictConfig, trained_on=None) -> None:
+    def check_data(self, dataset, cfg: DictConfig, key: str, trained_on=None) -> None:
         """Any images will do."""
 
     def hooks(self, cfg: DictConfig) -> list:
@@ -74,12 +76,20 @@ class Classification:
         per_class: write ``per_class.txt`` after an evaluation: support, recall and precision.
         confusion: write ``confusion.png``.
         predictions: write ``predictions.csv``, a line a sample.
+        classes: a file of class names, one a line, in the order of the head's outputs.
     """
 
-    def __init__(self, per_class: bool = False, confusion: bool = False, predictions: bool = False):
+    def __init__(
+        self,
+        per_class: bool = False,
+        confusion: bool = False,
+        predictions: bool = False,
+        classes: str | None = None,
+    ):
         self.per_class = per_class
         self.confusion = confusion
         self.predictions = predictions
+        self.classes = classes
 
     def prepare(self, cfg: DictConfig) -> None:
         dataset, train = cfg.dataloader.train.dataset, cfg.train
@@ -115,22 +125,54 @@ class Classification:
         style = cfg.finetune.weight_style
         load_weights(model, cfg.finetune.path, REPLACED[replaced], style, grid)
 
-    def check_data(self, dataset, cfg: DictConfig, trained_on=None) -> None:
-        """
+    def check_data(self, dataset, cfg: DictConfig, key: str, trained_on=None) -> None:
+        """Number the classes of a data set as the head does.
+
+        The head's classes are those of ``task.classes``, else of the training data, else those
+        that the weights name; where nothing says them, the data set's own.
+
         Args:
+            key: of the data set, ``data.train`` or ``data.test``.
             trained_on: the training data, where there is some and this is not it.
 
         Raises:
-            DataError: the data set has not the classes that the head has, or was trained on.
+            DataError: the data set has samples without a class or of an unknown one, or the head
+                another number of classes.
         """
-        count = len(dataset.source.classes)
-        if count != cfg.model.num_classes:
-            raise DataError(
-                f"the data set has {count} classes, the model's head {cfg.model.num_classes}: set "
-                f"model.num_classes={count}, or give the data the model was trained for"
+        source, head = dataset.source, cfg.model.num_classes
+        known = self._classes_of_the_head(cfg, trained_on)
+        classes.follow(source, known or source.classes, key)
+        count = len(source.classes)
+        if count != head:
+            advice = (
+                f"set model.num_classes={count}, or give the data the model was trained for"
+                if trained_on is not None or known or count > head
+                else "a test split may lack classes where task.classes names a file with all of "
+                "them, in the order of the head's outputs"
             )
-        if trained_on is not None and trained_on.source.classes != dataset.source.classes:
-            raise DataError("data.test does not have the classes of data.train")
+            raise DataError(
+                f"{key} has {count} classes ({some(source.classes)}), the model's head {head}: "
+                f"{advice}{classes.without_samples(source)}"
+            )
+        if known is None and key == "data.test":
+            logger.warning(
+                "the weights do not name their classes: they are taken to be those of data.test, "
+                "in their order; task.classes can name a file of them"
+            )
+
+    def _classes_of_the_head(self, cfg: DictConfig, trained_on) -> list[str] | None:
+        """Names by class number, None where nothing says them."""
+        if trained_on is not None:
+            return trained_on.source.classes
+        weights = cfg.train.load_weight or cfg.train.output_dir
+        kept = classes.saved(weights)
+        names = classes.read_names(self.classes) if self.classes else kept
+        if kept and names != kept:
+            raise DataError(
+                f"task.classes {self.classes} has {some(names)} ({len(names)}), the checkpoint of "
+                f"{weights} {some(kept)} ({len(kept)}): leave task.classes out"
+            )
+        return names
 
     def hooks(self, cfg: DictConfig) -> list:
         """Nothing beyond the trainer's own."""

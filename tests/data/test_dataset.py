@@ -6,7 +6,8 @@ from PIL import Image
 
 from libai_ext.data.dataset import KeyedDataset, stack, to_instance
 from libai_ext.data.image_folder import ImageFolder
-from libai_ext.data.sampler import SampleKey
+from libai_ext.data.loader import Loader
+from libai_ext.data.sampler import EvalSampler, SampleKey
 from libai_ext.data.transforms import (
     CenterCrop,
     Compose,
@@ -108,6 +109,19 @@ def test_a_batch_is_stacked_in_order(two_roots):
     assert list(batch.get_fields()) == ["images", "labels"]
     assert batch.get("images").tensor.shape == (2, 3, 4, 6)
     assert batch.get("labels").tensor.numpy().tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_gone_is_one_line_from_a_worker_too(tmp_path, workers):
+    for number in range(4):
+        write(tmp_path / f"{number}.png", (1, 2, 3))
+    data = keyed([str(tmp_path)], [])
+    (tmp_path / "2.png").unlink()
+    batches = iter(Loader(data, EvalSampler(4, 2, 0, 1), workers))
+    assert next(batches).get("images").tensor.shape == (2, 3, 4, 6)
+    with pytest.raises(DataError) as caught:
+        next(batches)
+    assert str(caught.value) == f"cannot open {tmp_path}/2.png: No such file or directory"
 
 
 def gradient_image(width=64, height=48):

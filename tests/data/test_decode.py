@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import random
+import re
+import struct
 import zlib
 
 import numpy as np
@@ -73,6 +75,74 @@ def test_sixteen_bits_keep_the_high_byte(kind):
     assert decoded(encode(values, kind))[..., 2].tolist() == high
 
 
+def tiff(values, bits=16, kind=1, photometric=1):
+    """An uncompressed grey TIFF of unsigned (kind 1) or signed (2) integers; 12 bits are packed."""
+    if bits == 12:
+        flat = np.asarray(values).ravel()
+        text = "".join(f"{value:012b}" for value in flat)
+        data = int(text, 2).to_bytes(len(text) // 8, "big")
+    else:
+        data = np.ascontiguousarray(values).tobytes()
+    height, width = np.shape(values)
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8)]
+    tags += [(277, 1), (278, height), (279, len(data)), (339, kind)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    start = 8 + len(data) + len(data) % 2
+    head = b"II*\0" + struct.pack("<I", start)
+    return head + data + bytes(len(data) % 2) + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def colours(values):
+    """A PNG of 16 bits a channel, [H, W, 3]."""
+
+    def chunk(name, content):
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    parts = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    parts += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+RAMP = np.uint16([[0, 0x123, 0x800, 0xFFF]])
+
+
+def test_twelve_bits_packed_and_in_a_grey_map_keep_their_highest_eight():
+    high = [[0, 0x12, 0x80, 0xFF]]
+    assert decoded(tiff(RAMP, bits=12), mode="L").tolist() == high
+    grey_map = b"P5 4 1 4095\n" + RAMP.astype(">u2").tobytes()
+    assert decoded(grey_map, mode="L").tolist() == high
+    assert decoded(tiff(16 * RAMP), mode="L").tolist() == high
+    inverted = decoded(tiff(16 * RAMP, photometric=0), mode="L")
+    assert inverted.tolist() == [[255, 0xED, 0x7F, 0]]
+    assert decoded(encode(0 * RAMP), mode="L").tolist() == [[0] * 4]
+
+
+def test_colours_of_sixteen_bits_keep_their_highest_eight():
+    values = np.uint16([[[0, 0x1234, 0xFFFF], [255, 256, 0x8000]]])
+    assert decoded(colours(values)).tolist() == [[[0, 0x12, 255], [0, 1, 0x80]]]
+
+
+@pytest.mark.parametrize(
+    "data, why",
+    [
+        (tiff(np.int32([[0, 255, 4095, 70000]]), bits=32, kind=2), "no defined range"),
+        (tiff(np.uint32([[0, 255, 4095, 65535]]), bits=32), "no defined range"),
+        (tiff(np.int16([[-1000, 0, 1000, 3000]]), kind=2), "no defined range"),
+        (tiff(RAMP), "reach 15 of 255 as 8 bits, which is black"),
+        (encode(RAMP), "reach 15 of 255 as 8 bits, which is black"),
+        (encode(np.uint16([[0, 255]])), "reach 0 of 255"),
+        (b"P5 2 1 65535\n" + np.uint16([0, 1000]).astype(">u2").tobytes(), "reach 3 of 255"),
+        (colours(np.uint16([[[9, 99, 999]]])), "reach 3 of 255"),
+    ],
+)
+def test_values_that_eight_bits_would_lose_are_refused(data, why):
+    with pytest.raises(BadImage, match=why):
+        decode(data, "x")
+
+
 def test_bilevel():
     assert decoded(encode(Image.fromarray(np.eye(3) > 0)), mode="L").tolist() == [
         [255, 0, 0],
@@ -100,6 +170,15 @@ STORED = {
     7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
     8: lambda a: np.rot90(a, -1),
 }
+
+
+def test_deep_grey_is_turned_upright_too():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    values = np.uint16(256 * pixels()[..., 0])
+    stored = np.ascontiguousarray(np.rot90(values))
+    found = decoded(encode(stored, exif=exif), mode="L")
+    np.testing.assert_array_equal(found, pixels()[..., 0])
 
 
 @pytest.mark.parametrize("orientation", STORED)
@@ -159,6 +238,30 @@ def _turned():
     exif = Image.Exif()
     exif[0x0112] = 6
     return exif
+
+
+def test_as_torchvisions_loader_does():
+    """``Image.open(file).convert("RGB")``: stored rotation, clipped values."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for data in (
+        encode(pixels(), "JPEG", exif=exif),
+        encode(pixels(), exif=exif),
+        encode(np.uint16([[0, 200, 256, 0xFFFF]])),
+        encode(np.ones((4, 4), np.float32), "TIFF"),
+    ):
+        expected = Image.open(io.BytesIO(data)).convert("RGB")
+        np.testing.assert_array_equal(decoded(data, as_torchvision=True), expected)
+    assert decoded(encode(pixels(), exif=exif)).shape == (30, 20, 3)
+
+
+def test_messages_name_no_objects_in_memory():
+    for data in bad_files().values():
+        with pytest.raises(BadImage) as caught:
+            decode(data, "folder/x.png")
+        assert not re.search("0x|BytesIO|<", str(caught.value)), caught.value
+    with pytest.raises(BadImage, match="x: it is of no known image format$"):
+        decode(b"not a picture", "x")
 
 
 def test_unknown_mode():

@@ -13,7 +13,7 @@ import pytest
 from image_files import encode, pixels
 from made_sets import write_lmdb, write_tar
 
-from libai_ext.data import lmdb_source, tar_shards
+from libai_ext.data import lmdb_source, tar_shards, walk
 from libai_ext.data.decode import BadImage
 from libai_ext.data.lmdb_source import LmdbImages
 from libai_ext.data.tar_shards import TarShards, expand_braces
@@ -90,11 +90,16 @@ def test_lmdb_on_read_only_media(tmp_path):
 
 def test_unusable_lmdbs(tmp_path):
     source = LmdbImages(write_lmdb(tmp_path / "a", [png(0), None, b"no picture", b""]))
-    for index, why in ((1, "the key is missing"), (2, "cannot identify"), (3, "is empty")):
+    for index, why in ((1, "the key is missing"), (2, "no known image format"), (3, "is empty")):
         with pytest.raises(BadImage, match=f"a:image-00000000{index + 1}: .*{why}"):
             source[index]
     with pytest.raises(DataError, match="b has no usable|b/data.mdb has no usable key num-samples"):
         LmdbImages(write_lmdb(tmp_path / "b", []))
+    short = write_lmdb(tmp_path / "short", [png(0), png(1), png(2)])
+    with lmdb_source.lmdb.open(short) as environment, environment.begin(write=True) as change:
+        change.put(b"num-samples", b"2")
+    with pytest.raises(DataError, match="num-samples is 2, but there is an image-000000003"):
+        LmdbImages(short)
     (tmp_path / "c").mkdir()
     (tmp_path / "c/data.mdb").write_bytes(b"no database")
     with pytest.raises(DataError, match="cannot open the LMDB in .*/c"):
@@ -145,14 +150,15 @@ def test_tar_formats_and_names(tmp_path, form):
         ("./x/2.PNG", png(2)),
         ("./x/2.jpg", b"a second image is not looked at"),
         ("./x/2.cls", b"0"),
+        ("./y/2.png", png(4)),
         ("./y/2.cls", b"1"),
         (f"{long}.png", png(3)),
         (f"{long}.cls", b"2"),
     ]
     source = TarShards(write_tar(tmp_path / "x.tar", rows, format=form))
-    assert [source[i][1] for i in range(len(source))] == [3, 0, 2]
-    np.testing.assert_array_equal(source[1][0], pixels(2))
-    np.testing.assert_array_equal(source[2][0], pixels(3))
+    assert [source[i][1] for i in range(len(source))] == [3, 0, 1, 2]
+    for index, seed in ((1, 2), (2, 4), (3, 3)):
+        np.testing.assert_array_equal(source[index][0], pixels(seed))
 
 
 def test_tar_shards_in_other_processes(shards):
@@ -215,10 +221,90 @@ def test_unusable_shards(tmp_path):
         TarShards(write_tar(tmp_path / "word.tar", [("1.cls", b"cat"), ("1.png", png(1))]))
 
 
+CLASSES = [(f"{n:04d}.cls", b"%d" % n) for n in range(4)]
+IMAGES = [(f"{n:04d}.png", png(n)) for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        CLASSES + IMAGES,
+        IMAGES + CLASSES,
+        IMAGES[:2] + CLASSES[::-1] + IMAGES[2:],
+        [row for pair in zip(IMAGES, reversed(CLASSES)) for row in pair],
+        [(name.replace(".cls", ".label.cls"), data) for name, data in CLASSES] + IMAGES,
+        CLASSES + [(name.replace(".png", ".input.png"), data) for name, data in IMAGES],
+    ],
+    ids=["classes first", "images first", "between", "crosswise", "named", "input"],
+)
+def test_classes_apart_from_their_images_find_them(tmp_path, rows):
+    source = TarShards(write_tar(tmp_path / "x.tar", rows))
+    assert (len(source), source.classes) == (4, list("0123"))
+    for index in range(4):
+        image, label = source[index]
+        np.testing.assert_array_equal(image, pixels(label))
+
+
+@pytest.mark.parametrize("extension", ["input.png", "rgb.PNG", "v1.2.png", "0.jpg.png"])
+def test_an_image_with_a_second_dot_in_its_name(tmp_path, extension):
+    rows = [(f"0000.{extension}", png(5)), ("0000.cls", b"3"), ("0000.txt", b"a caption")]
+    image, label = TarShards(write_tar(tmp_path / "x.tar", rows))[0]
+    np.testing.assert_array_equal(image, pixels(5))
+    assert label == 3
+
+
+def test_the_plain_name_is_the_image(tmp_path, caplog):
+    rows = [("1.seg.png", png(1)), ("1.png", png(2)), ("1.cls", b"0"), ("._1.png", b"finder")]
+    with caplog.at_level(logging.WARNING):
+        source = TarShards(write_tar(tmp_path / "x.tar", rows))
+    np.testing.assert_array_equal(source[0][0], pixels(2))
+    assert len(source) == 1
+    said = "passed over 1 further images of samples (.seg.png), 1 hidden (._*)"
+    assert caplog.messages == [f"{tmp_path}/x.tar: {said}"]
+
+
+def test_what_shards_hold_beside_images_is_counted_from_the_cache_too(shards, caplog):
+    TarShards(shards)
+    for heard in (0, 1):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            TarShards(shards)
+        found = [f"{shards}: passed over 12 members that are no images (.json 12)"]
+        assert caplog.messages == found[:heard]
+        walk.warn_once.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([*IMAGES, *CLASSES, ("0009.cls", b"1")], "x.tar:0009.cls is the class of no image"),
+        ([("1.input.png", png(0)), ("1.target.png", png(1))], "1.input.png and 1.target.png are"),
+        ([("1.cls", b"1"), *IMAGES, ("1.cls", b"2"), ("1.png", b"")], "x.tar:1.cls is the class"),
+        ([("1.cls", b"1"), ("1.b.cls", b"2"), ("1.png", b"")], "1.b.cls is a second class of its"),
+        ([("1.cls", b"1"), *IMAGES, ("1.png", b""), *IMAGES, ("1.png", b"")], "several images or"),
+        ([("1.cls", b"9999999"), ("1.png", b"")], "1.cls holds '9999999', not a class number"),
+        ([("1.heic", b""), ("1.cls", b"1")], "1.heic: images in .heic are not read"),
+    ],
+)
+def test_shards_that_would_lose_images_or_classes(tmp_path, rows, message):
+    with pytest.raises(DataError, match=message):
+        TarShards(write_tar(tmp_path / "x.tar", rows))
+
+
+@pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
+def test_links_in_a_shard_would_lose_images(tmp_path, kind):
+    with tarfile.open(write_tar(tmp_path / "x.tar", IMAGES), "a") as tar:
+        link = tarfile.TarInfo("0009.png")
+        link.type, link.linkname = kind, "0001.png"
+        tar.addfile(link)
+    with pytest.raises(DataError, match="x.tar:0009.png is a link or a special file, .*pack"):
+        TarShards(str(tmp_path / "x.tar"))
+
+
 def test_bad_members(tmp_path):
     path = write_tar(tmp_path / "x.tar", [("1.png", b""), ("2.png", b"no"), ("3.png", png(3))])
     source = TarShards(path)
-    for index, why in ((0, "is empty"), (1, "cannot identify")):
+    for index, why in ((0, "is empty"), (1, "no known image format")):
         with pytest.raises(BadImage, match=f"x.tar:{index + 1}.png: .*{why}"):
             source[index]
     os.truncate(path, int(source._offset[2]) + 100)

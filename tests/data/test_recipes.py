@@ -67,6 +67,59 @@ def test_cifar_images_are_evaluated_as_they_are(tmp_path):
     np.testing.assert_allclose(sample["images"], (pixels - mean) / std, atol=1e-6)
 
 
+def evaluated(tmp_path, recipe, width, height, *options):
+    """What evaluation shows of an image whose red is the column in per cent, its green the row."""
+    x, y = np.meshgrid(np.linspace(0, 100, width), np.linspace(0, 100, height))
+    image = Image.fromarray(np.uint8(np.stack([x, y, 0 * x], -1)))
+    image.save(tmp_path / "0.png")
+    opts = [f"data.test=[{tmp_path}]", "data.mean=[0,0,0]", "data.std=[1,1,1]", *options]
+    dataset = instantiate(fresh(resolve(recipe, opts).dataloader.test.dataset))
+    images = dataset[SampleKey(0, 0)]["images"] * 255
+    return image, images.transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("name", ["mae_pretraining", "mae_finetune", "mae_linprobe"])
+def test_evaluation_at_224_is_the_published_one(tmp_path, name):
+    """Resize the shorter side to 256, bicubic, and take the middle 224 x 224."""
+    for width, height, resized in ((500, 375, (341, 256)), (100, 160, (256, 409))):
+        image, found = evaluated(tmp_path, f"{CONFIGS}/{name}.py", width, height)
+        whole = image.resize(resized, Image.Resampling.BICUBIC)
+        left, top = (round((side - 224) / 2) for side in resized)
+        expected = whole.crop((left, top, left + 224, top + 224))
+        np.testing.assert_allclose(found, np.asarray(expected), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "size, image, shown",
+    [
+        # Of a photo 4:3 the middle, seven eighths of its height, whatever the input.
+        ([64, 64], (400, 300), (17, 83, 6, 94)),
+        ([32, 32], (40, 30), (17, 83, 6, 94)),
+        ([224, 224], (64, 64), (6, 94, 6, 94)),
+        ([384, 384], (400, 300), (12.5, 87.5, 0, 100)),
+        # Of lines, of squares squeezed into one, and of what is wider.
+        ([32, 128], (512, 128), (6, 94, 6, 94)),
+        ([32, 128], (64, 64), (6, 94, 6, 94)),
+        ([32, 128], (800, 100), (28, 72, 6, 94)),
+        ([96, 48], (300, 300), (6, 94, 6, 94)),
+    ],
+)
+@pytest.mark.parametrize("name", ["mae_pretraining", "mae_finetune"])
+def test_evaluation_shows_the_middle_at_any_size(tmp_path, name, size, image, shown):
+    """First and last column, first and last row, in per cent of the image."""
+    _, found = evaluated(tmp_path, f"{CONFIGS}/{name}.py", *image, f"model.img_size={size}")
+    assert list(found.shape[:2]) == size
+    edges = (found[:, 0, 0], found[:, -1, 0], found[0, :, 1], found[-1, :, 1])
+    assert [edge.mean() for edge in edges] == pytest.approx(shown, abs=2.5)
+
+
+@pytest.mark.parametrize("name", ["mae_text_lines", "mae_cifar10", "mae_cifar100", "mae_stl10"])
+def test_recipes_of_whole_images_show_them_whole(tmp_path, name):
+    image, found = evaluated(tmp_path, f"{CONFIGS}/{name}.py", 300, 100)
+    expected = image.resize(found.shape[1::-1], Image.Resampling.BICUBIC)
+    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-3)
+
+
 def text_line(seed):
     """A few drawn words, of any length and colours."""
     rng = np.random.default_rng(seed)

@@ -23,7 +23,7 @@ def _cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def roots(tmp_path):
-    """One root of each kind: 2 + 3 + 2 + 20 + 5 + 3 + 4 images."""
+    """One root of each kind: 2 + 3 + 2 + 20 + 5 + 3 + 4 + 2 images."""
     for name, seed in (("cat", 0), ("dog", 1)):
         (tmp_path / "folder" / name).mkdir(parents=True)
         (tmp_path / f"folder/{name}/1.png").write_bytes(encode(pixels(seed)))
@@ -34,6 +34,10 @@ def roots(tmp_path):
     write_cifar10(tmp_path)
     write_cifar100(tmp_path)
     write_stl10(tmp_path)
+    (tmp_path / "flat").mkdir()
+    for number in (0, 1):
+        (tmp_path / f"flat/{number}.png").write_bytes(encode(pixels(number)))
+    (tmp_path / "list.txt").write_text("0.png dog\n1.png cat\n")
     return [
         f"{tmp_path}/folder",
         f"{tmp_path}/lmdb",
@@ -42,15 +46,16 @@ def roots(tmp_path):
         f"cifar100:test:{tmp_path}",
         f"stl10:train:{tmp_path}",
         f"stl10:unlabeled:{tmp_path}",
+        f"labels:{tmp_path}/list.txt:{tmp_path}/flat",
     ]
 
 
-COUNTS = [2, 3, 2, 20, 5, 3, 4]
+COUNTS = [2, 3, 2, 20, 5, 3, 4, 2]
 
 
 def test_each_kind_alone(roots):
     assert [len(open_source(root)) for root in roots] == COUNTS
-    assert [len(open_source([root]).classes) for root in roots] == [2, 1, 2, 10, 100, 10, 1]
+    assert [len(open_source([root]).classes) for root in roots] == [2, 1, 2, 10, 100, 10, 1, 2]
 
 
 def test_all_together_in_their_order(roots):
@@ -66,6 +71,7 @@ def test_all_together_in_their_order(roots):
             expected, own = part[index]
             np.testing.assert_array_equal(image, expected)
             assert source.classes[label] == part.classes[own]
+            assert source.labels[start + index] == label and part.labels[index] == own
         start += count
     assert source.classes == sorted(set(source.classes))
     with pytest.raises(IndexError):

@@ -29,7 +29,14 @@ from projects.MAE.tasks import Classification
 
 from .mae_pretraining import data, source, to_array  # noqa: F401
 
-task = LazyCall(Classification)(per_class=False, confusion=False, predictions=False)
+task = LazyCall(Classification)(
+    per_class=False,
+    confusion=False,
+    predictions=False,
+    # A file of class names, one a line in the order of the head's outputs; unset: those that the
+    # weights or the training data have.
+    classes=None,
+)
 
 # Weights to start from; train.load_weight is for a whole classifier, head included.
 finetune = DictConfig(

@@ -15,11 +15,10 @@ from libai_ext.config import get_config
 from libai_ext.data.dataset import KeyedDataset
 from libai_ext.data.sources import open_source
 from libai_ext.data.transforms import (
-    CenterCrop,
     Compose,
+    EvalCrop,
     RandomHorizontalFlip,
     RandomResizedCrop,
-    Resize,
     ToArray,
 )
 from projects.MAE.modeling.archs import build_mae
@@ -55,8 +54,8 @@ model = LazyCall(build_mae)(
     decoder_num_heads=None,
 )
 
-# Roots: folders root/class/image, LMDBs, tar shards, CIFAR and STL-10 (libai_ext.data.sources says
-# how each is written); several are read as one data set.
+# Roots: folders root/class/image, folders with a list of labels, LMDBs, tar shards, CIFAR and
+# STL-10 (libai_ext.data.sources says how each is written); several are read as one data set.
 data = DictConfig(
     dict(
         train=["/path/to/imagenet/train"],
@@ -68,6 +67,8 @@ data = DictConfig(
         max_bad_share=0.01,
         # Fetch CIFAR and STL-10 where they are missing.
         download=False,
+        # Decode as torchvision does: EXIF rotation left as it is, 16-bit grey clipped at 255.
+        as_torchvision=False,
     )
 )
 
@@ -80,6 +81,7 @@ def source(roots):
         mode="${data.mode}",
         max_bad_share="${data.max_bad_share}",
         download="${data.download}",
+        as_torchvision="${data.as_torchvision}",
         # Larger images are bad ones; unset: those that Pillow refuses.
         max_pixels=None,
         # [height, width]: JPEGs of twice that or more are decoded at a reduced size.
@@ -109,9 +111,6 @@ dataloader = DictConfig(
                 LazyCall(RandomHorizontalFlip)(p=0.5),
             ],
         ),
-        test=_split(
-            "${data.test}",
-            [LazyCall(Resize)(size=256), LazyCall(CenterCrop)(size="${model.img_size}")],
-        ),
+        test=_split("${data.test}", [LazyCall(EvalCrop)(size="${model.img_size}")]),
     )
 )

@@ -1,0 +1,119 @@
+"""A folder of images whose classes a list says, as for ImageNet's validation set."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+from libai_ext.data.image_folder import ImageFiles, check_folder
+from libai_ext.data.walk import EXTENSIONS, Walk, some, warn_once
+from libai_ext.errors import DataError
+
+# Column of Kaggle's ImageNet list: a class, then boxes.
+_KAGGLE = "PredictionString"
+
+
+class ListedImages(ImageFiles):
+    """The images that a text file names, in its order.
+
+    A line holds an image's path below the folder, with or without its extension, and its class,
+    with white space, a comma or a tab between them::
+
+        ILSVRC2012_val_00000001.JPEG n01751748
+
+    A head line as ``image,label`` and further columns are passed over. Classes are the sorted
+    names; where all are numbers, 0 to the largest, as in tar shards.
+
+    Args:
+        file: of the list.
+        folder: of the images; those that are not listed are not read.
+        mode, decoding: arguments of :class:`Decoder`.
+
+    Raises:
+        DataError: file or folder is missing, a line has no class, an image is listed twice or is
+            not there.
+    """
+
+    def __init__(self, file: str, folder: str, mode: str = "RGB", **decoding):
+        rows = _read(file)
+        check_folder(folder)
+        walk = Walk(folder)
+        paths = _by_name(walk.images(walk.root), walk.root)
+        rows = _without_head(rows, paths)
+        missing = [name for name, _ in rows if name not in paths]
+        if missing:
+            raise DataError(
+                f"{file} lists {len(missing):,} images that are not in {folder}: {some(missing)}"
+            )
+        found = [paths[name] for name, _ in rows]
+        twice = [path for path, count in Counter(found).items() if count > 1]
+        if twice:
+            raise DataError(f"{file} lists {len(twice):,} images more than once: {some(twice)}")
+        unlisted = len(set(paths.values())) - len(found)
+        if unlisted:
+            walk.passed.add("images that are not listed", f"in {file}", unlisted)
+        if walk.passed:
+            warn_once(f"data folder {folder}: passed over {walk.passed}")
+        classes = _classes({label for _, label in rows})
+        number = {name: i for i, name in enumerate(classes)}
+        labels = [number[label] for _, label in rows]
+        super().__init__(list(zip(found, labels)), classes, mode, **decoding)
+
+
+def _by_name(paths: list[str], root: str) -> dict[str, str]:
+    """Paths by what a list may call them: below the root, with the extension or without it where
+    that is unique."""
+    named = {os.path.relpath(path, root): path for path in paths}
+    stems = Counter(os.path.splitext(name)[0] for name in named)
+    short = {os.path.splitext(name)[0]: path for name, path in named.items()}
+    return {**{stem: path for stem, path in short.items() if stems[stem] == 1}, **named}
+
+
+def _read(file: str) -> list[tuple[str, str]]:
+    """(image, class) of each line."""
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"list of labels {file} is no text in UTF-8: {error}") from error
+    except OSError as error:
+        raise DataError(f"list of labels {file}: {error.strerror}") from error
+    lines = [line for line in lines if line.strip()]
+    if not lines:
+        raise DataError(f"list of labels {file} is empty")
+    separator = next((mark for mark in "\t," if mark in lines[0]), None)
+    if separator:
+        table = list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
+    else:
+        table = [line.rsplit(maxsplit=1) for line in lines]
+    rows = []
+    for number, cells in enumerate(table, 1):
+        cells = [cell.strip() for cell in cells[:2]]
+        if len(cells) < 2 or not all(cells):
+            raise DataError(
+                f"list of labels {file}, line {number}: {' '.join(cells)!r:.60} is not an image "
+                "and its class, as 'ILSVRC2012_val_00000001.JPEG n01751748'"
+            )
+        if table[0][1].strip() == _KAGGLE:
+            cells[1] = cells[1].split()[0]
+        rows.append((os.path.normpath(cells[0]), cells[1]))
+    return rows
+
+
+def _without_head(rows: list[tuple[str, str]], paths: dict) -> list[tuple[str, str]]:
+    """A head names neither an image nor a class of the others."""
+    (name, label), others = rows[0], rows[1:]
+    is_head = (
+        name not in paths
+        and not name.lower().endswith(EXTENSIONS)
+        and label not in {other for _, other in others}
+    )
+    return others if is_head and others else rows
+
+
+def _classes(names: set[str]) -> list[str]:
+    if all(re.fullmatch("0|[1-9][0-9]{0,5}", name) for name in names):
+        return [str(number) for number in range(max(map(int, names)) + 1)]
+    return sorted(names)

@@ -1,0 +1,160 @@
+"""What samples a tar file holds, from its headers.
+
+Members of a sample share their folder and their name up to the first dot:
+
+| member | rule |
+|---|---|
+| ``000123.jpg``: an extension of :mod:`libai_ext.data.walk` | the image; of several the first |
+| ``000123.input.jpg`` | the image, where there is no ``000123.jpg`` and no other such name |
+| ``000123.cls``, ``000123.label.cls`` | the class number, as text |
+| other members, hidden ones, further images | passed over |
+| a link with an image's name, an image format that is not read | error |
+
+They follow each other, as WebDataset writes them. A class that lies apart from its image finds it
+by its key, if that is the only one of this key; a class without an image is an error.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from typing import NamedTuple
+
+import numpy as np
+
+from libai_ext.data.walk import EXTENSIONS, UNREAD, PassedOver, is_hidden
+from libai_ext.errors import DataError
+
+NO_LABEL = -1
+_MOST_DIGITS = 6  # of a class number
+
+
+class ShardIndex(NamedTuple):
+    """Where the samples of one shard are, in its order."""
+
+    offset: np.ndarray  # int64: first byte of the image
+    size: np.ndarray  # int64: its bytes
+    label: np.ndarray  # int64: class number, or -1
+    name: np.ndarray  # UTF-8 bytes: the image member
+    passed: np.ndarray  # UTF-8 bytes: kind, name and count of what was passed over, by tabs
+
+
+class _Sample:
+    """Members of one key that follow each other."""
+
+    def __init__(self, key: tuple[str, str]):
+        self.key = key
+        self.images: list[tuple[str, tarfile.TarInfo]] = []  # with their extensions
+        self.label = NO_LABEL
+
+
+def scan(shard: str) -> ShardIndex:
+    """Read the headers of a shard.
+
+    Raises:
+        DataError: it is no plain tar file, or the table does not say how to read it.
+    """
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            return _Scan(shard, tar).index()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"shard {shard} is no plain (uncompressed) tar file: {error}") from error
+
+
+class _Scan:
+    def __init__(self, shard: str, tar: tarfile.TarFile):
+        self.shard = shard
+        self.tar = tar
+        self.passed = PassedOver()
+        self.rows: list[list] = []
+        # Rows and class numbers that lack their other half.
+        self.images: dict[tuple, list[list]] = {}
+        self.labels: dict[tuple, list[int]] = {}
+
+    def index(self) -> ShardIndex:
+        sample = _Sample(("", ""))
+        for member in self.tar:
+            self.tar.members = []  # tarfile keeps all it has seen
+            folder, file = os.path.split(member.name)
+            stem, _, extension = file.partition(".")
+            if member.isdir() or self._is_hidden(member.name):
+                continue
+            if (folder, stem) != sample.key:
+                self._close(sample)
+                sample = _Sample((folder, stem))
+            self._add(member, extension.lower(), sample)
+        self._close(sample)
+        self._join()
+        columns = list(zip(*self.rows)) or [(), (), (), ()]
+        numbers = [np.array(column, np.int64) for column in columns[:3]]
+        passed = [f"{kind}\t{name}\t{count}".encode() for kind, name, count in self.passed.items()]
+        return ShardIndex(*numbers, np.array(columns[3], np.bytes_), np.array(passed, np.bytes_))
+
+    def _is_hidden(self, name: str) -> bool:
+        for part in name.split("/"):
+            if part not in (".", "..") and is_hidden(part):
+                self.passed.add("hidden", "._*" if part.startswith("._") else part)
+                return True
+        return False
+
+    def _add(self, member: tarfile.TarInfo, extension: str, sample: _Sample) -> None:
+        last = os.path.splitext(member.name)[1].lower()
+        if last in UNREAD:
+            raise DataError(
+                f"{self.shard}:{member.name}: images in {last} are not read: convert them to one "
+                f"of {', '.join(EXTENSIONS)}"
+            )
+        if last in EXTENSIONS:
+            if not member.isreg():
+                raise DataError(
+                    f"{self.shard}:{member.name} is a link or a special file, not an image: pack "
+                    "the files themselves (tar --dereference --hard-dereference)"
+                )
+            sample.images.append((f".{extension}", member))
+        elif last == ".cls" and member.isreg():
+            label = _class_number(self.tar.extractfile(member).read(100), self.shard, member.name)
+            if sample.label not in (NO_LABEL, label):
+                raise DataError(f"{self.shard}:{member.name} is a second class of its sample")
+            sample.label = label
+        else:
+            kind = "members that are no images" if member.isreg() else "special files"
+            self.passed.add(kind, f".{extension}" if extension else "no extension")
+
+    def _close(self, sample: _Sample) -> None:
+        """Keep what was found of a key."""
+        plain = [image for image in sample.images if image[0] in EXTENSIONS]
+        if not plain and len(sample.images) > 1:
+            names = " and ".join(member.name for _, member in sample.images[:2])
+            raise DataError(
+                f"{self.shard}: {names} are images of one sample: name the one to be read without "
+                "a second dot, as 0001.jpg"
+            )
+        chosen = (plain or sample.images)[:1]
+        for _, member in chosen:
+            name = member.name.encode("utf-8", "surrogateescape")
+            self.rows.append([member.offset_data, member.size, sample.label, name])
+            if sample.label == NO_LABEL:
+                self.images.setdefault(sample.key, []).append(self.rows[-1])
+        for extension, member in sample.images:
+            if member is not chosen[0][1]:
+                self.passed.add("further images of samples", extension)
+        if not chosen and sample.label != NO_LABEL:
+            self.labels.setdefault(sample.key, []).append(sample.label)
+
+    def _join(self) -> None:
+        """Give the images their classes that lie apart."""
+        for key, labels in self.labels.items():
+            rows = self.images.get(key, [])
+            name = f"{self.shard}:{os.path.join(*key)}.cls"
+            if not rows:
+                raise DataError(f"{name} is the class of no image")
+            if len(rows) > 1 or len(labels) > 1:
+                raise DataError(f"{name}: there are several images or classes of this name")
+            rows[0][2] = labels[0]
+
+
+def _class_number(content: bytes, shard: str, name: str) -> int:
+    text = content.decode("ascii", "replace").strip()
+    if not text.isdigit() or len(text) > _MOST_DIGITS:
+        raise DataError(f"{shard}:{name} holds {text!r:.40}, not a class number")
+    return int(text)
