@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from libai.config import instantiate
 from made_sets import write_lmdb, write_stl10, write_tar
 
 from libai_ext import config
+from libai_ext.checkpoint.record import RECORD, dumps
 from libai_ext.data import classes
 from libai_ext.errors import DataError
 from projects.MAE.probe import load_run, nearest_neighbours
@@ -115,13 +115,12 @@ def test_splits_with_equally_many_other_classes(tmp_path):
         check(tmp_path, f"labels:{tmp_path}/list.txt:{tmp_path}/flat", train)
 
 
-@pytest.mark.parametrize("file", ["record.json", "progress.json"])
 @pytest.mark.parametrize("own", [True, False])
-def test_a_checkpoint_names_the_classes(tmp_path, file, own):
+def test_a_checkpoint_names_the_classes(tmp_path, own):
     """In an order that is not theirs, to show where it comes from."""
     checkpoint = tmp_path / "run/model_final"
     checkpoint.mkdir(parents=True)
-    (checkpoint / file).write_text(json.dumps({"classes": ["cat", "ant", "bee"]}))
+    (checkpoint / RECORD).write_text(dumps({"classes": ["cat", "ant", "bee"]}))
     (tmp_path / "run/last_checkpoint").write_text("model_final")
     test = folder(tmp_path / "test", ["bee", "cat"])
     options = {} if own else {"weights": str(checkpoint)}
@@ -139,12 +138,15 @@ def test_a_checkpoint_names_the_classes(tmp_path, file, own):
         check(tmp_path, test, names=tmp_path / "names.txt", **options)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"classes": [1]}', '{"classes": [""]}', "["])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", "[", *(dumps({"classes": names}) for names in (None, [1], [""], "ab"))],
+)
 def test_checkpoints_that_name_none(tmp_path, content):
-    (tmp_path / "progress.json").write_text(content)
+    (tmp_path / RECORD).write_text(content)
     assert classes.saved(str(tmp_path)) is None
     assert classes.saved(str(tmp_path / "none")) is None
-    assert classes.saved(str(tmp_path / "progress.json")) is None
+    assert classes.saved(str(tmp_path / RECORD)) is None
 
 
 def test_weights_that_name_no_classes(tmp_path, caplog):
