@@ -20,11 +20,14 @@ TRAIN_NET = "projects/MAE/train_net.py"
 
 
 @pytest.fixture(autouse=True)
-def _seed():
-    """Each test builds its models from the same seed, whatever ran before it."""
+def _alone():
+    """Each test builds its models from the same seed and on one process, whatever ran before."""
     import oneflow as flow
+    from libai.utils import distributed as dist
 
     flow.manual_seed(0)
+    yield
+    dist._DIST_UTIL = None  # LiBai makes one for a single process
 
 
 class Launcher:

@@ -12,9 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from libai_ext.config import fresh
 from libai_ext.data.sampler import GlobalOrder
-from libai_ext.placement import batch_sbp, set_layout, to_global
+from libai_ext.placement import batch_sbp, to_global
 from projects.MAE.probe import load_run
-from projects.MAE.weights.model import ANY_DEPTH, ONE_PROCESS
 
 MARGIN = 2
 
@@ -48,7 +47,6 @@ def expected_cells(run, samples):
     """What :func:`cells` must give at the end of a run: its final weights on the first samples of
     its first batch, each patch by hand. float, 0 to 255."""
     cfg, model = load_run(str(run / "config.yaml"), ["train.dist.data_parallel_size=1"])
-    set_layout(ONE_PROCESS, ANY_DEPTH)  # for the models of tests that follow
     node = fresh(cfg.dataloader.train.dataset)
     node.seed = cfg.train.seed
     dataset = instantiate(node)
