@@ -12,8 +12,10 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from libai.config import LazyConfig
+from libai.config import instantiate as _instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from libai_ext import config_yaml
 from libai_ext.config_targets import check_targets
 from libai_ext.errors import ConfigError, UserError
 
@@ -23,8 +25,9 @@ _HERE = Path(__file__).resolve().parent
 def load(path: str) -> DictConfig:
     """Read a ``.py`` lazy config or a ``.yaml`` dump of one.
 
-    LiBai reads YAML with the unsafe loader, which runs code; this one does not, and refuses
-    targets that would do so later.
+    LiBai reads YAML with the unsafe loader and resolves every interpolation: both run code. Here
+    YAML is what :mod:`libai_ext.config_yaml` reads, and calls what
+    :mod:`libai_ext.config_targets` allows.
 
     Raises:
         ConfigError: no such file, or not a config.
@@ -35,14 +38,11 @@ def load(path: str) -> DictConfig:
         return _load_python(path)
     if not path.endswith((".yaml", ".yml")):
         raise ConfigError(f"config file {path} must end in .py, .yaml or .yml")
+    cfg = OmegaConf.create(config_yaml.read(path), flags={"allow_objects": True})
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is not plain YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"config file {path} must hold a mapping at its top")
-    cfg = OmegaConf.create(content, flags={"allow_objects": True})
-    check_targets(cfg)
+        check_targets(cfg)
+    except ConfigError as error:
+        raise ConfigError(f"config file {path}: {error}") from None
     return cfg
 
 
@@ -82,6 +82,8 @@ def override(cfg: DictConfig, assignments: Iterable[str]) -> DictConfig:
         ConfigError: not an assignment, or a key that is not there (the nearest one is named).
     """
     for assignment in assignments:
+        name, _, text = assignment.partition("=")
+        config_yaml.check_references(text, name)
         try:
             parsed = OverridesParser.create().parse_override(assignment)
             key, value = parsed.key_or_group, parsed.value()
@@ -93,7 +95,8 @@ def override(cfg: DictConfig, assignments: Iterable[str]) -> DictConfig:
             raise ConfigError(f"'{assignment}': keys can be set, not added or deleted")
         if key not in set(keys_of(cfg)):
             raise ConfigError(f"unknown config key '{key}'{_nearest(key, keys_of(cfg))}")
-        _check_type(key, OmegaConf.select(cfg, key), value)
+        if not (isinstance(value, str) and "${" in value):
+            _check_type(key, OmegaConf.select(cfg, key), value)
         OmegaConf.update(cfg, key, value, merge=False)
     return cfg
 
@@ -174,3 +177,9 @@ def _referring(node, key):
 def fresh(node):
     """A deep copy to be instantiated, so that the objects built never enter the config."""
     return copy.deepcopy(node)
+
+
+def instantiate(node):
+    """LiBai's, of what :func:`libai_ext.config_targets.check_targets` has let pass."""
+    check_targets(node)
+    return _instantiate(node)

@@ -18,6 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="of the pre-training run: data, model, train.output_dir")
     parser.add_argument("--neighbours", type=int, nargs="+", default=[1, 5, 10, 20])
+    entry.add_allow_targets(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
     args = parser.parse_args()
     start()

@@ -45,6 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--norm-pix-loss", action="store_true", help="it was trained so")
     parser.add_argument("--encoder-heads", type=int, help="where no published width tells")
     parser.add_argument("--decoder-heads", type=int, help="where no published width tells")
+    entry.add_allow_targets(parser)
     return parser.parse_args()
 
 

@@ -12,6 +12,7 @@ import time
 import traceback
 from typing import Callable
 
+from libai_ext import config_targets
 from libai_ext.errors import ConfigError, UserError
 from libai_ext.failure import SAVED_ON_SIGNAL, USAGE_ERROR, settle, tell
 
@@ -37,6 +38,7 @@ def parse_args(description: str) -> argparse.Namespace:
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved config and stop"
     )
+    add_allow_targets(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
     args = parser.parse_intermixed_args()
     modes = ("resume", "start_over", "fast_dev_run")
@@ -44,6 +46,16 @@ def parse_args(description: str) -> argparse.Namespace:
     if len(chosen) > 1:
         raise ConfigError(f"{' and '.join(chosen)} exclude each other")
     return args
+
+
+def add_allow_targets(parser: argparse.ArgumentParser) -> None:
+    """The option of every program that reads configs."""
+    parser.add_argument(
+        "--allow-targets",
+        action=_Allow,
+        metavar="PACKAGE",
+        help="let YAML configs and overrides call what this package of yours defines",
+    )
 
 
 def run(program: Callable[[], None]) -> None:
@@ -96,6 +108,11 @@ def _report(error: BaseException) -> int:
     if not tell(text):
         print(text, end="", file=sys.stderr)
     return status
+
+
+class _Allow(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        config_targets.allow(values)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,11 +9,11 @@ import time
 from typing import Sequence
 
 import psutil
-from libai.config import instantiate
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
 from libai_ext import config
+from libai_ext.config import instantiate
 from libai_ext.engine.derive import derive_batch, derive_layout, refuse_idle
 from libai_ext.engine.output_dir import prepare_output_dir, write_record
 from libai_ext.engine.setup import log_summary, set_up

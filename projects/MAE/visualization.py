@@ -8,11 +8,11 @@ from typing import Callable, Sequence
 
 import numpy as np
 import oneflow as flow
-from libai.config import instantiate
 from omegaconf import DictConfig
 
 from libai_ext import config
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.config import instantiate
 from libai_ext.data.decode import Decoder
 from libai_ext.data.image_folder import ImageFolder
 from libai_ext.data.transforms import Compose, EvalCrop, ToArray
