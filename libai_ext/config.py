@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import traceback
 from pathlib import Path
-from typing import Iterable
+from typing import Any, Iterable, Mapping
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -15,8 +14,9 @@ from libai.config import LazyConfig
 from libai.config import instantiate as _instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from libai_ext import config_yaml
-from libai_ext.config_targets import check_targets
+from libai_ext import config_values, config_yaml
+from libai_ext.config_names import did_you_mean, from_elsewhere
+from libai_ext.config_targets import check_targets, parameters
 from libai_ext.errors import ConfigError, UserError
 
 _HERE = Path(__file__).resolve().parent
@@ -75,37 +75,81 @@ def get_config(name: str) -> DictConfig:
     raise ConfigError(f"there is no shared config {name}")
 
 
-def override(cfg: DictConfig, assignments: Iterable[str]) -> DictConfig:
+def override(
+    cfg: DictConfig, assignments: Iterable[str], rules: Mapping[str, Any] | None = None
+) -> DictConfig:
     """Apply ``key=value`` strings in place; every key must exist already.
 
+    Args:
+        rules: of keys whose text is read in a way of its own, see
+            :class:`libai_ext.config_rules.Rule`.
+
     Raises:
-        ConfigError: not an assignment, or a key that is not there (the nearest one is named).
+        ConfigError: not an assignment, of another type than the value there, or a key that is not
+            there (its name here, or the nearest one, is named).
     """
     for assignment in assignments:
-        name, _, text = assignment.partition("=")
-        config_yaml.check_references(text, name)
-        try:
-            parsed = OverridesParser.create().parse_override(assignment)
-            key, value = parsed.key_or_group, parsed.value()
-        except HydraException:
-            key = ""
-        if not key:
-            raise ConfigError(f"'{assignment}' is not of the form key=value")
-        if parsed.is_delete() or parsed.is_add():
+        key, sign, text = assignment.partition("=")
+        if key[:1] in ("+", "~"):
             raise ConfigError(f"'{assignment}': keys can be set, not added or deleted")
+        if not sign or not key:
+            raise ConfigError(f"'{assignment}' is not of the form key=value, as in train.seed=1")
         if key not in set(keys_of(cfg)):
             raise ConfigError(f"unknown config key '{key}'{_nearest(key, keys_of(cfg))}")
-        if not (isinstance(value, str) and "${" in value):
+        config_yaml.check_references(text, key)
+        value = _read(key, text, OmegaConf.select(cfg, key), (rules or {}).get(key))
+        if not (isinstance(value, str) and "${" in value or value is None and _optional(cfg, key)):
             _check_type(key, OmegaConf.select(cfg, key), value)
         OmegaConf.update(cfg, key, value, merge=False)
     return cfg
+
+
+def _read(key: str, text: str, default: Any, rule: Any) -> Any:
+    """The value behind ``key=``."""
+    reads = getattr(rule, "reads", None)
+    if reads is None and isinstance(default, str):
+        reads = config_values.text
+    if reads is None and isinstance(default, ListConfig) and all(_is_text(i) for i in default):
+        reads = config_values.texts if len(default) else None
+    try:
+        return _grammar(text) if reads is None else reads(text)
+    except ConfigError as error:
+        raise ConfigError(f"{key}={text}: {error}") from None
+
+
+def _is_text(item: Any) -> bool:
+    return isinstance(item, str)
+
+
+def _grammar(text: str) -> Any:
+    try:
+        parsed = OverridesParser.create().parse_override(f"key={text}")
+        if not parsed.is_sweep_override():
+            return parsed.value()
+    except HydraException:
+        raise ConfigError(
+            "not a value: write a number, true, false, null, a list as [1,2], or a text in quotes "
+            "that the shell leaves, as in \"'a text'\""
+        ) from None
+    raise ConfigError(f"one value is read, or a list, which is written [{text}]")
+
+
+def _optional(cfg: DictConfig, key: str) -> bool:
+    """Whether what the key is given to can do without it."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return False
+    parameter = parameters(node, parent).get(name)
+    return parameter is not None and parameter.default is None
 
 
 def _check_type(key: str, default, value) -> None:
     """Refuse what is of another type than ``default``. null and what has no default go unchecked
     here; a table of ranges judges them."""
     if isinstance(default, DictConfig):
-        raise ConfigError(f"{key} is a group of keys, set them one by one: {', '.join(default)}")
+        hint = from_elsewhere(key) or f", set them one by one: {', '.join(default)}"
+        raise ConfigError(f"{key} is a group of keys{hint}")
     if isinstance(default, ListConfig):
         fits, words = isinstance(value, list), f"a list such as {_written(default)}"
     elif isinstance(default, bool):
@@ -142,10 +186,12 @@ def keys_of(cfg, prefix: str = "") -> list[str]:
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    candidates = same_name[:1] or close
-    return f": did you mean '{candidates[0]}'?" if candidates else "; see --print-config"
+    told = from_elsewhere(key)
+    best = [k for k in same_name if f"'{k}'" in told or not told]
+    if best:
+        return f": did you mean '{best[0]}'?"
+    return told or did_you_mean(key, known) or "; see --print-config"
 
 
 def dump(cfg: DictConfig) -> str:

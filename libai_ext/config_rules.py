@@ -8,17 +8,21 @@ from typing import Any, Callable, Iterator, Mapping, NamedTuple
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from libai_ext import config_values
 from libai_ext.config import get_config
-from libai_ext.config_targets import check_arguments, check_targets, did_you_mean
+from libai_ext.config_names import did_you_mean
+from libai_ext.config_targets import check_arguments, check_targets
 from libai_ext.errors import ConfigError
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words, and a test of it; ``unset``: null will do."""
+    """What a value must be, in words, and a test of it; ``unset``: null will do; ``reads`` makes a
+    value of the text behind ``key=`` where Hydra's grammar does not."""
 
     words: str
     holds: Callable[[Any], bool]
     unset: bool = False
+    reads: Callable[[str], Any] | None = None
 
 
 def whole(least: int, unset: bool = False) -> Rule:
@@ -54,6 +58,7 @@ def each(rule: Rule, length: int | None = None, unset: bool = False) -> Rule:
             and all(rule.holds(item) for item in v)
         ),
         unset,
+        config_values.texts if rule.reads else None,
     )
 
 
@@ -70,7 +75,7 @@ def either(first: Rule, second: Rule) -> Rule:
 
 
 def text(unset: bool = False) -> Rule:
-    return Rule("a text", lambda v: isinstance(v, str) and bool(v), unset)
+    return Rule("a text", lambda v: isinstance(v, str) and bool(v), unset, config_values.text)
 
 
 switch = Rule("true or false", lambda v: isinstance(v, bool))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -12,6 +11,7 @@ from typing import Any, Iterator
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from libai_ext.config_names import did_you_mean
 from libai_ext.errors import ConfigError
 
 # Where the classes and functions live that a config given as text may name: what recipes need.
@@ -100,23 +100,34 @@ def check_arguments(cfg: DictConfig) -> None:
         ConfigError: a key that the target does not take.
     """
     for key, node in calls(cfg):
-        target = node["_target_"]
-        if isinstance(target, str):
-            target = _locate(target, f"{key}._target_")
-        parameters = inspect.signature(target).parameters
-        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        known = parameters(node, key)
+        if any(p.kind is p.VAR_KEYWORD for p in known.values()):
             continue
         for name in node:
-            if name != "_target_" and name not in parameters:
+            if name != "_target_" and name not in known:
                 raise ConfigError(
-                    f"unknown config key '{key}.{name}'{did_you_mean(name, parameters, key)} "
-                    f"({target.__qualname__} takes {', '.join(parameters)})"
+                    f"unknown config key '{key}.{name}'{did_you_mean(name, known, key)} "
+                    f"({_found(node, key).__qualname__} takes {', '.join(known)})"
                 )
 
 
-def did_you_mean(name: str, known, prefix: str = "") -> str:
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f": did you mean '{prefix}.{close[0]}'?" if close else ""
+def parameters(node: DictConfig, key: str) -> dict[str, inspect.Parameter]:
+    """What the target of ``node`` takes; one that passes keywords on takes those of the class that
+    it is annotated to return."""
+    found = _found(node, key)
+    signature = inspect.signature(found)
+    known = dict(signature.parameters)
+    rest = [name for name, p in known.items() if p.kind is p.VAR_KEYWORD]
+    made = getattr(inspect.getmodule(found), str(signature.return_annotation), None)
+    if rest and inspect.isclass(made):
+        del known[rest[0]]
+        known.update(inspect.signature(made).parameters)
+    return known
+
+
+def _found(node: DictConfig, key: str) -> Any:
+    target = node["_target_"]
+    return _locate(target, f"{key}._target_") if isinstance(target, str) else target
 
 
 def _locate(path: str, key: str) -> Any:

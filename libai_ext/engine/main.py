@@ -13,6 +13,7 @@ import traceback
 from typing import Callable
 
 from libai_ext import config_targets
+from libai_ext.config_names import from_elsewhere
 from libai_ext.errors import ConfigError, UserError
 from libai_ext.failure import SAVED_ON_SIGNAL, USAGE_ERROR, settle, tell
 
@@ -22,7 +23,7 @@ _ARRIVAL_SECONDS = 0.5
 
 def parse_args(description: str) -> argparse.Namespace:
     """LiBai's options, ``--print-config`` and ``--dry-run``."""
-    parser = _Parser(description=description)
+    parser = _Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config-file", required=True, metavar="FILE", help=".py or .yaml")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument(
@@ -117,4 +118,7 @@ class _Allow(argparse.Action):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise ConfigError(f"{message}; --help lists the options")
+        # "unrecognized arguments: --blr"
+        names = [word.partition("=")[0] for word in message.split() if word.startswith("-")]
+        told = [f"{name}{from_elsewhere(name)}" for name in names if from_elsewhere(name)]
+        raise ConfigError("; ".join([*told, message, "--help lists the options"]))

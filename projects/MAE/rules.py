@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
 from omegaconf import DictConfig
 
+from libai_ext import config
+from libai_ext.config_rules import RULES as COMMON
 from libai_ext.config_rules import check, each, either, number, one_of, switch, text, whole
 from libai_ext.errors import ConfigError
+from projects.MAE import former_names  # noqa: F401 (messages know its table)
 
 _SIZE = whole(1, unset=True)
 RULES = {
@@ -43,6 +48,17 @@ RULES = {
 }
 # Width and number of heads of the same layers.
 _HEADS = (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads"))
+
+
+def read_config(config_file: str, opts: Sequence[str]) -> DictConfig:
+    """A config with ``key=value`` overrides, checked; nothing is derived.
+
+    Raises:
+        ConfigError: no config, or one that no run can use.
+    """
+    cfg = config.override(config.load(config_file), opts, {**COMMON, **RULES})
+    check_config(cfg)
+    return cfg
 
 
 def check_config(cfg: DictConfig) -> None:

@@ -22,7 +22,7 @@ from libai_ext.errors import ConfigError
 from libai_ext.failure import restarted
 from projects.MAE.layout import fit_layout
 from projects.MAE.modeling.archs import resolve_arch
-from projects.MAE.rules import check_config, check_heads
+from projects.MAE.rules import check_heads, read_config
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,7 @@ def resolve(config_file: str, opts: Sequence[str], **train) -> DictConfig:
         opts: ``key=value`` overrides.
         train: keys of ``train`` to be set after them.
     """
-    cfg = config.override(config.load(config_file), opts)
-    check_config(cfg)
+    cfg = read_config(config_file, opts)
     derive_layout(cfg)
     refuse_idle(cfg, opts)
     cfg.train.update(train)
