@@ -96,7 +96,7 @@ def override(
             raise ConfigError(f"'{assignment}' is not of the form key=value, as in train.seed=1")
         if key not in set(keys_of(cfg)):
             raise ConfigError(f"unknown config key '{key}'{_nearest(key, keys_of(cfg))}")
-        config_yaml.check_references(text, key)
+        config_yaml.check_texts(text, key)
         value = _read(key, text, OmegaConf.select(cfg, key), (rules or {}).get(key))
         if not (isinstance(value, str) and "${" in value or value is None and _optional(cfg, key)):
             _check_type(key, OmegaConf.select(cfg, key), value)
@@ -109,16 +109,12 @@ def _read(key: str, text: str, default: Any, rule: Any) -> Any:
     reads = getattr(rule, "reads", None)
     if reads is None and isinstance(default, str):
         reads = config_values.text
-    if reads is None and isinstance(default, ListConfig) and all(_is_text(i) for i in default):
-        reads = config_values.texts if len(default) else None
+    if reads is None and isinstance(default, ListConfig) and len(default):
+        reads = config_values.texts if all(isinstance(item, str) for item in default) else None
     try:
         return _grammar(text) if reads is None else reads(text)
     except ConfigError as error:
         raise ConfigError(f"{key}={text}: {error}") from None
-
-
-def _is_text(item: Any) -> bool:
-    return isinstance(item, str)
 
 
 def _grammar(text: str) -> Any:

@@ -20,7 +20,8 @@ MAX_TEXT = 4096
 # Values and characters after every reference is replaced by what it names.
 MAX_RESOLVED = 2**16
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
-_UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Not the surrogates that stand for bytes of file names that are no UTF-8.
+_UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
 
 
 def read(path: str) -> dict[str, Any]:
@@ -38,20 +39,26 @@ def read(path: str) -> dict[str, Any]:
     return content
 
 
-def check_references(value: Any, key: str) -> None:
-    """Refuse a value, or one inside it, with an interpolation other than ``${key}``.
+def check_texts(value: Any, key: str) -> None:
+    """Refuse a value, or one inside it, with an interpolation other than ``${key}``, with a control
+    character, or ``???``, which stands for none.
 
     Raises:
         ConfigError: names the key.
     """
     if isinstance(value, dict):
         for name, inner in value.items():
-            check_references(inner, f"{key}.{name}")
+            check_texts(inner, f"{key}.{name}")
     elif isinstance(value, (list, tuple)):
         for position, inner in enumerate(value):
-            check_references(inner, f"{key}.{position}")
-    elif isinstance(value, str) and ("${" in _REFERENCE.sub("", value) or "\\${" in value):
-        raise ConfigError(f"{key}: of interpolations only ${{key}} is read, not {value!r}")
+            check_texts(inner, f"{key}.{position}")
+    elif isinstance(value, str):
+        if "${" in _REFERENCE.sub("", value) or "\\${" in value:
+            raise ConfigError(f"{key}: of interpolations only ${{key}} is read, not {value!r}")
+        if _UNUSABLE.search(value):
+            raise ConfigError(f"{key} holds a control character: {value!r}")
+        if value == "???":
+            raise ConfigError(f"{key} has no value")
 
 
 def _text(path: str) -> str:
@@ -109,7 +116,7 @@ class _Loader(yaml.SafeLoader):
 
 def _check(content: dict[str, Any]) -> None:
     for key, value in content.items():
-        check_references(value, key)
+        check_texts(value, key)
     expansion = _Expansion(content)
     for key, value in content.items():
         expansion.walk(value, key)
@@ -137,10 +144,6 @@ class _Expansion:
             self._walk_text(node, key)
 
     def _walk_text(self, text: str, key: str) -> None:
-        if text == "???":
-            raise ConfigError(f"{key} has no value")
-        if _UNUSABLE.search(text):
-            raise ConfigError(f"{key} holds a control character: {text!r}")
         for name in _REFERENCE.findall(text):
             if name in self.open or len(self.open) == MAX_DEPTH:
                 chain = " -> ".join([*self.open, name])

@@ -6,13 +6,18 @@ through the launcher.
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from libai_ext import config
 from libai_ext.engine import main as entry
+from libai_ext.engine.output_dir import write_record
 from libai_ext.errors import UserError
-from projects.MAE.run import resolve
+from projects.MAE.rules import read_config
+from projects.MAE.run import _given, resolve
 
 DIGITS = "projects/MAE/configs/mae_digits.py"
 
@@ -168,9 +173,45 @@ def test_a_yaml_cannot_name_what_runs_code(target, place, tmp_path):
         config.load(str(path))
 
 
-@pytest.mark.parametrize("recipe", ["mae_pretraining", "mae_digits", "mae_text_lines", "mae_stl10"])
-def test_what_a_run_writes_can_be_read_again(recipe, tmp_path):
-    cfg = resolve(f"projects/MAE/configs/{recipe}.py", [])
-    path = tmp_path / "config.yaml"
-    path.write_text(config.dump(cfg))
-    assert config.dump(resolve(str(path), [])) == path.read_text()
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The config.yaml of a run of the quickstart on one process."""
+    path = tmp_path_factory.mktemp("run") / "config.yaml"
+    options = argparse.Namespace(config_file=DIGITS, opts=["train.seed=3"], fast_dev_run=False)
+    write_record(str(path.parent), _given(options))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "recipe", [f"mae_{name}" for name in ("pretraining", "stl10", "finetune_huge", "linprobe")]
+)
+def test_what_a_run_writes_is_the_same_run(recipe, tmp_path):
+    recipe = f"projects/MAE/configs/{recipe}.py"
+    given = read_config(recipe, [])
+    given.train.output_dir = str(tmp_path)
+    write_record(str(tmp_path), given)
+    again = resolve(f"{tmp_path}/config.yaml", [])
+    assert config.dump(again) == config.dump(resolve(recipe, [f"train.output_dir={tmp_path}"]))
+
+
+def test_another_number_of_processes(kept, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    train = resolve(kept, []).train
+    assert (train.dist.data_parallel_size, train.global_batch_size, train.seed) == (2, 128, 3)
+
+
+@pytest.mark.parametrize(
+    "assignments, values",
+    [
+        ("model.arch=mae_vit_tiny_patch4", {"model.embed_dim": 192, "model.decoder_depth": 4}),
+        ("train.global_batch_size=128", {"optim.lr": 4e-3, "train.train_micro_batch_size": 128}),
+        ("train.train_micro_batch_size=16", {"optim.lr": 5e-4, "train.global_batch_size": 16}),
+        ("model.depth=6", {"model.depth": 6, "train.dist.custom_pipeline_stage_id": [0] * 7}),
+        ("model.img_size=[16,32]", {"dataloader.train.dataset.fields.0.num_patches": 32}),
+        ("optim.lr=0.5", {"optim.lr": 0.5}),
+        ("train.base_lr=1", {"optim.lr": 0.25}),
+    ],
+)
+def test_other_overrides(assignments, values, kept):
+    cfg = resolve(kept, assignments.split())
+    assert {key: OmegaConf.select(cfg, key) for key in values} == values

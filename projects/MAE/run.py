@@ -83,19 +83,27 @@ def run(args: argparse.Namespace) -> None:
             cfg.train.output_dir = scratch
             _dry_run(_build(cfg))
         return
+    given = _given(args) if dist.is_main_process() else None  # starting over may move CONFIG away
     if not args.eval_only:
         prepare_output_dir(cfg, args.resume, args.start_over, args.fast_dev_run)
-    record = config.dump(cfg)  # before the trainer derives what follows from the data
     trainer = _build(cfg, training=not args.eval_only)
     _set_state(trainer, args)
     log_summary(trainer)
     if args.eval_only:
         trainer.test()
         return
-    write_record(cfg.train.output_dir, record)
+    write_record(cfg.train.output_dir, given)
     trainer.train()
     if args.fast_dev_run:
         trainer.test(max_batches=2)
+
+
+def _given(args: argparse.Namespace) -> DictConfig:
+    """What the user asked for. What follows from it follows anew when it is given as CONFIG, for
+    another number of processes or with other overrides."""
+    cfg = read_config(args.config_file, args.opts)
+    cfg.train.update(_DEV_RUN if args.fast_dev_run else {})
+    return cfg
 
 
 def _build(cfg: DictConfig, training: bool = True) -> TaskTrainer:

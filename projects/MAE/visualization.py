@@ -19,6 +19,7 @@ from libai_ext.data.transforms import Compose, EvalCrop, ToArray
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.placement import batch_sbp, to_global
 from projects.MAE import attention
+from projects.MAE.modeling.archs import resolve_arch
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.masking import num_kept
 from projects.MAE.pictures import panels
@@ -84,7 +85,12 @@ def _checkpoint_and_config(weights: str) -> tuple[str, DictConfig | None]:
     elif (path / "config.yaml").is_file():
         raise CheckpointError(f"{weights}: the run has no checkpoint yet")
     beside = path.parent / "config.yaml"
-    return str(path), config.load(str(beside)) if beside.is_file() else None
+    if not beside.is_file():
+        return str(path), None
+    run = config.load(str(beside))
+    if "arch" in run.model:
+        resolve_arch(run.model)
+    return str(path), run
 
 
 def read_images(subject: Subject, paths: Sequence[str], samples: int) -> np.ndarray:
