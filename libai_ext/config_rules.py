@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Callable, Iterator, Mapping, NamedTuple
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -138,12 +138,24 @@ RULES: Mapping[str, Rule] = {
     "dataloader.test.num_workers": whole(0, unset=True),
 }
 _NODES = ("model", "optim", "graph", "train", "dataloader")
+# What is built from the config, in every run.
+_CALLED = (
+    "model",
+    "optim",
+    "optim.params",
+    "train.scheduler",
+    "graph.train_graph",
+    "graph.eval_graph",
+)
 
 
-def check(cfg: DictConfig, rules: Mapping[str, Rule] | None = None) -> None:
+def check(
+    cfg: DictConfig, rules: Mapping[str, Rule] | None = None, called: Sequence[str] = ()
+) -> None:
     """Refuse a config with keys that nothing reads or values that nothing can use.
 
     Args:
+        called: keys of what a project builds beside what every run does.
         rules: of a project's own keys, beside :data:`RULES`; keys that the config lacks are none
             of a rule's business.
 
@@ -154,6 +166,9 @@ def check(cfg: DictConfig, rules: Mapping[str, Rule] | None = None) -> None:
         if not isinstance(cfg.get(name), DictConfig):
             raise ConfigError(f"the config has no node '{name}'")
     check_targets(cfg)
+    splits = [name for name, node in cfg.dataloader.items() if node is not None]
+    for key in (*_CALLED, *called, *(f"dataloader.{name}.dataset" for name in splits)):
+        _check_called(cfg, key)
     _check_names(cfg.train, get_config("common/train.py").train, "train")
     check_arguments(cfg)
     _check_data(cfg)
@@ -169,6 +184,14 @@ def check(cfg: DictConfig, rules: Mapping[str, Rule] | None = None) -> None:
 
 
 _ABSENT = object()
+
+
+def _check_called(cfg: DictConfig, key: str) -> None:
+    node = cfg
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, DictConfig) else None
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ConfigError(f"{key} must be a group of keys with a _target_")
 
 
 def _check_data(cfg: DictConfig) -> None:

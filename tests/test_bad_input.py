@@ -58,7 +58,7 @@ OVERRIDES = [
     ("data.mean=0.5,0.5", "a list, which is written [0.5,0.5]"),
     ("optim.lr=range(1,3)", "optim.lr=range(1,3): one value is read"),
     ("optim.lr=1(", "optim.lr=1(: not a value: write a number, true, false, null, a list as"),
-    ("model.arch=", "model.arch '' is unknown: did you mean"),
+    ("model.arch=", "model.arch must be a text, not ''"),
     ("train.checkpointer=null", "train.checkpointer is a group of keys, set them one by one"),
     ("train.checkpointer=5", "train.checkpointer is a group of keys, set them one by one: period"),
     ("train.train_iter=many", "train.train_iter must be a whole number of at least 1, not 'many'"),
@@ -116,6 +116,12 @@ FILES = [
     ("data.means = [0.5]", "unknown config key 'data.means': did you mean 'data.mean'?"),
     ("dataloader.train.dataset.sauce = 1", "did you mean 'dataloader.train.dataset.source'?"),
     ("train.checkpointer = 5", "train.checkpointer is a group of keys: period, max_to_keep"),
+    ("task = []", "task must be a group of keys with a _target_"),
+    ("del task", "task must be a group of keys with a _target_"),
+    ("graph.train_graph = 3", "graph.train_graph must be a group of keys with a _target_"),
+    ("del optim.params", "optim.params must be a group of keys with a _target_"),
+    ("dataloader.test.dataset = 1", "dataloader.test.dataset must be a group of keys with a"),
+    ("model.arch = None", "model.arch must be a text, not None"),
     ("del train.seed", "the config has no key 'train.seed'"),
     ("del train", "the config has no node 'train'"),
     ("model.depth = = 1", "config.py, line 2: invalid syntax"),
@@ -133,7 +139,7 @@ def test_bad_files(line, message, tmp_path):
 
 
 def _head():
-    names = ("data", "dataloader", "graph", "model", "optim", "train")
+    names = ("data", "dataloader", "graph", "model", "optim", "task", "train")
     nodes = "; ".join(f"{name} = c.{name}" for name in names)
     return f"from libai_ext.config import load; c = load({DIGITS!r}); {nodes}; del c\n"
 

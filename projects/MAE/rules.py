@@ -14,6 +14,7 @@ from projects.MAE import former_names  # noqa: F401 (messages know its table)
 
 _SIZE = whole(1, unset=True)
 RULES = {
+    "model.arch": text(),
     "model.in_chans": whole(1),
     "model.mask_ratio": number(0, 1),
     "model.norm_pix_loss": switch,
@@ -67,7 +68,7 @@ def check_config(cfg: DictConfig) -> None:
     Raises:
         ConfigError: names the keys.
     """
-    check(cfg, RULES)
+    check(cfg, RULES, called=("task",))
     data, channels = cfg.get("data"), cfg.model.get("in_chans")
     if data is None or channels is None:
         return
