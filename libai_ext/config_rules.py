@@ -87,6 +87,7 @@ def _is_number(value) -> bool:
 
 RULES: Mapping[str, Rule] = {
     "train.output_dir": text(),
+    "train.device": one_of("cpu", "cuda")._replace(unset=True),
     "train.seed": whole(0),
     "train.train_micro_batch_size": whole(1, unset=True),
     "train.global_batch_size": whole(1, unset=True),

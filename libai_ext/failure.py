@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 
 # Set by the launcher: a file of each rank's own. What it holds is shown once, at the end.
 FAILURE_FILE = "LIBAI_EXT_FAILURE_FILE"
 # The end of the name of another one: the exit status of ranks whose work is done.
 SETTLED = ".settled"
+# Of a third one: what to say should the memory of the device not suffice.
+MEMORY = ".memory"
 # Set by the launcher: 0, or which restart after a crash this is.
 ATTEMPT = "LIBAI_EXT_ATTEMPT"
+# Set by the launcher where its standard error is a terminal: a rank's is a pipe.
+ON_TERMINAL = "LIBAI_EXT_ON_TERMINAL"
 # Exit statuses of a rank and of the launcher, beside 0, 1 and 128 + signal.
 USAGE_ERROR = 2
 SAVED_ON_SIGNAL = 75
+# The ways in which OneFlow 0.9.0 says so: CUDA's, the eager allocator's, cuBLAS's and cuDNN's.
+_OUT_OF_MEMORY = re.compile(r"out of memory|(?:CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.IGNORECASE)
+_memory_words = ""
 
 
 def restarted() -> bool:
@@ -29,6 +37,25 @@ def settle(status: int) -> None:
     """Tell the launcher that this rank and all its peers have done their work: should the engine
     abort one of them on the way out, since another is gone, ``status`` stands."""
     _leave_word(str(status), SETTLED)
+
+
+def foresee_out_of_memory(words: str) -> None:
+    """What this rank, or the launcher in its place, is to say when the device's memory does not
+    suffice: the engine may abort then."""
+    global _memory_words
+    _memory_words = words
+    _leave_word(words, MEMORY)
+
+
+def out_of_memory(said: str, words: str | None = None) -> str:
+    """The message for a rank that has ``said`` so, or nothing; ``words``: what it foresaw, where
+    that is not this process."""
+    words = _memory_words if words is None else words
+    if not words or not _OUT_OF_MEMORY.search(said):
+        return ""
+    asked = re.search(r"allocate size : (\d+)", said)
+    amount = f"{int(asked[1]) / 2**30:.2f} GiB" if asked else "OneFlow does not say how much"
+    return f"error: out of GPU memory ({amount} was asked for): {words}\n"
 
 
 def _leave_word(text: str, suffix: str) -> bool:

@@ -24,8 +24,18 @@ import time
 from pathlib import Path
 
 from libai_ext import nodes
-from libai_ext.failure import ATTEMPT, FAILURE_FILE, SAVED_ON_SIGNAL, SETTLED, USAGE_ERROR
+from libai_ext.failure import (
+    ATTEMPT,
+    FAILURE_FILE,
+    MEMORY,
+    ON_TERMINAL,
+    SAVED_ON_SIGNAL,
+    SETTLED,
+    USAGE_ERROR,
+    out_of_memory,
+)
 from libai_ext.kernels.threads import configure_environment
+from libai_ext.last_words import StandardError
 from libai_ext.peers import Peers
 
 # What a rank gets to end by itself: after its peer failed, and after it was told to save and leave.
@@ -35,6 +45,11 @@ SAVE_SECONDS = 600
 _TOGETHER_SECONDS = 0.5
 # For the word of the node whose loss made the engine abort here.
 _WORD_SECONDS = 3
+# A rank that had too little memory before it could say what it has.
+_FULL_AT_ONCE = (
+    "before anything was built. Another process holds the GPU: nvidia-smi lists the processes, "
+    "CUDA_VISIBLE_DEVICES chooses another GPU"
+)
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -122,6 +137,7 @@ class Job:
         self.attempt = attempt
         self.port = args.master_port or _free_port()
         self.ranks: list[subprocess.Popen] = []
+        self.errors: list[StandardError] = []
         self.stop_signal: int | None = None
         self.stop_now = False
         # Whether there is no point in another attempt.
@@ -137,6 +153,7 @@ class Job:
                 self._meet()
                 for local_rank in range(self.args.nproc_per_node):
                     self.ranks.append(self._start(local_rank))
+                    self.errors.append(StandardError(self.ranks[-1].stderr))
                 if self.stop_signal is not None:  # it came before the ranks were there to hear it
                     self._forward(self.stop_signal)
                 status, message = self._wait()
@@ -144,6 +161,8 @@ class Job:
                     self.peers.end(status, self.final)
             finally:
                 self._end()
+            for error in self.errors:
+                error.end(shown=status not in (0, USAGE_ERROR, SAVED_ON_SIGNAL))
             if message:
                 print(message, end="", file=sys.stderr, flush=True)
         return status
@@ -174,12 +193,16 @@ class Job:
         )
         env[FAILURE_FILE] = str(self.failures[local_rank])
         env[ATTEMPT] = str(self.attempt)
+        if os.isatty(2):
+            columns, lines = os.get_terminal_size(2)
+            env.update({ON_TERMINAL: "1", "COLUMNS": str(columns), "LINES": str(lines)})
         configure_environment(args.nproc_per_node, env)
         # A group of its own, so that a rank is ended together with its data workers.
         return subprocess.Popen(
             [sys.executable, "-u", *args.command],
             env=env,
             stdin=subprocess.DEVNULL if args.leash else None,
+            stderr=subprocess.PIPE,
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
@@ -226,8 +249,9 @@ class Job:
     def _cause(self) -> tuple[int, str]:
         """Which rank failed first, and its own words.
 
-        One that was killed comes before those that wrote down why they failed, those in the order
-        of their writing; the last are the ones that the engine aborts when a peer is lost.
+        One that was killed, or that the engine aborted for want of memory, comes before those that
+        wrote down why they failed, those in the order of their writing; the last are the ones that
+        the engine aborts when a peer is lost.
         """
         time.sleep(_TOGETHER_SECONDS)
         ranked = []
@@ -235,8 +259,8 @@ class Job:
             if state in (None, 0, SAVED_ON_SIGNAL):
                 continue
             told = file.exists()
-            killed = state < 0 and state != -signal.SIGABRT
-            order = 0 if killed else 1 if told else 2
+            own = state < 0 and (state != -signal.SIGABRT or self._out_of_memory(local_rank))
+            order = 0 if own else 1 if told else 2
             ranked.append((order, file.stat().st_mtime_ns if told else 0, local_rank, state))
         order, _, local_rank, state = min(ranked)
         aborted = order == 2 and state == -signal.SIGABRT
@@ -246,11 +270,20 @@ class Job:
         text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
         if state == USAGE_ERROR and text:
             return state, text
+        memory = self._out_of_memory(local_rank)
+        if state == -signal.SIGABRT and memory:
+            return USAGE_ERROR, memory
         how = f"exit status {state}" if state > 0 else signal.Signals(-state).name
         rank = self.args.node_rank * self.args.nproc_per_node + local_rank
         return (
             state if state > 0 else 128 - state
         ), f"launch: rank {rank} ended with {how}\n{text}"
+
+    def _out_of_memory(self, local_rank: int) -> str:
+        """What to say if the engine has aborted this rank since its GPU is full."""
+        file = self.failures[local_rank].with_name(self.failures[local_rank].name + MEMORY)
+        foreseen = file.read_text(encoding="utf-8") if file.exists() else _FULL_AT_ONCE
+        return out_of_memory(self.errors[local_rank].last_words(), foreseen)
 
     def _peer_failed(self) -> bool:
         deadline = time.monotonic() + _WORD_SECONDS

@@ -9,13 +9,19 @@ import oneflow as flow
 from libai.utils import distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
+from libai_ext import device
+
 BROADCAST = [flow.sbp.broadcast, flow.sbp.broadcast]
 BATCH = [flow.sbp.split(0), flow.sbp.broadcast]
 
 
 def device_type() -> str:
-    """``"cuda"`` where OneFlow sees a GPU, else ``"cpu"``. The one place that decides."""
-    return "cuda" if flow.cuda.is_available() else "cpu"
+    """``"cuda"`` or ``"cpu"``, as :func:`libai_ext.device.choose` has decided.
+
+    Raises:
+        ConfigError: nothing was chosen yet, and there is a GPU that cannot be used.
+    """
+    return device.current().type
 
 
 def set_layout(layout: DictConfig, pipeline_layers: int) -> None:

@@ -13,13 +13,14 @@ import sys
 import tempfile
 import time
 
-from libai_ext import kernels
+from libai_ext import device, kernels
 from libai_ext.kernels.threads import configure_environment
 
 # How long a rank waits for rank 0 before it leaves that to the engine.
 _FIRST_RANK_SECONDS = 60
-# What the engine prints on machines without InfiniBand or a GPU; it says nothing about a run.
-_NOISE = ("libibverbs not available", "CUDA driver version is insufficient")
+# What the engine prints at its start and need not: a machine has no InfiniBand; why there is no
+# GPU, and that it cannot run on one of them, which libai_ext.device judges and says.
+_NOISE = ("libibverbs not available", "cuda_device_descriptor_class.cpp:", "is not compatible with")
 
 
 def start() -> None:
@@ -33,9 +34,9 @@ def start() -> None:
     if not faulthandler.is_enabled():
         faulthandler.enable()  # where each thread was when the engine aborts or crashes
     if "oneflow" not in sys.modules:
-        # 3 = fatal only: without a GPU the engine logs errors about CUDA that are none. This and
-        # the threading variables are read at import.
-        os.environ.setdefault("GLOG_minloglevel", "3")
+        # 3 = fatal only: without a GPU the engine logs errors about CUDA that are none; with one,
+        # warnings are shown. This and the threading variables are read at import.
+        os.environ.setdefault("GLOG_minloglevel", "1" if device.hardware() else "3")
         configure_environment()
         _wait_for_first_rank()
         with _drop_noise_on_stderr():
@@ -76,6 +77,8 @@ def _drop_noise_on_stderr():
             os.dup2(stderr, 2)
             os.close(stderr)
             held.seek(0)
-            for line in held.read().decode(errors="replace").splitlines(keepends=True):
+            text = held.read().decode(errors="replace")
+            device.heed(text)
+            for line in text.splitlines(keepends=True):
                 if not any(noise in line for noise in _NOISE):
                     os.write(2, line.encode())

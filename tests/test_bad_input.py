@@ -74,6 +74,7 @@ OVERRIDES = [
     ("optim.betas=[0.9]", "optim.betas must be a list: 2 of a finite number"),
     ("optim.betas=[0.9,2]", "of at least 0 and at most 1, not [0.9, 2]"),
     ("optim.params.weight_decay=-0.1", "must be a finite number of at least 0, not -0.1"),
+    ("train.device=gpu", "train.device must be one of ('cpu', 'cuda'), not 'gpu'"),
     ("model.mask_ratio=75", "model.mask_ratio must be a finite number of at least 0 and at most 1"),
     ("model.depth=-1", "model.depth must be a whole number of at least 1, not -1"),
     ("model.num_heads=5", "model.embed_dim 64 is not divisible by model.num_heads 5"),

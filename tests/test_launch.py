@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -129,6 +132,71 @@ def test_what_the_user_can_mend_is_said_once_and_not_tried_again(program):
     assert (out.returncode, out.stderr) == (2, "error: mend this\n")
 
 
+# What OneFlow writes before it aborts: on CUDA's error, on one that no kernel's caller expects,
+# and when the eager allocator's own count says so.
+ABORTS = {
+    "F20250101 00:00:00.1 7 cuda_stream.cpp:173] Check failed: cudaMalloc(&p) : out of memory (2)\n"
+    "*** Check failure stack trace: ***\n": "OneFlow does not say how much",
+    "terminate called after throwing an instance of 'oneflow::RuntimeException'\n"
+    "  what():  Error: out of memory\n": "OneFlow does not say how much",
+    "F20250101 00:00:00.1 7 bin_allocator.h:396] Error! : Out of memory when allocate size : "
+    "1610612736.\n": "1.50 GiB",
+}
+
+
+@pytest.mark.parametrize("abort", ABORTS)
+def test_an_abort_for_want_of_memory_is_one_message(program, tmp_path, abort):
+    """Its peer, which loses it, has a traceback."""
+    path = program(
+        f"sys.path.insert(0, {os.getcwd()!r})\n"
+        "from libai_ext.engine import main as entry\n"
+        "from libai_ext.failure import foresee_out_of_memory\n"
+        "foresee_out_of_memory(f'rank {rank} of a test')\n"
+        "def work():\n"
+        "    if rank == 0: raise RuntimeError('lost a peer')\n"
+        f"    os.write(2, {abort.encode()!r})\n"
+        "    os.abort()\n"
+        "entry.run(work)\n"
+    )
+    command = [*LAUNCH, "2", "--restarts", "2", path]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    said = f"error: out of GPU memory ({ABORTS[abort]} was asked for): rank 1 of a test\n"
+    assert (out.returncode, out.stderr) == (2, said)
+    assert alive(tmp_path) == []
+
+
+def test_a_device_that_is_full_before_the_program_knows_it(program):
+    path = program(f"os.write(2, {list(ABORTS)[0].encode()!r})\nos.abort()\n")
+    out = subprocess.run([*LAUNCH, "1", path], capture_output=True, text=True, timeout=60)
+    assert (out.returncode, out.stderr.count("\n")) == (2, 1)
+    assert "before anything was built. Another process holds the GPU" in out.stderr
+
+
+def test_an_error_for_want_of_memory_is_one_message(program):
+    path = program(
+        f"sys.path.insert(0, {os.getcwd()!r})\n"
+        "from libai_ext.engine import main as entry\n"
+        "from libai_ext.failure import foresee_out_of_memory\n"
+        "foresee_out_of_memory(f'rank {rank} of a test')\n"
+        "def work(): raise RuntimeError('Error: out of memory')\n"
+        "entry.run(work)\n"
+    )
+    out = subprocess.run([*LAUNCH, "1", path], capture_output=True, text=True, timeout=60)
+    said = (
+        "error: out of GPU memory (OneFlow does not say how much was asked for): rank 0 of a test\n"
+    )
+    assert (out.returncode, out.stderr) == (2, said)
+
+
+@pytest.mark.parametrize("length", [10, 3 << 20])
+def test_the_last_words_of_another_abort_are_shown(program, length):
+    begin = "as it comes\nF20250101 00:00:00.1 7 plan.cpp:1] Check failed: "
+    path = program(f"os.write(2, {begin.encode()!r} + b'x' * {length} + b'\\n')\nos.abort()\n")
+    out = subprocess.run([*LAUNCH, "1", path], capture_output=True, text=True, timeout=60)
+    assert out.returncode == 128 + signal.SIGABRT
+    assert out.stderr == f"{begin}{'x' * length}\nlaunch: rank 0 ended with SIGABRT\n"
+
+
 def test_restarts_after_a_crash(program, tmp_path):
     path = program(
         "attempt = int(os.environ['LIBAI_EXT_ATTEMPT'])\n"
@@ -170,3 +238,27 @@ def test_bad_arguments(arguments, message):
     out = subprocess.run([*LAUNCH, *arguments], capture_output=True, text=True, timeout=60)
     assert out.returncode == 2
     assert message in out.stderr
+
+
+def test_a_bar_is_drawn_where_the_launcher_has_a_terminal(program, tmp_path):
+    """The standard error of a rank is a pipe to the launcher."""
+    path = program(
+        "from types import SimpleNamespace\n"
+        "from libai_ext.startup import start\n"
+        "start()\n"
+        "from libai_ext.engine.writers import Progress\n"
+        "hook = Progress(period=9)\n"
+        "hook.trainer = SimpleNamespace(max_iter=8, start_iter=0, iter=0)\n"
+        "hook.before_train()\n"
+        "for hook.trainer.iter in range(5): hook.after_step()\n"
+        "hook.bar.refresh()\n"
+        "os._exit(0)\n"
+    )
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    result = subprocess.run([*LAUNCH, "1", path], stderr=theirs, timeout=120)
+    os.close(theirs)
+    text = os.read(ours, 1 << 16).decode()
+    assert result.returncode == 0, text
+    shown = text.rstrip().rsplit("\r", 1)[-1]
+    assert " 62%|" in shown and "5/8" in shown and len(shown) < 60

@@ -9,6 +9,9 @@ train = DictConfig(
     dict(
         output_dir="output",
         seed=0,
+        # "cpu" or "cuda" insists; unset: a GPU where there is one. A GPU that cannot be used is an
+        # error unless "cpu" is asked for.
+        device=None,
         # Batch: global = micro x accumulation x data-parallel size. Give the micro or the global
         # batch; the other one follows.
         train_micro_batch_size=32,

@@ -12,6 +12,8 @@ import numpy as np
 import oneflow as flow
 from libai.utils import distributed as dist
 
+from libai_ext import device
+
 _made: dict[tuple, flow.placement] = {}
 
 
@@ -25,8 +27,9 @@ def placement(device_type: str, ranks) -> flow.placement:
 
 
 def get_layer_placement(layer_idx: int, device_type: str = "cuda") -> flow.placement:
-    """Where the layers of a pipeline stage are; on the CPU where there is no GPU."""
-    if not flow.cuda.is_available():
+    """Where the layers of a pipeline stage are, on the device that was chosen: LiBai's layers ask
+    for ``"cuda"`` throughout."""
+    if device.current().type == "cpu":
         device_type = "cpu"
     return placement(device_type, dist.get_dist_util().get_layer_ranks(layer_idx))
 

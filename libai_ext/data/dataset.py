@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Callable, Sequence
 
 import numpy as np
-import oneflow as flow
 from libai.data.structures import DistTensorData, Instance
 
+from libai_ext.data.host_memory import host_tensor
 from libai_ext.data.mixup import Mixer
 from libai_ext.data.sampler import SampleKey
 
@@ -79,6 +79,6 @@ def stack(samples: Sequence[dict], empty: Callable = np.empty) -> dict[str, np.n
 
 
 def to_instance(batch: dict[str, np.ndarray]) -> Instance:
-    """LiBai's container of a batch; its tensors hold on to the arrays."""
-    tensors = {name: DistTensorData(flow.from_numpy(array)) for name, array in batch.items()}
+    """LiBai's container of a batch."""
+    tensors = {name: DistTensorData(host_tensor(array)) for name, array in batch.items()}
     return Instance(**tensors)

@@ -40,10 +40,13 @@ class Handover:
 
     Args:
         collate: (samples, empty) -> arrays by name, each made by ``empty(shape, dtype)``.
+        copy: give copies of a batch's arrays; else they stay as they are until the next batch is
+            asked for.
     """
 
-    def __init__(self, collate: Callable, workers: int):
+    def __init__(self, collate: Callable, workers: int, copy: bool = True):
         self.collate = collate
+        self.copy = copy
         self.slots = [[_Slot() for _ in range(PREFETCH + 1)] for _ in range(workers)]
         self.turn = itertools.cycle(range(PREFETCH + 1))
 
@@ -56,10 +59,11 @@ class Handover:
         return Packed(worker, number, slot.used, list(zip(arrays, slot.places)))
 
     def unpack(self, packed: Packed) -> dict[str, np.ndarray]:
-        """Copies of a batch's arrays, in the training process; its slot is free after this."""
+        """A batch's arrays, in the training process."""
         slot = self.slots[packed.worker][packed.slot]
         slot.map(packed.size)
-        return {name: slot.array(*place).copy() for name, place in packed.arrays}
+        arrays = {name: slot.array(*place) for name, place in packed.arrays}
+        return {name: array.copy() for name, array in arrays.items()} if self.copy else arrays
 
 
 class _Slot:

@@ -9,6 +9,7 @@ from oneflow.utils.data import DataLoader
 
 from libai_ext.data.dataset import KeyedDataset, to_instance
 from libai_ext.data.handover import PREFETCH, Handover
+from libai_ext.data.host_memory import shares_memory
 from libai_ext.data.sampler import EvalSampler, GlobalOrder, TrainSampler
 from libai_ext.kernels.threads import available_cpus
 from libai_ext.placement import data_parallel_rank, local_process_count
@@ -29,7 +30,7 @@ class Loader:
     def __iter__(self) -> Iterator[Instance]:
         collate, unpack = self.dataset.collate, dict
         if self.num_workers > 0:
-            handover = Handover(collate, self.num_workers)
+            handover = Handover(collate, self.num_workers, copy=shares_memory())
             collate, unpack = handover.pack, handover.unpack
         batches = DataLoader(
             self.dataset,

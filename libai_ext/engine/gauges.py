@@ -6,22 +6,15 @@ import logging
 import math
 
 import oneflow as flow
-import psutil
 from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 
 from libai_ext.compat.placements import placement
+from libai_ext.engine.memory import memory_gib
 from libai_ext.engine.writers import is_line
 from libai_ext.placement import device_type
 
 logger = logging.getLogger(__name__)
-
-
-def memory_gib() -> float:
-    """In use: of the GPU by all, or by this process without one. Workers are not counted."""
-    if device_type() == "cuda":
-        return flow._oneflow_internal.GetCUDAMemoryUsed() / 1024
-    return psutil.Process().memory_info().rss / 2**30
 
 
 class Means:

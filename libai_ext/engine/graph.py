@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import NamedTuple
 
 import oneflow as flow
@@ -12,6 +14,7 @@ from libai.models.utils import GraphBase
 from libai.utils import distributed as dist
 from oneflow import Tensor, nn
 
+from libai_ext.engine.sharding import gather_in_graph, gather_on_use
 from libai_ext.placement import device_type
 
 _TRAIN_STEP = "System-Train-TrainStep"
@@ -36,18 +39,46 @@ class Graph(GraphBase):
 
     LiBai 0.1.1 reaches modules through ``.origin`` and sets ``.config.stage_id``; OneFlow 0.9.0
     has neither. Stages come from each module's ``layer_idx`` here, so that models need no
-    ``set_pipeline_stage_id`` of their own.
+    ``set_pipeline_stage_id`` of their own. It asks for ZeRO by a method that OneFlow 0.9.0 has
+    renamed.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, model, *args, zero_optim: bool = False, zero_stage: int = 1, **kwargs):
         if device_type() == "cpu":
             use_single_cpu_stream()
-        super().__init__(*args, **kwargs)
+        super().__init__(model, *args, **kwargs)
+        run_nccl_beside_kernels()
+        if self.is_train and zero_optim:
+            self._cut_weights(model, zero_stage)
         self._scales = False
         if self.is_train:
             # A loss scale of one that never changes. What comes with it: a step whose gradients
             # are not all finite changes neither weights nor optimizer state nor the schedule.
             self.set_grad_scaler(flow.amp.GradScaler(1.0, 1.0, 1.0, growth_interval=1))
+
+    def _cut_weights(self, model, stage: int) -> None:
+        """Ask for ZeRO.
+
+        The engine's least size of a part, 1024 elements, stays: biases and norms are cheap to hold
+        and slow to gather. By its restore level 1, every whole weight lives from the forward to
+        the backward pass, and stage 3 saves no more than stage 1; by level 2 it does. Without the
+        compute stream, memory of communication is not reused, which costs more than ZeRO saves.
+        """
+        self.config.enable_zero(True, stage=stage, shard_restore_level=2)
+        flow.boxing.nccl.enable_use_compute_stream(True)
+        gather_on_use(model)
+
+    def build(self, **inputs):
+        """One pass, and when training its backward pass.
+
+        ``sum()``, as LiBai adds losses, begins with 0, and to add that each loss is first brought
+        together from the data-parallel ranks; in accumulation that goes through the hosts.
+        """
+        gather_in_graph(self.model)
+        outputs = self.model(**inputs)
+        if self.is_train:
+            functools.reduce(operator.add, outputs.values()).backward()
+        return outputs
 
     def scale_loss(self, init_scale: float, growth_interval: int) -> None:
         """Multiply the loss, so that small gradients are not lost in float16.
@@ -111,6 +142,20 @@ class Graph(GraphBase):
                 block.to(nn.graph.GraphModule).set_stage(
                     util.get_layer_stage_id(layer_idx), dist.get_layer_placement(layer_idx)
                 )
+
+
+def run_nccl_beside_kernels() -> None:
+    """Give NCCL a stream of its own, unless layers are split between tensor-parallel ranks.
+
+    There OneFlow sends gradients in groups of ``train.nccl_fusion_*`` while the backward pass goes
+    on; on the stream of the kernels, as LiBai has it, each by itself and in turn with them. The
+    order of the groups is part of the plan that all ranks run, so that no two wait for each
+    other. It costs up to twice the memory of the gradients in float32.
+
+    Tensor-parallel layers need their sums at once, and a micro-batch's sums that are not on the
+    stream of the kernels go through the hosts.
+    """
+    flow.boxing.nccl.enable_use_compute_stream(dist.get_tensor_parallel_size() > 1)
 
 
 def use_single_cpu_stream() -> None:

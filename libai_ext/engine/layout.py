@@ -84,9 +84,11 @@ def _engine_problems(cfg: DictConfig) -> list[str]:
                 "train.amp: OneFlow ignores mixed precision on CPU and would train in float32; "
                 "leave train.amp.enabled=false"
             )
-    elif zero and train.zero_optimization.stage not in (1, 2, 3):
-        stage = train.zero_optimization.stage
-        problems.append(f"train.zero_optimization.stage is {stage}: OneFlow has 1, 2 and 3")
+    elif zero and train.dist.data_parallel_size == 1:
+        problems.append(
+            "train.zero_optimization: it divides among data-parallel processes, and "
+            "data_parallel_size is 1; leave train.zero_optimization.enabled=false"
+        )
     if not cfg.graph.enabled:
         problems += [
             f"{key}: OneFlow does this in graphs only; set graph.enabled=true"

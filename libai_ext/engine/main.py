@@ -15,7 +15,7 @@ from typing import Callable
 from libai_ext import config_targets
 from libai_ext.config_names import from_elsewhere
 from libai_ext.errors import ConfigError, UserError
-from libai_ext.failure import SAVED_ON_SIGNAL, USAGE_ERROR, settle, tell
+from libai_ext.failure import SAVED_ON_SIGNAL, USAGE_ERROR, out_of_memory, settle, tell
 
 # For the last messages of the engine to arrive before their sender leaves.
 _ARRIVAL_SECONDS = 0.5
@@ -101,8 +101,11 @@ def _meet_peers(status: int) -> None:
 
 def _report(error: BaseException) -> int:
     """Hand the error to the launcher, which shows the first one of all ranks at the end."""
+    memory = out_of_memory(str(error))
     if isinstance(error, UserError):
         status, text = USAGE_ERROR, f"error: {error}\n"
+    elif memory:
+        status, text = USAGE_ERROR, memory
     else:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         status, text = 1, "".join([f"rank {os.environ.get('RANK', 0)} failed:\n", *lines])

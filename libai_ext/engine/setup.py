@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import oneflow as flow
@@ -11,8 +12,10 @@ from libai.utils import distributed as dist
 from libai.utils.logger import setup_logger
 from omegaconf import DictConfig
 
-from libai_ext import kernels
-from libai_ext.placement import device_type, set_layout
+from libai_ext import device, kernels
+from libai_ext.engine.memory import out_of_memory
+from libai_ext.failure import foresee_out_of_memory
+from libai_ext.placement import set_layout
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,8 @@ def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
     # It logs the exceptions that libai_ext.engine.main reports.
     logging.getLogger("libai.engine.trainer").setLevel(logging.CRITICAL)
     set_layout(train.dist, pipeline_layers)
+    if device.current().type == "cuda":
+        foresee_out_of_memory(out_of_memory(cfg))
     flow.boxing.nccl.set_fusion_threshold_mbytes(train.nccl_fusion_threshold_mb)
     flow.boxing.nccl.set_fusion_max_ops_num(train.nccl_fusion_max_ops)
 
@@ -50,7 +55,8 @@ def summary(trainer) -> dict[str, str]:
         "layout": f"data {layout.data_parallel_size} x tensor {layout.tensor_parallel_size} x "
         f"pipeline {layout.pipeline_parallel_size}, {mode} mode",
         "pipeline stages": _stages(layout.custom_pipeline_stage_id),
-        "device": f"{device_type()}, {os.environ['OMP_NUM_THREADS']} threads a process",
+        "device": device.current().describe(),
+        "threads": f"{os.environ['OMP_NUM_THREADS']} a process",
         "kernels": kernels.load().message,
         "output": train.output_dir,
     }
@@ -78,5 +84,15 @@ def _stages(stage_ids) -> str:
 def log_summary(trainer) -> None:
     lines = [f"  {name:16s} {text}" for name, text in summary(trainer).items()]
     logger.info("run\n" + "\n".join(lines))
+    _warn_of_others()
     if trainer.order is not None and trainer.cfg.train.warmup_iter >= trainer.max_iter:
         logger.warning("the warm-up is no shorter than the run: the rate only climbs")
+
+
+def _warn_of_others() -> None:
+    """That a GPU is in use already; only rank 0's log is shown."""
+    warning = device.current().in_use()
+    if warning:
+        logger.warning(warning)
+        if not dist.is_main_process():
+            print(f"warning: {warning}", file=sys.stderr, flush=True)

@@ -111,8 +111,7 @@ class GraphSteps(Steps):
         trainer = self.trainer
         batch = trainer.next_batch()
         losses = trainer.graph_train(**batch)
-        # With accumulation the graph returns one value per micro-batch.
-        self._pending.append({name: loss.detach().mean() for name, loss in losses.items()})
+        self._pending.append({name: _mean(loss.detach()) for name, loss in losses.items()})
         self.taken += 1
         self.skipped = False
         if not self.deferred:
@@ -172,6 +171,12 @@ class GraphSteps(Steps):
         norms = gradient_norms(trainer.model)
         trainer.optimizer.zero_grad(set_to_none=True)
         return norms
+
+
+def _mean(loss: flow.Tensor) -> flow.Tensor:
+    """Of one value per micro-batch with accumulation. A single value stays in parts with the
+    ranks: their mean would bring it together at once."""
+    return loss.mean() if loss.ndim else loss
 
 
 def read(scalars: list[flow.Tensor]) -> np.ndarray:

@@ -21,6 +21,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from libai_ext.failure import ON_TERMINAL
+
 logger = logging.getLogger(__name__)
 _INTERNAL = ("eta_seconds",)
 
@@ -189,7 +191,7 @@ class Progress(HookBase):
         self.bar: tqdm | None = None
 
     def before_train(self) -> None:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() or ON_TERMINAL in os.environ:
             self.bar = tqdm(
                 total=self.trainer.max_iter,
                 initial=self.trainer.start_iter,

@@ -13,7 +13,8 @@ from libai_ext.errors import ConfigError
 class WeightAverage:
     """After each step ``average = decay * average + (1 - decay) * weight``, of what is trained.
 
-    The averages lie where the weights lie, in graph and in eager mode.
+    The averages lie where the weights lie, in graph and in eager mode; where ZeRO has cut the
+    weights, they are cut alike.
 
     Raises:
         ConfigError: a decay outside of [0, 1).
@@ -37,7 +38,7 @@ class WeightAverage:
     def update(self) -> None:
         with flow.no_grad():
             for name, weight in self._weights().items():
-                average = self.averages[name]
+                average = self.averages[name] = _laid_out_like(weight, self.averages[name])
                 average.mul_(self.decay).add_(weight * (1 - self.decay))
 
     @contextlib.contextmanager
@@ -63,3 +64,9 @@ class WeightAverage:
             for name, average in self.averages.items():
                 saved = state[name].to_global(placement=average.placement, sbp=average.sbp)
                 average.copy_(saved)
+
+
+def _laid_out_like(weight: flow.Tensor, average: flow.Tensor) -> flow.Tensor:
+    if not weight.is_global or average.sbp == weight.sbp:
+        return average
+    return average.to_global(sbp=weight.sbp)

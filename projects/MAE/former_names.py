@@ -13,7 +13,6 @@ CUTMIX = f"{_MIXER}.cutmix_alpha"
 SMOOTHING = f"{_MIXER}.smoothing"
 ERASING = f"{_STEPS}.4.probability"
 RANDAUGMENT = f"{_STEPS}.2.magnitude"
-_DEVICES = "without a key: GPUs are used where there are any"
 _DIST = "without a key: the launcher is told N, NODE and ADDR"
 _LOGS = "without a key: logs and TensorBoard files lie in train.output_dir"
 _ALWAYS = "without a key: it is always so"
@@ -63,7 +62,7 @@ OFFICIAL = {
     "resume": "--resume",
     "eval": "--eval-only",
     "dist_eval": _ALWAYS,
-    "device": _DEVICES,
+    "device": "train.device",
     "pin_mem": _ALWAYS,
     "no_pin_mem": _ALWAYS,
     "world_size": _DIST,
@@ -123,7 +122,7 @@ LIBAI = {
     "train.evaluation.eval_iter": _ALWAYS + " (all of data.test)",
     "train.evaluation.evaluator": "without a key: the task of a recipe evaluates",
     "train.checkpointer.save_model_after_n_epoch": "train.checkpointer.period",
-    "train.input_placement_device": _DEVICES,
+    "train.input_placement_device": "train.device",
     "train.rdma_enabled": "without a key: OneFlow finds InfiniBand by itself",
     "train.scheduler.warmup_factor": _WARMUP_FROM,
     "train.scheduler.warmup_method": _SCHEDULE,

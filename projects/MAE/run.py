@@ -8,13 +8,13 @@ import tempfile
 import time
 from typing import Sequence
 
-import psutil
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
-from libai_ext import config
+from libai_ext import config, device
 from libai_ext.config import instantiate
 from libai_ext.engine.derive import derive_batch, derive_layout, refuse_idle
+from libai_ext.engine.memory import fullest
 from libai_ext.engine.output_dir import prepare_output_dir, write_record
 from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
@@ -60,6 +60,7 @@ def resolve(config_file: str, opts: Sequence[str], **train) -> DictConfig:
         train: keys of ``train`` to be set after them.
     """
     cfg = read_config(config_file, opts)
+    device.choose(cfg.train.device)
     derive_layout(cfg)
     refuse_idle(cfg, opts)
     cfg.train.update(train)
@@ -146,5 +147,4 @@ def _dry_run(trainer: TaskTrainer) -> None:
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start
-    memory = psutil.Process().memory_info().rss / 2**30
-    logger.info(f"one step: {seconds:.1f} s (compilation included), memory {memory:.2f} GiB")
+    logger.info(f"one step: {seconds:.1f} s (compilation included), memory {fullest()}")

@@ -5,8 +5,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import oneflow as flow
 import pytest
 
+from libai_ext.data import dataset, loader
 from libai_ext.data.dataset import stack
 from libai_ext.data.handover import Handover
 from libai_ext.data.loader import Loader
@@ -38,8 +40,8 @@ class Ends(Samples):
 BATCHES = [[(batch, 10 * batch + i) for i in range(1 + batch % 3)] for batch in range(40)]
 
 
-def arrays(loader):
-    for batch in loader:
+def arrays(batches):
+    for batch in batches:
         yield {name: data.tensor.numpy() for name, data in batch.get_fields().items()}
 
 
@@ -82,6 +84,19 @@ def test_workers_far_ahead_leave_a_batch_alone_that_is_being_read(workers, monke
         return unpack(self, packed)
 
     monkeypatch.setattr(Handover, "unpack", slowly)
+    check(list(arrays(Loader(Samples(), BATCHES, workers))))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_batch_stays_until_the_next_is_asked_for(workers, monkeypatch):
+    """Where its arrays are copied at once, they are not copied before."""
+
+    def slow_copy(array):
+        time.sleep(0.005)
+        return flow.from_numpy(array.copy())
+
+    monkeypatch.setattr(loader, "shares_memory", lambda: False)
+    monkeypatch.setattr(dataset, "host_tensor", slow_copy)
     check(list(arrays(Loader(Samples(), BATCHES, workers))))
 
 

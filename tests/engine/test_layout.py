@@ -66,6 +66,15 @@ def test_what_the_engine_cannot_do_on_cpu(monkeypatch, option, message):
         resolve(PRETRAINING, [*SMALL, option])
 
 
+def test_nothing_to_divide_among(monkeypatch):
+    monkeypatch.setattr(layout, "device_type", lambda: "cuda")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    zero = "train.zero_optimization.enabled=True"
+    with pytest.raises(ConfigError, match="among data-parallel processes, and .* is 1"):
+        resolve(PRETRAINING, [*SMALL, zero, TENSOR + "2"])
+    assert resolve(PRETRAINING, [*SMALL, zero]).train.dist.data_parallel_size == 2
+
+
 @pytest.mark.parametrize("missing", [DATA, TENSOR, PIPELINE])
 def test_one_size_follows_from_the_processes(monkeypatch, missing):
     monkeypatch.setenv("WORLD_SIZE", "8")

@@ -1,6 +1,8 @@
 """What OneFlow's compiler says a training step needs of each device's memory, for any number.
 
     PYTHONPATH=tests:. python -m fakecuda.compile DEVICES CONFIG [key=value ...]
+
+prints it, a line a rank.
 """
 
 from __future__ import annotations

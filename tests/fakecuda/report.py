@@ -40,6 +40,8 @@ class Report:
         queries: calls of ``cudaEventQuery``.
         collectives: NCCL's function -> :class:`Count`; bytes are those of one rank's part: that it
             sends, or gets by a reduce-scatter.
+        collective_launches: how often NCCL starts work on the device; the calls of a group are
+            one start.
         used, peak: device -> bytes allocated at the end, and at most.
         allocations: ``device`` and ``pinned`` memory -> :class:`Count`.
         finite_checks: answers of the loss scaler's check, ``finite`` and ``overflow`` -> steps.
@@ -51,6 +53,7 @@ class Report:
         self._counts, self._engine = counts, engine
         self.copies, self.h2d, self.d2h = (self._kind(kind) for kind in ("copy", "h2d", "d2h"))
         self.collectives, self.allocations = self._kind("collective"), self._kind("allocation")
+        self.collective_launches = self._calls("launch").get("nccl", 0)
         self.calls, self.finite_checks = self._calls("call"), self._calls("finite_check")
         self.unimplemented, self.forked = self._calls("unimplemented"), self._calls("forked")
         self.used, self.peak = self._bytes("used"), self._bytes("peak")

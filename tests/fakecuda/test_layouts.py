@@ -57,6 +57,13 @@ KINDS = [
     ("finetuning", "amp"),
     ("probe", "float32"),
 ]
+# With what else saves memory.
+AMP = (
+    "train.amp.enabled=True",
+    "train.num_accumulation_steps=2",
+    "train.activation_checkpoint.enabled=True",
+    "optim.params.clip_grad_max_norm=1",
+)
 MEMORY_MIB = 256
 
 
@@ -93,7 +100,7 @@ def folders(request, fake_gpus, digits, test_images, tmp_path_factory):
             f"train.output_dir={folder}",
             *SMALL,
             *options,
-            f"train.amp.enabled={precision == 'amp'}",
+            *(AMP if precision == "amp" else ()),
             *(
                 f"train.dist.{kind}_parallel_size={size}"
                 for kind, size in zip(("data", "tensor", "pipeline"), sizes)

@@ -14,7 +14,7 @@ from oneflow import nn
 from libai_ext.errors import ConfigError
 from libai_ext.layers import initialize as init
 from libai_ext.layers.patch_embedding import PatchEmbedding, patchify
-from libai_ext.placement import batch_sbp, broadcast_sbp, layer_placement, to_global
+from libai_ext.placement import broadcast_sbp, layer_placement, to_global
 from projects.MAE.modeling.loss import masked_mse, normalize_patches
 from projects.MAE.modeling.masking import gather_tokens, num_kept, random_masking
 from projects.MAE.modeling.pos_embed import sincos_pos_embed
@@ -147,9 +147,7 @@ class MaskedAutoencoder(nn.Module):
     def decode(self, latent: flow.Tensor, ids_restore: flow.Tensor) -> flow.Tensor:
         """Predicted pixels [B, L, p*p*C] of every patch."""
         stage = layer_placement(self.decoder_blocks[0].layer_idx)
-        # LiBai's data-parallel Linear leaves the batch split over the tensor-parallel ranks
-        # too, which OneFlow's graph compiler cannot carry on with: convert back right after.
-        tokens = self.decoder_embed(latent.to_global(placement=stage)).to_global(sbp=batch_sbp())
+        tokens = self.decoder_embed(latent.to_global(placement=stage))
         ids_restore = ids_restore.to_global(placement=stage)
 
         removed = self.num_patches - self.keep
@@ -158,7 +156,7 @@ class MaskedAutoencoder(nn.Module):
         tokens = flow.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
 
         tokens = self.decoder_norm(self.decoder_blocks(tokens))
-        return self.decoder_pred(tokens).to_global(sbp=batch_sbp())[:, 1:]
+        return self.decoder_pred(tokens)[:, 1:]
 
     def _prepend_class_token(self, tokens: flow.Tensor) -> flow.Tensor:
         class_token = self.cls_token + self.pos_embed[:, :1]
@@ -177,8 +175,12 @@ def token(dim: int, layer_idx: int, count: int = 1) -> nn.Parameter:
 
 
 def spread(token: flow.Tensor, like: flow.Tensor, count: int) -> flow.Tensor:
-    """token [1, 1, D] to [B, count, D], B and layout taken from ``like``."""
-    return token.expand(like.shape[0], count, -1).to_global(sbp=like.sbp)
+    """token [1, 1, D] to [B, count, D], B and layout taken from ``like`` [B, N, D].
+
+    Each rank makes the tokens of its own samples, so that nothing but the token's gradient
+    travels.
+    """
+    return flow._C.broadcast_like(token, like[:, :1], broadcast_axes=[0]).expand(-1, count, -1)
 
 
 def _layers(dim: int, num_heads: int, mlp_ratio: float, layer_indices) -> nn.Sequential:

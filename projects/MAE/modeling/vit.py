@@ -17,7 +17,6 @@ from libai_ext.layers import initialize as init
 from libai_ext.layers.batch_norm import BatchNorm
 from libai_ext.layers.drop_path import DropPathLayer
 from libai_ext.layers.patch_embedding import PatchEmbedding
-from libai_ext.placement import batch_sbp
 from projects.MAE.modeling.mae import LAYER_NORM_EPS, spread, token
 from projects.MAE.modeling.pos_embed import sincos_pos_embed
 
@@ -122,7 +121,6 @@ class ViTClassifier(nn.Module):
         if not self.training:
             path_noise = None
         logits = self.head(self.features(images, path_noise))
-        logits = logits.to_global(sbp=batch_sbp())
         if not self.training:
             return {"prediction_scores": logits}
         return {"losses": cross_entropy(logits, labels.to_global(placement=logits.placement))}

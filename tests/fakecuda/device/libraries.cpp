@@ -110,12 +110,19 @@ constexpr struct {
 } kNcclTypes[] = {{"int8", 1},   {"uint8", 1}, {"int32", 4}, {"uint32", 4}, {"int64", 8},
                   {"uint64", 8}, {"half", 2},  {"float", 4}, {"double", 8}, {"bfloat16", 2}};
 
+// Calls between ncclGroupStart and ncclGroupEnd are one launch.
+thread_local int open_groups = 0, calls_in_group = 0;
+
 // Counts a call and copies what this rank gives to each place where a rank's part would come.
 int collective(const char* function, size_t number, int type, const char* from, char* to,
                int parts = 1) {
   const size_t bytes = number * kNcclTypes[type].size;
   if (const int error = called(function, kNcclTypes[type].name)) return error;
   fakecuda::count("collective", function, bytes);
+  if (open_groups > 0)
+    ++calls_in_group;
+  else
+    fakecuda::count("launch", "nccl");
   for (int part = 0; from && to && part < parts; ++part, to += bytes)
     if (from != to) std::memmove(to, from, bytes);
   return 0;
@@ -136,8 +143,17 @@ int ncclCommDestroy(Communicator* communicator) {
   delete communicator;
   return called("ncclCommDestroy");
 }
-DOES_NOTHING(ncclGroupStart)
-DOES_NOTHING(ncclGroupEnd)
+int ncclGroupStart() {
+  ++open_groups;
+  return called("ncclGroupStart");
+}
+int ncclGroupEnd() {
+  if (--open_groups == 0 && calls_in_group > 0) {
+    calls_in_group = 0;
+    fakecuda::count("launch", "nccl");
+  }
+  return called("ncclGroupEnd");
+}
 
 int ncclAllReduce(char* from, char* to, size_t number, int type, int, void*, void*) {
   return collective("ncclAllReduce", number, type, from, to);

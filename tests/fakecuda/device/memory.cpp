@@ -133,6 +133,6 @@ CUDA(cudaMemsetAsync, void* address, int value, size_t size, Stream) {
   std::memset(address, value, size);
   return kSuccess;
 }
-}  // namespace
 
+}  // namespace
 }  // namespace fakecuda

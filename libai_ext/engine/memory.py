@@ -1,0 +1,63 @@
+"""How much memory a run takes, and what to do when the device has too little."""
+
+from __future__ import annotations
+
+import oneflow as flow
+import psutil
+from libai.utils import distributed as dist
+from omegaconf import DictConfig
+
+from libai_ext import device
+from libai_ext.compat.placements import placement
+from libai_ext.placement import device_type
+
+
+def memory_gib() -> float:
+    """In use: of the GPU by all, or by this process without one. Workers are not counted.
+
+    The engine keeps what it has taken of a GPU: there it is the largest use so far too.
+    """
+    if device_type() == "cuda":
+        return device.used_gib()
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def fullest() -> str:
+    """:func:`memory_gib` of the rank with most of it, in words; all ranks must call it."""
+    world = dist.get_world_size()
+    mine = [0.0] * world
+    mine[dist.get_rank()] = memory_gib()
+    # Through the hosts: where this is asked for, the GPU may be full.
+    everyone = placement("cpu", list(range(world)))
+    shares = flow.tensor(mine).to_global(placement=everyone, sbp=flow.sbp.partial_sum)
+    used = shares.to_global(sbp=flow.sbp.broadcast).to_local().numpy()
+    gpu = device.current()
+    text = f"{used.max():.2f} GiB"
+    if gpu.type == "cuda":
+        text += f" of the GPU's {gpu.total_gib:.1f}"
+    return text + (f", on rank {used.argmax()}, which has most" if world > 1 else "")
+
+
+def out_of_memory(cfg: DictConfig) -> str:
+    """What to say when the GPU has too little memory: which one, and what to change."""
+    train, gpu = cfg.train, device.current()
+    micro, steps = train.train_micro_batch_size, train.num_accumulation_steps
+    ways = [gpu.in_use()] if gpu.in_use() else []
+    if micro > 1:
+        parts = next(n for n in range(2, micro + 1) if micro % n == 0)
+        ways.append(
+            f"train.train_micro_batch_size={micro // parts} with train.num_accumulation_steps="
+            f"{steps * parts} (now {micro} and {steps}): the same step in smaller parts"
+        )
+    ways.append(
+        f"in an evaluation, train.test_micro_batch_size below {train.test_micro_batch_size}"
+    )
+    graph = "" if cfg.graph.enabled else "graph.enabled=true "  # both need it
+    ways += [
+        f"{graph}{key}=true"
+        for key in ("train.activation_checkpoint.enabled", "train.amp.enabled")
+        if not train[key.split(".")[1]].enabled
+    ]
+    ways.append("more GPUs, or another layout (train.dist.*): tools/plan.py lists what fits")
+    head = f"rank {dist.get_rank()}, {gpu.label()}, {gpu.free()} at the start. What helps:"
+    return "\n  - ".join([head, *ways])
