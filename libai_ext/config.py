@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import traceback
 from pathlib import Path
-from typing import Iterable
+from typing import Any, Iterable, Mapping
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from libai.config import LazyConfig
+from libai.config import instantiate as _instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from libai_ext.config_targets import check_targets
+from libai_ext import config_values, config_yaml
+from libai_ext.config_names import did_you_mean, from_elsewhere
+from libai_ext.config_targets import check_targets, parameters
 from libai_ext.errors import ConfigError, UserError
 
 _HERE = Path(__file__).resolve().parent
@@ -23,8 +25,9 @@ _HERE = Path(__file__).resolve().parent
 def load(path: str) -> DictConfig:
     """Read a ``.py`` lazy config or a ``.yaml`` dump of one.
 
-    LiBai reads YAML with the unsafe loader, which runs code; this one does not, and refuses
-    targets that would do so later.
+    LiBai reads YAML with the unsafe loader and resolves every interpolation: both run code. Here
+    YAML is what :mod:`libai_ext.config_yaml` reads, and calls what
+    :mod:`libai_ext.config_targets` allows.
 
     Raises:
         ConfigError: no such file, or not a config.
@@ -35,14 +38,11 @@ def load(path: str) -> DictConfig:
         return _load_python(path)
     if not path.endswith((".yaml", ".yml")):
         raise ConfigError(f"config file {path} must end in .py, .yaml or .yml")
+    cfg = OmegaConf.create(config_yaml.read(path), flags={"allow_objects": True})
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is not plain YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"config file {path} must hold a mapping at its top")
-    cfg = OmegaConf.create(content, flags={"allow_objects": True})
-    check_targets(cfg)
+        check_targets(cfg)
+    except ConfigError as error:
+        raise ConfigError(f"config file {path}: {error}") from None
     return cfg
 
 
@@ -75,34 +75,77 @@ def get_config(name: str) -> DictConfig:
     raise ConfigError(f"there is no shared config {name}")
 
 
-def override(cfg: DictConfig, assignments: Iterable[str]) -> DictConfig:
+def override(
+    cfg: DictConfig, assignments: Iterable[str], rules: Mapping[str, Any] | None = None
+) -> DictConfig:
     """Apply ``key=value`` strings in place; every key must exist already.
 
+    Args:
+        rules: of keys whose text is read in a way of its own, see
+            :class:`libai_ext.config_rules.Rule`.
+
     Raises:
-        ConfigError: not an assignment, or a key that is not there (the nearest one is named).
+        ConfigError: not an assignment, of another type than the value there, or a key that is not
+            there (its name here, or the nearest one, is named).
     """
     for assignment in assignments:
-        try:
-            parsed = OverridesParser.create().parse_override(assignment)
-            key, value = parsed.key_or_group, parsed.value()
-        except HydraException:
-            key = ""
-        if not key:
-            raise ConfigError(f"'{assignment}' is not of the form key=value")
-        if parsed.is_delete() or parsed.is_add():
+        key, sign, text = assignment.partition("=")
+        if key[:1] in ("+", "~"):
             raise ConfigError(f"'{assignment}': keys can be set, not added or deleted")
+        if not sign or not key:
+            raise ConfigError(f"'{assignment}' is not of the form key=value, as in train.seed=1")
         if key not in set(keys_of(cfg)):
             raise ConfigError(f"unknown config key '{key}'{_nearest(key, keys_of(cfg))}")
-        _check_type(key, OmegaConf.select(cfg, key), value)
+        config_yaml.check_texts(text, key)
+        value = _read(key, text, OmegaConf.select(cfg, key), (rules or {}).get(key))
+        if not (isinstance(value, str) and "${" in value or value is None and _optional(cfg, key)):
+            _check_type(key, OmegaConf.select(cfg, key), value)
         OmegaConf.update(cfg, key, value, merge=False)
     return cfg
+
+
+def _read(key: str, text: str, default: Any, rule: Any) -> Any:
+    """The value behind ``key=``."""
+    reads = getattr(rule, "reads", None)
+    if reads is None and isinstance(default, str):
+        reads = config_values.text
+    if reads is None and isinstance(default, ListConfig) and len(default):
+        reads = config_values.texts if all(isinstance(item, str) for item in default) else None
+    try:
+        return _grammar(text) if reads is None else reads(text)
+    except ConfigError as error:
+        raise ConfigError(f"{key}={text}: {error}") from None
+
+
+def _grammar(text: str) -> Any:
+    try:
+        parsed = OverridesParser.create().parse_override(f"key={text}")
+        if not parsed.is_sweep_override():
+            return parsed.value()
+    except HydraException:
+        raise ConfigError(
+            "not a value: write a number, true, false, null, a list as [1,2], or a text in quotes "
+            "that the shell leaves, as in \"'a text'\""
+        ) from None
+    raise ConfigError(f"one value is read, or a list, which is written [{text}]")
+
+
+def _optional(cfg: DictConfig, key: str) -> bool:
+    """Whether what the key is given to can do without it."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        return False
+    parameter = parameters(node, parent).get(name)
+    return parameter is not None and parameter.default is None
 
 
 def _check_type(key: str, default, value) -> None:
     """Refuse what is of another type than ``default``. null and what has no default go unchecked
     here; a table of ranges judges them."""
     if isinstance(default, DictConfig):
-        raise ConfigError(f"{key} is a group of keys, set them one by one: {', '.join(default)}")
+        hint = from_elsewhere(key) or f", set them one by one: {', '.join(default)}"
+        raise ConfigError(f"{key} is a group of keys{hint}")
     if isinstance(default, ListConfig):
         fits, words = isinstance(value, list), f"a list such as {_written(default)}"
     elif isinstance(default, bool):
@@ -139,10 +182,12 @@ def keys_of(cfg, prefix: str = "") -> list[str]:
 
 
 def _nearest(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     same_name = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    candidates = same_name[:1] or close
-    return f": did you mean '{candidates[0]}'?" if candidates else "; see --print-config"
+    told = from_elsewhere(key)
+    best = [k for k in same_name if f"'{k}'" in told or not told]
+    if best:
+        return f": did you mean '{best[0]}'?"
+    return told or did_you_mean(key, known) or "; see --print-config"
 
 
 def dump(cfg: DictConfig) -> str:
@@ -174,3 +219,9 @@ def _referring(node, key):
 def fresh(node):
     """A deep copy to be instantiated, so that the objects built never enter the config."""
     return copy.deepcopy(node)
+
+
+def instantiate(node):
+    """LiBai's, of what :func:`libai_ext.config_targets.check_targets` has let pass."""
+    check_targets(node)
+    return _instantiate(node)

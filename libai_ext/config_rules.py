@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Callable, Iterator, Mapping, NamedTuple
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from libai_ext import config_values
 from libai_ext.config import get_config
-from libai_ext.config_targets import check_arguments, check_targets, did_you_mean
+from libai_ext.config_names import did_you_mean
+from libai_ext.config_targets import check_arguments, check_targets
 from libai_ext.errors import ConfigError
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words, and a test of it; ``unset``: null will do."""
+    """What a value must be, in words, and a test of it; ``unset``: null will do; ``reads`` makes a
+    value of the text behind ``key=`` where Hydra's grammar does not."""
 
     words: str
     holds: Callable[[Any], bool]
     unset: bool = False
+    reads: Callable[[str], Any] | None = None
 
 
 def whole(least: int, unset: bool = False) -> Rule:
@@ -55,6 +58,7 @@ def each(rule: Rule, length: int | None = None, unset: bool = False) -> Rule:
             and all(rule.holds(item) for item in v)
         ),
         unset,
+        config_values.texts if rule.reads else None,
     )
 
 
@@ -71,7 +75,7 @@ def either(first: Rule, second: Rule) -> Rule:
 
 
 def text(unset: bool = False) -> Rule:
-    return Rule("a text", lambda v: isinstance(v, str) and bool(v), unset)
+    return Rule("a text", lambda v: isinstance(v, str) and bool(v), unset, config_values.text)
 
 
 switch = Rule("true or false", lambda v: isinstance(v, bool))
@@ -136,12 +140,24 @@ RULES: Mapping[str, Rule] = {
     "dataloader.test.num_workers": whole(0, unset=True),
 }
 _NODES = ("model", "optim", "graph", "train", "dataloader")
+# What is built from the config, in every run.
+_CALLED = (
+    "model",
+    "optim",
+    "optim.params",
+    "train.scheduler",
+    "graph.train_graph",
+    "graph.eval_graph",
+)
 
 
-def check(cfg: DictConfig, rules: Mapping[str, Rule] | None = None) -> None:
+def check(
+    cfg: DictConfig, rules: Mapping[str, Rule] | None = None, called: Sequence[str] = ()
+) -> None:
     """Refuse a config with keys that nothing reads or values that nothing can use.
 
     Args:
+        called: keys of what a project builds beside what every run does.
         rules: of a project's own keys, beside :data:`RULES`; keys that the config lacks are none
             of a rule's business.
 
@@ -151,12 +167,11 @@ def check(cfg: DictConfig, rules: Mapping[str, Rule] | None = None) -> None:
     for name in _NODES:
         if not isinstance(cfg.get(name), DictConfig):
             raise ConfigError(f"the config has no node '{name}'")
-    try:
-        OmegaConf.to_container(cfg, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
-    _check_names(cfg.train, get_config("common/train.py").train, "train")
     check_targets(cfg)
+    splits = [name for name, node in cfg.dataloader.items() if node is not None]
+    for key in (*_CALLED, *called, *(f"dataloader.{name}.dataset" for name in splits)):
+        _check_called(cfg, key)
+    _check_names(cfg.train, get_config("common/train.py").train, "train")
     check_arguments(cfg)
     _check_data(cfg)
     problems = []
@@ -171,6 +186,14 @@ def check(cfg: DictConfig, rules: Mapping[str, Rule] | None = None) -> None:
 
 
 _ABSENT = object()
+
+
+def _check_called(cfg: DictConfig, key: str) -> None:
+    node = cfg
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, DictConfig) else None
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ConfigError(f"{key} must be a group of keys with a _target_")
 
 
 def _check_data(cfg: DictConfig) -> None:

@@ -6,13 +6,18 @@ through the launcher.
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from libai_ext import config
 from libai_ext.engine import main as entry
+from libai_ext.engine.output_dir import write_record
 from libai_ext.errors import UserError
-from projects.MAE.run import resolve
+from projects.MAE.rules import read_config
+from projects.MAE.run import _given, resolve
 
 DIGITS = "projects/MAE/configs/mae_digits.py"
 
@@ -20,6 +25,15 @@ OVERRIDES = [
     # Misspelt, or in the wrong place.
     ("train.sed=1", "unknown config key 'train.sed': did you mean 'train.seed'?"),
     ("trian.seed=1", "unknown config key 'trian.seed': did you mean 'train.seed'?"),
+    ("train.warmup_ratio=1", "a name of LiBai, here 'train.warmup_epoch'"),
+    ("train.rdma_enabled=1", "OneFlow finds InfiniBand by itself"),
+    ("mlp_ratio=4", "unknown config key 'mlp_ratio': a name of timm, without a key"),
+    ("save_model_after_n_epoch=1", "a name of LiBai, here 'train.checkpointer.period'"),
+    ("finetune=x.pth", "a name of the official code, here 'finetune.path'"),
+    (
+        "model=mae_vit_base_patch16",
+        "group of keys: a name of the official code, here 'model.arch'",
+    ),
     ("optim.learning_rate=1", "unknown config key 'optim.learning_rate'"),
     ("model.embed_dims=64", "did you mean 'model.embed_dim'?"),
     ("max_to_keep=2", "did you mean 'train.checkpointer.max_to_keep'?"),
@@ -36,8 +50,16 @@ OVERRIDES = [
     ("train.output_dir=[a]", "train.output_dir must be a text such as 'output/digits'"),
     ("graph.enabled=1", "graph.enabled must be true or false, not 1"),
     ("graph.enabled=yess", "graph.enabled must be true or false, not 'yess'"),
-    ("data.train=/data", "data.train must be a list such as [data/digits/train], not '/data'"),
-    ("data.train=[1]", "data.train must be a list: a text, not [1]"),
+    ("data.train=/a,/b", "data.train=/a,/b: several values are written [/a,/b]"),
+    ("data.train=[]", "data.train must be a list: a text, not []"),
+    ("data.train=[/a,]", "data.train must be a list: a text, not ['/a', '']"),
+    ("data.train=null", "data.train must be a list: a text, not None"),
+    ("optim.lr=1e-3,1e-4", "optim.lr=1e-3,1e-4: one value is read, or a list, which is written"),
+    ("data.mean=0.5,0.5", "a list, which is written [0.5,0.5]"),
+    ("optim.lr=range(1,3)", "optim.lr=range(1,3): one value is read"),
+    ("optim.lr=1(", "optim.lr=1(: not a value: write a number, true, false, null, a list as"),
+    ("model.arch=", "model.arch must be a text, not ''"),
+    ("train.checkpointer=null", "train.checkpointer is a group of keys, set them one by one"),
     ("train.checkpointer=5", "train.checkpointer is a group of keys, set them one by one: period"),
     ("train.train_iter=many", "train.train_iter must be a whole number of at least 1, not 'many'"),
     ("train.seed=null", "train.seed must be a whole number of at least 0, not None"),
@@ -86,11 +108,21 @@ FILES = [
         "train.train_epochs = 3",
         "unknown config key 'train.train_epochs': did you mean 'train.tra",
     ),
+    ("model.mlp_size = 2", "unknown config key 'model.mlp_size'"),
+    ("model.mask_ration = 2", "'model.mask_ration': did you mean 'model.mask_ratio'? (build_mae"),
+    ("model.pooling = 'cls'", "unknown config key 'model.pooling'"),
+    ("train.warmup_ratio = 2", "a name of LiBai, here 'train.warmup_epoch'"),
     ("train.dist.tensor = 2", "unknown config key 'train.dist.tensor'"),
     ("optim.momentum = 0.9", "unknown config key 'optim.momentum'"),
     ("data.means = [0.5]", "unknown config key 'data.means': did you mean 'data.mean'?"),
     ("dataloader.train.dataset.sauce = 1", "did you mean 'dataloader.train.dataset.source'?"),
     ("train.checkpointer = 5", "train.checkpointer is a group of keys: period, max_to_keep"),
+    ("task = []", "task must be a group of keys with a _target_"),
+    ("del task", "task must be a group of keys with a _target_"),
+    ("graph.train_graph = 3", "graph.train_graph must be a group of keys with a _target_"),
+    ("del optim.params", "optim.params must be a group of keys with a _target_"),
+    ("dataloader.test.dataset = 1", "dataloader.test.dataset must be a group of keys with a"),
+    ("model.arch = None", "model.arch must be a text, not None"),
     ("del train.seed", "the config has no key 'train.seed'"),
     ("del train", "the config has no node 'train'"),
     ("model.depth = = 1", "config.py, line 2: invalid syntax"),
@@ -108,7 +140,7 @@ def test_bad_files(line, message, tmp_path):
 
 
 def _head():
-    names = ("data", "dataloader", "graph", "model", "optim", "train")
+    names = ("data", "dataloader", "graph", "model", "optim", "task", "train")
     nodes = "; ".join(f"{name} = c.{name}" for name in names)
     return f"from libai_ext.config import load; c = load({DIGITS!r}); {nodes}; del c\n"
 
@@ -148,9 +180,45 @@ def test_a_yaml_cannot_name_what_runs_code(target, place, tmp_path):
         config.load(str(path))
 
 
-@pytest.mark.parametrize("recipe", ["mae_pretraining", "mae_digits", "mae_text_lines", "mae_stl10"])
-def test_what_a_run_writes_can_be_read_again(recipe, tmp_path):
-    cfg = resolve(f"projects/MAE/configs/{recipe}.py", [])
-    path = tmp_path / "config.yaml"
-    path.write_text(config.dump(cfg))
-    assert config.dump(resolve(str(path), [])) == path.read_text()
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The config.yaml of a run of the quickstart on one process."""
+    path = tmp_path_factory.mktemp("run") / "config.yaml"
+    options = argparse.Namespace(config_file=DIGITS, opts=["train.seed=3"], fast_dev_run=False)
+    write_record(str(path.parent), _given(options))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "recipe", [f"mae_{name}" for name in ("pretraining", "stl10", "finetune_huge", "linprobe")]
+)
+def test_what_a_run_writes_is_the_same_run(recipe, tmp_path):
+    recipe = f"projects/MAE/configs/{recipe}.py"
+    given = read_config(recipe, [])
+    given.train.output_dir = str(tmp_path)
+    write_record(str(tmp_path), given)
+    again = resolve(f"{tmp_path}/config.yaml", [])
+    assert config.dump(again) == config.dump(resolve(recipe, [f"train.output_dir={tmp_path}"]))
+
+
+def test_another_number_of_processes(kept, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    train = resolve(kept, []).train
+    assert (train.dist.data_parallel_size, train.global_batch_size, train.seed) == (2, 128, 3)
+
+
+@pytest.mark.parametrize(
+    "assignments, values",
+    [
+        ("model.arch=mae_vit_tiny_patch4", {"model.embed_dim": 192, "model.decoder_depth": 4}),
+        ("train.global_batch_size=128", {"optim.lr": 4e-3, "train.train_micro_batch_size": 128}),
+        ("train.train_micro_batch_size=16", {"optim.lr": 5e-4, "train.global_batch_size": 16}),
+        ("model.depth=6", {"model.depth": 6, "train.dist.custom_pipeline_stage_id": [0] * 7}),
+        ("model.img_size=[16,32]", {"dataloader.train.dataset.fields.0.num_patches": 32}),
+        ("optim.lr=0.5", {"optim.lr": 0.5}),
+        ("train.base_lr=1", {"optim.lr": 0.25}),
+    ],
+)
+def test_other_overrides(assignments, values, kept):
+    cfg = resolve(kept, assignments.split())
+    assert {key: OmegaConf.select(cfg, key) for key in values} == values

@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from libai_ext.config import load
+from libai_ext.config import dump, load
 
 DIGITS = "projects/MAE/configs/mae_digits.py"
 
@@ -55,14 +55,19 @@ def test_fast_dev_run_then_eval_only_then_resume(launch, options, tmp_path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["fast_dev_run"]
     assert (run / "last_checkpoint").read_text() == "model_final"
     assert json.loads((run / "model_final/progress.json").read_text())["iteration"] == 3
-    assert load(str(run / "config.yaml")).train.train_iter == 4
+    kept = load(str(run / "config.yaml"))
+    assert (kept.train.train_iter, kept.train.output_dir) == (4, str(run))
+    # What was given, nothing derived.
+    assert (kept.model.depth, kept.model.embed_dim) == (1, None)
+    assert (kept.optim.lr, kept.train.dist.data_parallel_size) == (None, None)
     events = list((run / "tensorboard").iterdir())
     assert len(events) == 1 and events[0].stat().st_size > 200
 
     options.append(f"train.output_dir={run}")
     out = launch.train(DIGITS, 1, "--eval-only", *options)
     first = out.split("evaluation on 599 samples: loss ")[1].split()[0]
-    out = launch.train(DIGITS, 2, "--eval-only", *options, "train.test_micro_batch_size=7")
+    again = [f"{run}/config.yaml", 2, "--eval-only", "train.test_micro_batch_size=7"]
+    out = launch.train(*again)
     again = out.split("evaluation on 599 samples: loss ")[1].split()[0]
     assert float(again) == pytest.approx(float(first), rel=1e-5)
 
@@ -106,3 +111,17 @@ def test_unreadable_image_is_named(launch, options, digits, tmp_path):
 def test_train_sh_without_arguments_says_how(launch):
     out = launch("bash", "tools/train.sh", status=2)
     assert out.startswith("Launch a training program on N processes")
+
+
+def test_a_config_of_a_stranger_runs_nothing(launch, options, tmp_path):
+    path = tmp_path / "config.yaml"
+    cfg = load(DIGITS)
+    path.write_text(
+        dump(cfg).replace(
+            "task: ", f'task: "${{oc.create:{{_target_:os.mkdir,path:{tmp_path}/ran}}}}" #'
+        )
+    )
+    out = launch.train(str(path), 1, "--print-config", *options, status=2)
+    assert f"error: config file {path}: task: of interpolations only ${{key}} is read" in out
+    assert "Traceback" not in out
+    assert not (tmp_path / "ran").exists()

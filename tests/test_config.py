@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from omegaconf import OmegaConf
 
 from libai_ext import config
+from libai_ext.config_rules import RULES
 from libai_ext.errors import ConfigError
 
+DIGITS = "projects/MAE/configs/mae_digits.py"
 PRETRAIN = "projects/MAE/configs/mae_pretraining.py"
 
 
@@ -106,3 +109,65 @@ def test_unreadable_configs(tmp_path, name, content, message):
 def test_unknown_shared_node():
     with pytest.raises(ConfigError, match="no shared config common/trian.py"):
         config.get_config("common/trian.py")
+
+
+TEXTS = {
+    "/data/\u6570\u636e": "/data/\u6570\u636e",
+    "/x/lr=1": "/x/lr=1",
+    "/x/a(1)": "/x/a(1)",
+    "/x/a b": "/x/a b",
+    "/x/a,b": "/x/a,b",
+    "/x/{a}#%&$b": "/x/{a}#%&$b",
+    "/x/it's": "/x/it's",
+    "'a b'": "a b",
+    '"[a]"': "[a]",
+    "=": "=",
+    "3": "3",
+    "true": "true",
+    "'null'": "null",
+    "null": None,
+    "~/x": "/home/of/x",
+    "~x": "~x",
+    "1:2": "1:2",
+    "\u00e9\u0301\u202e": "\u00e9\u0301\u202e",
+}
+
+
+@pytest.mark.parametrize("typed, value", TEXTS.items())
+@pytest.mark.parametrize("key", ["train.output_dir", "train.load_weight", "data.train"])
+def test_texts_are_taken_as_they_stand(key, typed, value, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of")
+    if key == "data.train" and (value is None or typed == "/x/a,b"):
+        return
+    got = OmegaConf.select(config.override(config.load(DIGITS), [f"{key}={typed}"], RULES), key)
+    assert got == ([value] if key == "data.train" else value)
+
+
+LISTS = {
+    "[/a,/b]": ["/a", "/b"],
+    "[/a, /b]": ["/a", "/b"],
+    "['/a','/b']": ["/a", "/b"],
+    "[/x/lr=1,/x/a(1),~/z]": ["/x/lr=1", "/x/a(1)", "/home/of/z"],
+    "[/data/\u6570\u636e]": ["/data/\u6570\u636e"],
+    '["/a/s-{000000..000999}.tar"]': ["/a/s-{000000..000999}.tar"],
+    "/a/s-{0,1}.tar": ["/a/s-{0,1}.tar"],
+    "[/a/{0,1}.tar,/b]": ["/a/{0,1}.tar", "/b"],
+    "['/a,b']": ["/a,b"],
+    "'/a,b'": ["/a,b"],
+    "[/it's,/b]": ["/it's", "/b"],
+    "cifar10:train:data/cifar10": ["cifar10:train:data/cifar10"],
+}
+
+
+@pytest.mark.parametrize("typed, value", LISTS.items())
+def test_lists_of_texts(typed, value, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of")
+    assert config.override(config.load(DIGITS), [f"data.train={typed}"]).data.train == value
+
+
+def test_a_part_that_may_be_missing_is_switched_off():
+    cfg = config.load("projects/MAE/configs/mae_digits_finetune.py")
+    config.override(cfg, ["dataloader.train.dataset.mixer=null"])
+    assert cfg.dataloader.train.dataset.mixer is None
+    with pytest.raises(ConfigError, match="source is a group of keys"):
+        config.override(cfg, ["dataloader.train.dataset.source=null"])

@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument(
         "--neighbours", type=int, nargs="+", help="1 5 10 20, or as many as there are samples"
     )
+    entry.add_allow_targets(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
     args = parser.parse_args()
     start()

@@ -48,6 +48,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--grid", type=_size, metavar="ROWSxCOLUMNS", help="patches in WEIGHTS, where nothing tells"
     )
+    entry.add_allow_targets(parser)
     return parser.parse_args()
 
 

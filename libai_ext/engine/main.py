@@ -12,6 +12,8 @@ import time
 import traceback
 from typing import Callable
 
+from libai_ext import config_targets
+from libai_ext.config_names import from_elsewhere
 from libai_ext.errors import ConfigError, UserError
 from libai_ext.failure import SAVED_ON_SIGNAL, USAGE_ERROR, out_of_memory, settle, tell
 
@@ -21,7 +23,7 @@ _ARRIVAL_SECONDS = 0.5
 
 def parse_args(description: str) -> argparse.Namespace:
     """LiBai's options, ``--print-config`` and ``--dry-run``."""
-    parser = _Parser(description=description)
+    parser = _Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config-file", required=True, metavar="FILE", help=".py or .yaml")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument(
@@ -37,6 +39,7 @@ def parse_args(description: str) -> argparse.Namespace:
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved config and stop"
     )
+    add_allow_targets(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
     args = parser.parse_intermixed_args()
     modes = ("resume", "start_over", "fast_dev_run")
@@ -44,6 +47,16 @@ def parse_args(description: str) -> argparse.Namespace:
     if len(chosen) > 1:
         raise ConfigError(f"{' and '.join(chosen)} exclude each other")
     return args
+
+
+def add_allow_targets(parser: argparse.ArgumentParser) -> None:
+    """The option of every program that reads configs."""
+    parser.add_argument(
+        "--allow-targets",
+        action=_Allow,
+        metavar="PACKAGE",
+        help="let YAML configs and overrides call what this package of yours defines",
+    )
 
 
 def run(program: Callable[[], None]) -> None:
@@ -101,6 +114,14 @@ def _report(error: BaseException) -> int:
     return status
 
 
+class _Allow(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        config_targets.allow(values)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise ConfigError(f"{message}; --help lists the options")
+        # "unrecognized arguments: --blr"
+        names = [word.partition("=")[0] for word in message.split() if word.startswith("-")]
+        told = [f"{name}{from_elsewhere(name)}" for name in names if from_elsewhere(name)]
+        raise ConfigError("; ".join([*told, message, "--help lists the options"]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
+from libai_ext.config import dump
 from libai_ext.engine import environment
 from libai_ext.errors import ConfigError
 from libai_ext.failure import restarted
@@ -64,11 +65,14 @@ def prepare_output_dir(
         raise _unwritable(folder, error) from None
 
 
-def write_record(output_dir: str, config: str) -> None:
+def write_record(output_dir: str, cfg: DictConfig | None) -> None:
     """Write ``config.yaml`` and ``environment.json`` of a run that is about to start, on rank 0.
 
     Not before it is known that it may: a resume that the checkpoint contradicts leaves the config
     of the run as it was.
+
+    Args:
+        cfg: with nothing derived, so that it can be given as CONFIG again; used on rank 0.
 
     Raises:
         ConfigError: the directory cannot be written.
@@ -76,7 +80,8 @@ def write_record(output_dir: str, config: str) -> None:
     if not dist.is_main_process():
         return
     try:
-        Path(output_dir, "config.yaml").write_text(config)
+        cfg.train.output_dir = str(output_dir)
+        Path(output_dir, "config.yaml").write_text(dump(cfg), encoding="utf-8")
         environment.write(output_dir)
     except OSError as error:
         raise _unwritable(output_dir, error) from None

@@ -6,16 +6,15 @@ import logging
 import time
 
 import oneflow as flow
-from libai.config import instantiate
 from libai.engine import hooks
 from libai.engine.default import DefaultTrainer
 from libai.engine.trainer import TrainerBase
-from libai.models import build_model
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
 from libai_ext.checkpoint.native import Checkpointer
-from libai_ext.config import fresh
+from libai_ext.config import fresh, instantiate
+from libai_ext.config_targets import check_targets
 from libai_ext.data.loader import build_eval_loader, build_train_loader
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.engine import agreement
@@ -93,7 +92,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: DictConfig):
-        return build_model(fresh(cfg.model))
+        return instantiate(fresh(cfg.model))
 
     @classmethod
     def build_optimizer(cls, cfg: DictConfig, model):
@@ -109,6 +108,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_graph(cls, cfg: DictConfig, *args, **kwargs):
+        check_targets(cfg.graph)
         graph, amp = super().build_graph(cfg, *args, **kwargs), cfg.train.amp
         if amp.enabled:
             graph.config.enable_amp(True)  # LiBai evaluates in float32 all the same

@@ -9,7 +9,6 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 import oneflow as flow
-from libai.config import instantiate
 from omegaconf import DictConfig
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -17,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from libai_ext.config import fresh
+from libai_ext.config import fresh, instantiate
 from libai_ext.data import classes
 from libai_ext.data.sampler import SampleKey
 from libai_ext.errors import DataError

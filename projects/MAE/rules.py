@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Sequence
+
 from omegaconf import DictConfig
 
+from libai_ext import config
+from libai_ext.config_rules import RULES as COMMON
 from libai_ext.config_rules import check, each, either, number, one_of, switch, text, whole
 from libai_ext.errors import ConfigError
+from projects.MAE import former_names  # noqa: F401 (messages know its table)
 
 _SIZE = whole(1, unset=True)
 RULES = {
+    "model.arch": text(),
     "model.in_chans": whole(1),
     "model.mask_ratio": number(0, 1),
     "model.norm_pix_loss": switch,
@@ -48,13 +54,24 @@ RULES = {
 _HEADS = (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads"))
 
 
+def read_config(config_file: str, opts: Sequence[str]) -> DictConfig:
+    """A config with ``key=value`` overrides, checked; nothing is derived.
+
+    Raises:
+        ConfigError: no config, or one that no run can use.
+    """
+    cfg = config.override(config.load(config_file), opts, {**COMMON, **RULES})
+    check_config(cfg)
+    return cfg
+
+
 def check_config(cfg: DictConfig) -> None:
     """Refuse what no run can use, before anything is derived from it.
 
     Raises:
         ConfigError: names the keys.
     """
-    check(cfg, RULES)
+    check(cfg, RULES, called=("task",))
     data, channels = cfg.get("data"), cfg.model.get("in_chans")
     if data is None or channels is None:
         return

@@ -8,11 +8,11 @@ import tempfile
 import time
 from typing import Sequence
 
-from libai.config import instantiate
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
 from libai_ext import config, device
+from libai_ext.config import instantiate
 from libai_ext.engine.derive import derive_batch, derive_layout, refuse_idle
 from libai_ext.engine.memory import fullest
 from libai_ext.engine.output_dir import prepare_output_dir, write_record
@@ -22,7 +22,7 @@ from libai_ext.errors import ConfigError
 from libai_ext.failure import restarted
 from projects.MAE.layout import fit_layout
 from projects.MAE.modeling.archs import resolve_arch
-from projects.MAE.rules import check_config, check_heads
+from projects.MAE.rules import check_heads, read_config
 from projects.MAE.weights.adopt import adopt, starting_point
 
 logger = logging.getLogger(__name__)
@@ -75,8 +75,7 @@ def resolve(
         notes: gets what the weights say of the model, a sentence each.
         train: keys of ``train`` to be set after the overrides.
     """
-    cfg = config.override(config.load(config_file), opts)
-    check_config(cfg)
+    cfg = read_config(config_file, opts)
     device.choose(cfg.train.device)
     start = starting_point(cfg, go_on, evaluate)
     if start is not None:
@@ -113,19 +112,27 @@ def run(args: argparse.Namespace) -> None:
             cfg.train.output_dir = scratch
             _dry_run(_build(cfg, notes))
         return
+    given = _given(args) if dist.is_main_process() else None  # starting over may move CONFIG away
     if not args.eval_only:
         prepare_output_dir(cfg, args.resume, args.start_over, args.fast_dev_run)
-    record = config.dump(cfg)  # before the trainer derives what follows from the data
     trainer = _build(cfg, notes, training=not args.eval_only)
     _set_state(trainer, args)
     log_summary(trainer)
     if args.eval_only:
         trainer.test()
         return
-    write_record(cfg.train.output_dir, record)
+    write_record(cfg.train.output_dir, given)
     trainer.train()
     if args.fast_dev_run:
         trainer.test(max_batches=2)
+
+
+def _given(args: argparse.Namespace) -> DictConfig:
+    """What the user asked for. What follows from it follows anew when it is given as CONFIG, for
+    another number of processes or with other overrides."""
+    cfg = read_config(args.config_file, args.opts)
+    cfg.train.update(_DEV_RUN if args.fast_dev_run else {})
+    return cfg
 
 
 def _build(cfg: DictConfig, notes: Sequence[str], training: bool = True) -> TaskTrainer:

@@ -8,10 +8,10 @@ from typing import Callable, Sequence
 
 import numpy as np
 import oneflow as flow
-from libai.config import instantiate
 from omegaconf import OmegaConf
 
-from libai_ext import config, config_targets
+from libai_ext import config, config_targets, config_yaml
+from libai_ext.config import instantiate
 from libai_ext.data.decode import Decoder
 from libai_ext.data.image_folder import ImageFolder
 from libai_ext.data.transforms import Compose, EvalCrop, ToArray
@@ -86,6 +86,7 @@ def _recorded_transform(source: Source) -> Callable | None:
     as the run's config does."""
     steps = source.record.data.get("transform")
     if steps is not None:
+        config_yaml.check_texts(steps, "transform")
         node = OmegaConf.create({"transforms": steps})
         config_targets.check_targets(node)
         return Compose([instantiate(step) for step in node.transforms])

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 from omegaconf import DictConfig
 
-from libai_ext.config import dump
 from libai_ext.engine.output_dir import prepare_output_dir, write_record
 from libai_ext.errors import ConfigError
 
@@ -37,7 +36,7 @@ def files(folder):
 def start(cfg, **how):
     """What a run does first."""
     prepare_output_dir(cfg, **how)
-    write_record(cfg.train.output_dir, dump(cfg))
+    write_record(cfg.train.output_dir, cfg)
 
 
 def test_a_new_directory_gets_the_config(cfg, tmp_path):
@@ -72,7 +71,7 @@ def test_resume_keeps_everything(cfg, run):
     before = files(run)
     prepare_output_dir(cfg, resume=True)
     assert files(run) == before
-    write_record(str(run), dump(cfg))
+    write_record(str(run), cfg)
     after = files(run)
     assert after.pop("config.yaml")
     assert after == before
