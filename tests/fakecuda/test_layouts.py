@@ -43,11 +43,13 @@ DECODER = (
     "task.picture_period=5",
 )
 SCRATCH = ("finetune.enable=False",)
+# The numbers of steps op by op are stale, and the head's gradients often not finite.
+PROBE = (*SCRATCH, "train.max_nonfinite_steps=100")
 # Recipe, what makes it small, results of its evaluation.
 TASKS = {
     "pretraining": ("mae_digits", DECODER, {"loss"}),
     "finetuning": ("mae_digits_finetune", (*SCRATCH, "model.drop_path=0.3"), {"top1", "top5"}),
-    "probe": ("mae_digits_linprobe", SCRATCH, {"top1", "top5"}),
+    "probe": ("mae_digits_linprobe", PROBE, {"top1", "top5"}),
 }
 # LARS and the batch norm of the probe have no graph form, mixed precision no other one.
 KINDS = [
@@ -125,7 +127,11 @@ def test_a_run(folders, layout):
     assert not report.unimplemented and not report.forked
 
     products = {
-        kind: sum(calls for name, calls in report.calls.items() if name.endswith(f" {kind}"))
+        kind: sum(
+            calls
+            for name, calls in report.calls.items()
+            if name.startswith("cublas") and name.endswith(f" {kind}")
+        )
         for kind in ("half", "float")
     }
     if precision == "amp":

@@ -63,7 +63,7 @@ train.evaluation.eval_metric = "top1"
 graph = get_config("common/graph.py").graph
 
 optim = get_config("common/optim.py").optim
-optim.params = LazyCall(layer_decay)(weight_decay=0.05, decay=0.65)
+optim.params = LazyCall(layer_decay)(weight_decay=0.05, decay=0.65, clip_grad_max_norm=None)
 
 model = LazyCall(build_vit)(
     arch="mae_vit_base_patch16",
