@@ -13,10 +13,10 @@ from collections import deque
 from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 
+from libai_ext.engine.steps import WARM_UP
+
 logger = logging.getLogger(__name__)
 
-# Steps that are not judged: graphs are compiled and data workers started in the first ones.
-WARM_UP = 3
 # Of how many of the last steps the median is taken.
 _WINDOW = 100
 _POLL_SECONDS = 1.0
@@ -34,7 +34,9 @@ class HangReport(HookBase):
     def __init__(self, factor: float, min_seconds: float):
         self.factor = factor
         self.min_seconds = min_seconds
+        # Seconds of a step; where steps are queued, their mean from one reading to the next.
         self.lasted: deque = deque(maxlen=_WINDOW)
+        self.unread: list[float] = []
         self.steps = 0
         # Iteration and start of the step that runs, seconds from which on it is stuck.
         self.step: tuple[int, float, float] | None = None
@@ -47,15 +49,21 @@ class HangReport(HookBase):
     def before_step(self) -> None:
         limit = float("inf")
         if self.lasted:
-            limit = max(self.min_seconds, self.factor * statistics.median(self.lasted))
+            # The step that reads waits for those that are queued as well.
+            expected = statistics.median(self.lasted) * (len(self.unread) + 1)
+            limit = max(self.min_seconds, self.factor * expected)
         self.step = (self.trainer.iter, time.monotonic(), limit)
 
     def after_step(self) -> None:
         _, start, _ = self.step
         self.step = None
         self.steps += 1
+        self.unread.append(time.monotonic() - start)
+        if self.trainer.steps.queued:
+            return
         if self.steps > WARM_UP:
-            self.lasted.append(time.monotonic() - start)
+            self.lasted.append(statistics.fmean(self.unread))
+        self.unread.clear()
 
     def after_train(self) -> None:
         self.ended.set()

@@ -89,6 +89,11 @@ def _engine_problems(cfg: DictConfig) -> list[str]:
             "train.zero_optimization: it divides among data-parallel processes, and "
             "data_parallel_size is 1; leave train.zero_optimization.enabled=false"
         )
+    if amp and train.amp.min_scale > train.amp.init_scale:
+        problems.append(
+            f"train.amp.min_scale {train.amp.min_scale:g} is above train.amp.init_scale "
+            f"{train.amp.init_scale:g}, from which the scale goes down"
+        )
     if not cfg.graph.enabled:
         problems += [
             f"{key}: OneFlow does this in graphs only; set graph.enabled=true"

@@ -14,7 +14,7 @@ from libai_ext.engine.nonfinite import StepGuard, gradient_norms, is_finite
 from libai_ext.optim.lr_scale import scaled
 from libai_ext.placement import device_type
 
-# Steps at the start whose time says nothing.
+# Steps at the start whose time says nothing: graphs are compiled and data workers started.
 WARM_UP = 3
 
 
@@ -24,6 +24,7 @@ class Steps:
     Attributes:
         taken: optimizer steps since the start of the run.
         skipped: whether the last step is known to be left out.
+        queued: how many steps are not read yet.
         loss_scale: what the next step's loss is multiplied by for the backward pass.
     """
 
@@ -33,6 +34,10 @@ class Steps:
         self.taken = 0
         self.skipped = False
         self.loss_scale = 1.0
+
+    @property
+    def queued(self) -> int:
+        return 0
 
     def run(self) -> None:
         """Take one optimizer step."""
@@ -119,8 +124,12 @@ class GraphSteps(Steps):
         elif trainer.reading_due():
             self.settle()
 
+    @property
+    def queued(self) -> int:
+        return len(self._pending)
+
     def settle(self) -> None:
-        if self._pending:
+        if self.queued:
             self._read(None)
 
     def state_dict(self) -> dict[str, float]:

@@ -39,6 +39,11 @@ BAD = [
     (2, [PIPELINE + "2", STAGES + "[0,1,0,1,1]"], r"\[0, 1, 0, 1, 1\] must rise from 0 to 1"),
     (2, [TENSOR + "0"], "tensor_parallel_size must be a whole number of at least 1, not 0"),
     (2, [DATA + "null", TENSOR + "null"], "only one size may be left out, not data.* and tensor"),
+    (
+        2,
+        ["train.amp.enabled=True", "train.amp.min_scale=8", "train.amp.init_scale=4"],
+        "train.amp.min_scale 8 is above train.amp.init_scale 4",
+    ),
     (2, ["graph.enabled=False", "train.activation_checkpoint.enabled=True"], "in graphs only"),
 ]
 
