@@ -119,9 +119,13 @@ class Graph(GraphBase):
         """The engine's; it holds the number of the graph within its process."""
         return f"{_SCALER}{self.name}-{part}"
 
+    def wait(self) -> None:
+        """Until all that is queued is done, whoever asked for it."""
+        flow._oneflow_internal.eager.Sync()
+
     def counters(self) -> Counters:
         """Of the steps done; waits for those that are queued. On rank 0, where they live."""
-        flow._oneflow_internal.eager.Sync()
+        self.wait()
         graph = self._c_nn_graph
         found = dict(zip(graph.additional_var_names, graph.additional_var_tensors))
         names = (_TRAIN_STEP, *(self._scaler_name(part) for part in _SCALER_STATE.values()))

@@ -16,6 +16,8 @@ from libai_ext.placement import device_type
 
 # Steps at the start whose time says nothing: graphs are compiled and data workers started.
 WARM_UP = 3
+# Steps that a GPU may be behind the host: the batches of all of them are in its memory.
+MOST_QUEUED = 8
 
 
 class Steps:
@@ -123,6 +125,8 @@ class GraphSteps(Steps):
             self._read(batch)
         elif trainer.reading_due():
             self.settle()
+        elif self.queued % MOST_QUEUED == 0:
+            trainer.graph_train.wait()
 
     @property
     def queued(self) -> int:
