@@ -140,7 +140,7 @@ def test_page_has_the_numbers_of_the_tool(launch):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_planned_memory_is_near_what_the_compiler_says(case):
-    """The page's table; tests/fakecuda/test_memory.py compiles some of its cases."""
+    """The page's table; tests/fakecuda/test_gpu_memory.py compiles some of its cases."""
     compiled = on_page(case)
     page = (ROOT / "projects/MAE/PARALLEL.md").read_text().splitlines()
     row = next(row for row in page if row.startswith(case.start()))
