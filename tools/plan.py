@@ -49,7 +49,8 @@ def main() -> int:
         print(
             f"error: no layout of {args.devices} devices divides batch {args.batch} and the "
             f"model's sizes and fits into {args.memory:g} GiB: try a larger --accumulation, "
-            "--checkpointing or more devices",
+            "--checkpointing or more devices"
+            + (", or no --zero, which needs a data-parallel size of 2" if args.zero else ""),
             file=sys.stderr,
         )
         return 2

@@ -163,7 +163,7 @@ def run_nccl_beside_kernels() -> None:
     There OneFlow sends gradients in groups of ``train.nccl_fusion_*`` while the backward pass goes
     on; on the stream of the kernels, as LiBai has it, each by itself and in turn with them. The
     order of the groups is part of the plan that all ranks run, so that no two wait for each
-    other. It costs up to twice the memory of the gradients in float32.
+    other. It costs up to three times the memory of the gradients in float32.
 
     Tensor-parallel layers need their sums at once, and a micro-batch's sums that are not on the
     stream of the kernels go through the hosts.

@@ -5,14 +5,20 @@ h heads; a value has 4 bytes, with mixed precision 2.
 
 - Parameters and AdamW's moments: 4 and 8 bytes a parameter. Mixed precision adds copies of 2
   bytes. Several micro-batches add the sums of their gradients, with mixed precision in 2 bytes.
-  ZeRO divides parameters and moments by the data-parallel size, whatever the stage, and adds whole
-  copies of the parameters for the step; gradients stay whole.
+- ZeRO divides parameters and moments, and the gradients of one micro-batch, but not their sums. It
+  divides by the data-parallel size; what tensor parallelism leaves whole, by the tensor-parallel
+  size instead. Whole copies live within the step: all of them in stages 1 and 2, a layer's in 3.
 - A layer keeps 19 N D + h N^2 values for its backward pass: the inputs of both norms, their
   outputs, queries, keys and values twice (transposed as one, then each), attention's weights and
   output, and the MLP's hidden values before and after GELU. Tensor parallelism divides
   15 N D + h N^2 of them. Activation checkpointing keeps N D, and computes one layer again.
-- Memory of activations is used again for gradients. The peak of one micro-batch is where the loss
+- With tensor parallelism or ZeRO, NCCL and the optimizer take turns with the other kernels, and
+  memory of activations is used again for gradients. The peak of one micro-batch is where the loss
   is computed, or within the backward pass where a stage has more parameters than activations.
+- Without them, NCCL has a stream of its own (libai_ext.engine.graph), and less is used again. With
+  one micro-batch, a gradient of 4 bytes for the optimizer comes on top. Data parallelism adds the
+  gradients on their way between devices, in the width of activations. With several micro-batches
+  it also keeps what the optimizer takes apart: 4 bytes with mixed precision, 8 without.
 - In a pipeline, stage s of p holds p - s micro-batches (libai_ext.engine.pipeline_buffers), and
   forward and backward passes do not share memory; nor does the optimizer's step, which needs the
   gradients in 4 bytes.
@@ -47,7 +53,8 @@ class Memory(NamedTuple):
     """Bytes on the fullest device.
 
     Attributes:
-        gradients: sums over micro-batches; the gradients of one share memory with activations.
+        gradients: sums over micro-batches, and gradients that are sent beside the kernels; others
+            share memory with activations.
         outside: of the graph.
     """
 
@@ -85,20 +92,40 @@ def stage_memory(groups, stage: int, training: Training, data: int, tensor: int)
     """Memory of one stage; ``groups`` are the layers of each."""
     layers, remaining = groups[stage], len(groups) - stage
     parameters = held(layers, tensor)
-    shares = data if training.zero else 1
+    divided = _divided(layers, data, tensor) if training.zero else parameters
     several = training.accumulation > 1
     samples = training.batch // (data * training.accumulation)
     step = 4 * training.batch // data * layers[0].image if stage == 0 else 0
     images = _images(layers, stage, len(groups), training)
-    # Whole copies for the step. One micro-batch with mixed precision has them among activations.
-    copied = training.width if (several if training.amp else training.zero) else 0
+    sent = _sends_beside(training, data, tensor)
+    activations = _activations(layers, remaining, training, data, tensor)
     return Memory(
-        (4 / shares + copied) * parameters,
-        training.width * parameters if several else 0,
-        8 * parameters / shares,
-        samples * images + _activations(layers, remaining, training, samples, tensor) + step,
+        4 * divided + training.width * _copied(layers, training, tensor),
+        training.width * parameters * (several + sent),
+        8 * divided,
+        samples * images + activations + step,
         WORKSPACE + step,
     )
+
+
+def _divided(layers: Sequence[Layer], data: int, tensor: int) -> float:
+    """Parameters that ZeRO leaves on one device."""
+    whole = tensor if tensor > 1 else data
+    return sum(x.split_parameters / tensor / data + x.whole_parameters / whole for x in layers)
+
+
+def _copied(layers: Sequence[Layer], training: Training, tensor: int) -> float:
+    """Parameters with a copy for the step. One micro-batch with mixed precision has them among its
+    activations."""
+    if training.zero == 3:
+        return max(held([layer], tensor) for layer in layers)
+    several = training.accumulation > 1
+    return held(layers, tensor) if (several if training.amp else training.zero) else 0.0
+
+
+def _sends_beside(training: Training, data: int, tensor: int) -> bool:
+    """Whether gradients are sent while kernels run."""
+    return data > 1 and tensor == 1 and not training.zero
 
 
 def _images(layers, stage: int, stages: int, training: Training) -> float:
@@ -109,29 +136,44 @@ def _images(layers, stage: int, stages: int, training: Training) -> float:
     return 4 * layers[0].image * several if stage == 0 else 0.0
 
 
-def _activations(layers, remaining: int, training: Training, samples: int, tensor: int) -> float:
+def _activations(layers, remaining: int, training: Training, data: int, tensor: int) -> float:
     """Bytes of activations and of what the backward pass and the optimizer compute.
 
     Args:
         remaining: stages from this one to the last.
     """
-    width = training.width * samples
+    several = training.accumulation > 1
+    width = training.width * (training.batch // (data * training.accumulation))
     kept = [width * _kept(layer, training, tensor) for layer in layers]
     backward = [width * _backward(layer, training, tensor) for layer in layers]
-    parameters = [held([layer], tensor) for layer in layers]
-    update = 4 * sum(parameters)
-    if training.accumulation > 1 and remaining > 1:
+    update, on_top = _update(layers, training, data, tensor)
+    if several and remaining > 1:
         micro_batches = min(remaining, training.accumulation)
         forward = width * max(_forward(layer, training, tensor) for layer in layers)
         return micro_batches * sum(kept) + forward + max(backward) + update
 
-    gradients = [training.width * number for number in parameters]
-    if training.accumulation > 1:  # added to the sums at once
+    parameters = [held([layer], tensor) for layer in layers]
+    gradients = [training.width / (data if training.zero else 1) * x for x in parameters]
+    if several or on_top:  # added to the sums, or sent, at once
         gradients = [0.0] * len(layers)
-    elif training.amp:  # each layer's copy in 2 bytes lives as long as its activations
+    if training.amp and not several and training.zero < 3:
+        # Each layer's copy in 2 bytes lives as long as its activations.
         kept = [values + 2 * number for values, number in zip(kept, parameters)]
     loss = sum(kept) + width * layers[-1].loss
-    return max(loss, update, _backward_peak(kept, backward, gradients, training))
+    passes = max(loss, _backward_peak(kept, backward, gradients, training))
+    return passes + update if on_top else max(passes, update)
+
+
+def _update(layers, training: Training, data: int, tensor: int) -> tuple[float, bool]:
+    """Bytes that the optimizer takes, and whether they come on top of those of activations.
+
+    In a pipeline with several micro-batches they always do.
+    """
+    size = 4 * held(layers, tensor) / (data if training.zero else 1)
+    if training.accumulation > 1:
+        sent = _sends_beside(training, data, tensor)
+        return size * (2 if sent and not training.amp else 1), sent
+    return size, tensor == 1 and not training.zero
 
 
 def _backward_peak(kept, backward, gradients, training: Training) -> float:

@@ -67,6 +67,7 @@ def fits_evenly(layers, machine, training, data: int, tensor: int, pipeline: int
     """What training would refuse is no plan, nor is a tensor-parallel group across nodes."""
     return (
         training.batch % (data * training.accumulation) == 0
+        and not (training.zero and data == 1)
         and pipeline <= len(layers)
         and tensor <= machine.node_size
         and not any(x % tensor for y in set(layers) for x in (y.heads, y.width, y.hidden))

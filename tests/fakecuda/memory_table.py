@@ -17,11 +17,8 @@ MODELS = {
     "ViT-L": "mae_vit_large_patch16",
     "ViT-H": "mae_vit_huge_patch14",
 }
-FINE_TUNING = {
-    "ViT-B": "projects/MAE/configs/mae_finetune.py",
-    "ViT-L": "projects/MAE/configs/mae_finetune_large.py",
-    "ViT-H": "projects/MAE/configs/mae_finetune_huge.py",
-}
+PRETRAINING = "projects/MAE/configs/mae_pretraining.py"
+FINE_TUNING = "projects/MAE/configs/mae_finetune.py"
 HEADER = (
     "| model | data x tensor x pipeline | batch | accumulation "
     "| | compiled, GiB | planned | error |"
@@ -40,6 +37,11 @@ class Case(NamedTuple):
     words: str = ""
 
     @property
+    def zero(self) -> int:
+        """Stage, 0 without."""
+        return int(self.words[-1]) if "ZeRO" in self.words else 0
+
+    @property
     def devices(self) -> int:
         data, tensor, pipeline = self.layout
         return data * tensor * pipeline
@@ -49,20 +51,19 @@ class Case(NamedTuple):
         options = [
             f"train.global_batch_size={self.batch}",
             f"train.num_accumulation_steps={self.accumulation}",
+            f"model.arch={MODELS[self.model]}",
         ]
         for name, size in zip(("data", "tensor", "pipeline"), self.layout):
             options.append(f"train.dist.{name}_parallel_size={size}")
         for word, key in (("AMP", "amp"), ("checkpointing", "activation_checkpoint")):
             if word in self.words:
                 options.append(f"train.{key}.enabled=True")
-        if "ZeRO" in self.words:
+        if self.zero:
             options.append("train.zero_optimization.enabled=True")
+            options.append(f"train.zero_optimization.stage={self.zero}")
         if "fine-tuning" in self.words:
-            return FINE_TUNING[self.model], [*options, "finetune.enable=False"]
-        return (
-            "projects/MAE/configs/mae_pretraining.py",
-            [*options, f"model.arch={MODELS[self.model]}"],
-        )
+            return FINE_TUNING, [*options, "finetune.enable=False"]
+        return PRETRAINING, options
 
     def planned(self) -> float:
         """Bytes."""
@@ -79,7 +80,7 @@ class Case(NamedTuple):
         training = Training(
             self.batch,
             self.accumulation,
-            int("ZeRO" in self.words),
+            self.zero,
             "AMP" in self.words,
             "checkpointing" in self.words,
         )
@@ -117,11 +118,21 @@ CASES = [
     Case("ViT-B", (1, 1, 1), 64, 1, "checkpointing"),
     Case("ViT-B", (1, 1, 1), 64, 4),
     Case("ViT-B", (1, 1, 1), 64, 4, "AMP"),
+    Case("ViT-B", (8, 1, 1), 512),
+    Case("ViT-B", (8, 1, 1), 512, 1, "AMP"),
+    Case("ViT-B", (8, 1, 1), 512, 1, "ZeRO 1"),
+    Case("ViT-B", (8, 1, 1), 512, 1, "ZeRO 3"),
+    Case("ViT-B", (8, 1, 1), 4096, 8),
     Case("ViT-B", (8, 1, 1), 4096, 8, "AMP"),
     Case("ViT-B", (8, 1, 1), 4096, 8, "checkpointing"),
-    Case("ViT-B", (8, 1, 1), 4096, 8, "ZeRO"),
+    Case("ViT-B", (8, 1, 1), 4096, 8, "ZeRO 1"),
+    Case("ViT-B", (8, 1, 1), 4096, 8, "ZeRO 3"),
+    Case("ViT-B", (2, 1, 1), 128, 2, "checkpointing"),
     Case("ViT-B", (4, 2, 1), 4096, 8),
     Case("ViT-B", (4, 2, 1), 4096, 8, "AMP"),
+    Case("ViT-B", (4, 2, 1), 1024, 2, "AMP, ZeRO 1"),
+    Case("ViT-B", (1, 1, 2), 256, 4),
+    Case("ViT-B", (1, 1, 2), 256, 4, "AMP"),
     Case("ViT-B", (4, 1, 2), 4096, 8),
     Case("ViT-B", (2, 2, 2), 4096, 8),
     Case("ViT-B", (2, 2, 2), 4096, 8, "AMP"),
@@ -131,6 +142,9 @@ CASES = [
     Case("ViT-B", (1, 1, 1), 64, 1, "fine-tuning"),
     Case("ViT-B", (2, 1, 1), 256, 2, "AMP, fine-tuning"),
     Case("ViT-L", (1, 1, 1), 64, 1, "AMP"),
+    Case("ViT-L", (8, 1, 1), 512, 1, "ZeRO 3"),
+    Case("ViT-L", (2, 1, 1), 128, 1, "AMP, ZeRO 1"),
+    Case("ViT-L", (2, 1, 1), 128, 1, "AMP, ZeRO 3"),
     Case("ViT-L", (8, 1, 1), 4096, 8, "AMP"),
     Case("ViT-L", (64, 1, 1), 4096, 1, "AMP"),
     Case("ViT-H", (1, 1, 1), 16, 1, "AMP, checkpointing"),

@@ -34,11 +34,38 @@ def test_states_of_one_process():
     assert mixed[:3] == (6 * NUMBERS, 2 * NUMBERS, 8 * NUMBERS)
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_zero_divides_by_the_data_parallel_size(stage):
-    memory = plan(8, 1, 1, zero=stage).memory
-    assert memory[:3] == (4 * NUMBERS / 8 + 4 * NUMBERS, 0, NUMBERS)
-    assert memory.activations == plan(8, 1, 1).memory.activations
+def test_zero_divides_by_the_data_parallel_size():
+    """Whole weights within the step: all, or those of the largest layer."""
+    largest = max(layer.parameters for layer in BASE)
+    for stage, whole in ((1, NUMBERS), (2, NUMBERS), (3, largest)):
+        memory = plan(8, 1, 1, zero=stage).memory
+        assert memory[:3] == (4 * NUMBERS / 8 + 4 * whole, 0, NUMBERS)
+        # Gradients take the place of activations.
+        assert memory.activations == plan(8, 1, 1).memory.activations - 4 * NUMBERS
+
+
+def test_zero_divides_the_rest_by_the_tensor_parallel_size():
+    """What tensor parallelism leaves whole is not divided by the data-parallel size."""
+    split = sum(layer.split_parameters for layer in BASE)
+    assert plan(4, 2, 1, zero=1).memory.optimizer == 8 * (split / 8 + (NUMBERS - split) / 2)
+
+
+def test_gradients_beside_the_kernels():
+    """By hand, in ``gradients`` and ``activations``."""
+
+    def more(accumulation=1, amp=False):
+        """Bytes more than on one device, with as many samples a device and micro-batch."""
+        one, two = (
+            plan(n, 1, 1, batch=32 * n * accumulation, accumulation=accumulation, amp=amp).memory
+            for n in (1, 2)
+        )
+        return two.gradients - one.gradients, two.activations - one.activations
+
+    assert more() == (4 * NUMBERS, 0)
+    assert more(amp=True) == (2 * NUMBERS, 0)
+    assert more(2) == (4 * NUMBERS, 8 * NUMBERS)
+    assert more(2, amp=True) == (2 * NUMBERS, 4 * NUMBERS)
+    assert plan(4, 2, 1).memory.gradients == plan(8, 1, 1, zero=1).memory.gradients == 0
 
 
 def test_tensor_parallelism_divides_matrices_only():
@@ -48,19 +75,21 @@ def test_tensor_parallelism_divides_matrices_only():
 
 def test_data_parallelism_divides_activations_only():
     one, eight = plan(1, 1, 1).memory, plan(8, 1, 1).memory
-    assert eight[:3] == one[:3]
-    assert eight.activations == one.activations / 8
+    assert (eight.parameters, eight.optimizer) == (one.parameters, one.optimizer)
+    gradients = 4 * NUMBERS  # not among the activations that are divided
+    assert eight.activations - gradients == (one.activations - gradients) / 8
 
 
 def test_what_a_layer_keeps():
     """By hand, of a layer of 50 tokens of width 768, 12 heads, for 64 images."""
     tokens, kept = 64 * 50 * 768, 64 * (19 * 50 * 768 + 12 * 50**2)
+    gradients = 4 * BASE[1].parameters
     for training, expected in (
         (Training(64), 4 * kept),
         (Training(64, amp=True), 2 * kept + 2 * BASE[1].parameters),
         (Training(64, checkpointing=True), 4 * (tokens + kept + 9 * tokens)),
     ):
-        assert fullest([BASE[1]], training, 1, 1, [0]).activations == expected
+        assert fullest([BASE[1]], training, 1, 1, [0]).activations == expected + gradients
 
 
 def test_parameters_without_activations():
@@ -89,11 +118,12 @@ def test_bubble_and_bytes_sent():
 
 
 def test_checkpointing_and_mixed_precision_save_activations():
-    whole, copies = plan(8, 1, 1).memory.activations, 2 * NUMBERS
+    gradients, copies = 4 * NUMBERS, 2 * NUMBERS
+    whole = plan(8, 1, 1).memory.activations - gradients
     image = 3 * 224**2 * 32 * 4  # in 4 bytes
-    mixed = plan(8, 1, 1, amp=True).memory.activations
+    mixed = plan(8, 1, 1, amp=True).memory.activations - gradients
     assert mixed - copies - image == (whole - image) / 2
-    assert plan(8, 1, 1, checkpointing=True).memory.activations < whole / 4
+    assert plan(8, 1, 1, checkpointing=True).memory.activations - gradients < whole / 4
 
 
 def test_stages_follow_the_memory_where_it_is_short():
@@ -110,7 +140,9 @@ def test_only_layouts_that_training_takes():
     sizes = {(p.data, p.tensor, p.pipeline) for p in found}
     # 16 decoder heads do not divide by 3 or 6, nor do tensor groups span nodes.
     assert {tensor for _, tensor, _ in sizes} == {1, 2, 4}
-    assert (24, 1, 1) in sizes and (2, 4, 3) in sizes
+    assert {(24, 1, 1), (2, 4, 3), (1, 4, 6)} <= sizes
+    divided = plans(BASE, MACHINE._replace(devices=24), Training(96, zero=1))
+    assert {(p.data, p.tensor, p.pipeline) for p in divided} == {x for x in sizes if x[0] > 1}
     assert [p.seconds for p in found] == sorted(p.seconds for p in found)
 
 
@@ -123,6 +155,11 @@ def test_tool_prints_lines_that_training_takes(launch, monkeypatch, devices):
     lines = out.split("processes:\n")[1].split()
     layout = resolve("projects/MAE/configs/mae_pretraining.py", lines).train.dist
     assert tuple(str(layout[name]) for name in SIZES) == rows[0]
+
+
+def test_zero_needs_data_parallel_ranks(launch):
+    out = launch.python(ROOT / "tools/plan.py", "--devices", "1", "--zero", "3", status=2)
+    assert "no layout of 1 devices" in out and "no --zero" in out
 
 
 def test_nothing_fits(launch):
