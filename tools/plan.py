@@ -50,7 +50,7 @@ def main() -> int:
             f"error: no layout of {args.devices} devices divides batch {args.batch} and the "
             f"model's sizes and fits into {args.memory:g} GiB: try a larger --accumulation, "
             "--checkpointing or more devices"
-            + (", or no --zero, which needs a data-parallel size of 2" if args.zero else ""),
+            + (", or no --zero, which needs 2 data-parallel ranks" if args.zero else ""),
             file=sys.stderr,
         )
         return 2

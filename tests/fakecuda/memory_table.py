@@ -28,7 +28,10 @@ PAGE = Path(__file__).resolve().parents[2] / "projects/MAE/PARALLEL.md"
 
 
 class Case(NamedTuple):
-    """A training step that a user could choose; ``words``: what is set beside the sizes."""
+    """A training step that a user could choose.
+
+    ``words``: what is set beside the sizes; of them, ZeRO with its stage is last.
+    """
 
     model: str
     layout: tuple[int, int, int]
