@@ -71,6 +71,7 @@ class Gauges(HookBase):
             scalars["skipped_steps"] = trainer.iter + 1 - trainer.steps.taken
         trainer.storage.put_scalars(**scalars)
 
+
 class BadImageReport(HookBase):
     """Logs after the last iteration how many bad images all processes replaced."""
 
