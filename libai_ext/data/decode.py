@@ -2,7 +2,7 @@
 
 | file | rule |
 |---|---|
-| empty, truncated, corrupt, of no known format | :class:`BadImage` |
+| empty, truncated, corrupt, none of :data:`FORMATS` | :class:`BadImage` |
 | more than ``max_pixels`` pixels (decompression bomb) | :class:`BadImage`, nothing is decoded |
 | pixels of 32 bits, signed or floating-point (their range is anybody's guess) | :class:`BadImage` |
 | grey of 9 to 16 bits | its highest 8 bits; Pillow alone would clip at 255 |
@@ -35,6 +35,8 @@ from PIL import Image, UnidentifiedImageError
 from libai_ext.errors import DataError
 
 MODES = ("RGB", "L")
+# By their content, whatever the file is called. Pillow knows more: for EPS it starts Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF", "JPEG2000", "TGA", "PSD")
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
@@ -93,8 +95,9 @@ class Decoder:
         # zlib.error and more. The bytes are in memory, so nothing here is the machine's fault but
         # MemoryError.
         try:
-            with _pixel_limit(self.max_pixels), Image.open(io.BytesIO(data)) as image:
-                return self._convert(self._load(image))
+            with _pixel_limit(self.max_pixels):
+                with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                    return self._convert(self._load(image))
         except MemoryError:
             raise
         except UnidentifiedImageError as error:

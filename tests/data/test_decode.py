@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import re
 import struct
@@ -29,6 +30,21 @@ def decoded(data, **keywords):
 def test_bad_files(kind):
     with pytest.raises(BadImage, match=r"^cannot read image folder/name: ."):
         decode(bad_files()[kind], "folder/name")
+
+
+@pytest.mark.parametrize("kind", ["EPS", "FITS", "IM", "PCX", "XBM", "ICO", "DDS"])
+def test_no_program_is_started_for_a_file(tmp_path, monkeypatch, kind):
+    """Pillow gives EPS to Ghostscript, whatever the file is called, and reads formats that few
+    have looked at."""
+    program, proof = tmp_path / "gs", tmp_path / "started"
+    program.write_text(f"#!/bin/sh\ntouch {proof}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    header = b"SIMPLE  =                    T".ljust(2880) if kind == "FITS" else None
+    data = header or encode(pixels() if kind != "XBM" else pixels()[..., 0] > 99, kind)
+    with pytest.raises(BadImage, match="x: it is of no known image format$"):
+        decode(data, "x")
+    assert not proof.exists()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
