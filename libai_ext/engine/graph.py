@@ -48,7 +48,7 @@ class Graph(GraphBase):
         if device_type() == "cpu":
             use_single_cpu_stream()
         super().__init__(model, *args, **kwargs)
-        run_nccl_beside_kernels()
+        choose_nccl_stream()
         if self.is_train and zero_optim:
             self._cut_weights(model, zero_stage)
         self._scales = False
@@ -157,8 +157,8 @@ class Graph(GraphBase):
         super().finish_complie_and_init_runtime()
 
 
-def run_nccl_beside_kernels() -> None:
-    """Give NCCL a stream of its own, unless layers are split between tensor-parallel ranks.
+def choose_nccl_stream() -> None:
+    """Give NCCL a stream of its own where data-parallel ranks send gradients and layers are whole.
 
     There OneFlow sends gradients in groups of ``train.nccl_fusion_*`` while the backward pass goes
     on; on the stream of the kernels, as LiBai has it, each by itself and in turn with them. The
@@ -166,9 +166,11 @@ def run_nccl_beside_kernels() -> None:
     other. It costs up to three times the memory of the gradients in float32.
 
     Tensor-parallel layers need their sums at once, and a micro-batch's sums that are not on the
-    stream of the kernels go through the hosts.
+    stream of the kernels go through the hosts. One data-parallel rank has no gradients to send,
+    and would still pay 4 bytes a parameter.
     """
-    flow.boxing.nccl.enable_use_compute_stream(dist.get_tensor_parallel_size() > 1)
+    own = dist.get_data_parallel_size() > 1 and dist.get_tensor_parallel_size() == 1
+    flow.boxing.nccl.enable_use_compute_stream(not own)
 
 
 def use_single_cpu_stream() -> None:

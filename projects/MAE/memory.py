@@ -12,13 +12,13 @@ h heads; a value has 4 bytes, with mixed precision 2.
   outputs, queries, keys and values twice (transposed as one, then each), attention's weights and
   output, and the MLP's hidden values before and after GELU. Tensor parallelism divides
   15 N D + h N^2 of them. Activation checkpointing keeps N D, and computes one layer again.
-- With tensor parallelism or ZeRO, NCCL and the optimizer take turns with the other kernels, and
-  memory of activations is used again for gradients. The peak of one micro-batch is where the loss
-  is computed, or within the backward pass where a stage has more parameters than activations.
-- Without them, NCCL has a stream of its own (libai_ext.engine.graph), and less is used again. With
-  one micro-batch, a gradient of 4 bytes for the optimizer comes on top. Data parallelism adds the
-  gradients on their way between devices, in the width of activations. With several micro-batches
-  it also keeps what the optimizer takes apart: 4 bytes with mixed precision, 8 without.
+- With tensor parallelism, ZeRO or one data-parallel rank, NCCL and the optimizer take turns with
+  the other kernels, and memory of activations is used again for gradients. The peak of one
+  micro-batch is where the loss is computed, or within the backward pass where a stage has more
+  parameters than activations.
+- Else NCCL has a stream of its own (libai_ext.engine.graph), and less is used again. Gradients on
+  their way between devices come on top, in the width of activations, and so does what the
+  optimizer takes: 4 bytes, or 8 with several micro-batches in float32.
 - In a pipeline, stage s of p holds p - s micro-batches (libai_ext.engine.pipeline_buffers), and
   forward and backward passes do not share memory; nor does the optimizer's step, which needs the
   gradients in 4 bytes.
@@ -146,7 +146,7 @@ def _activations(layers, remaining: int, training: Training, data: int, tensor: 
     width = training.width * (training.batch // (data * training.accumulation))
     kept = [width * _kept(layer, training, tensor) for layer in layers]
     backward = [width * _backward(layer, training, tensor) for layer in layers]
-    update, on_top = _update(layers, training, data, tensor)
+    update, sent = _update(layers, training, data, tensor), _sends_beside(training, data, tensor)
     if several and remaining > 1:
         micro_batches = min(remaining, training.accumulation)
         forward = width * max(_forward(layer, training, tensor) for layer in layers)
@@ -154,26 +154,25 @@ def _activations(layers, remaining: int, training: Training, data: int, tensor: 
 
     parameters = [held([layer], tensor) for layer in layers]
     gradients = [training.width / (data if training.zero else 1) * x for x in parameters]
-    if several or on_top:  # added to the sums, or sent, at once
+    if several or sent:  # added to the sums, or sent, at once
         gradients = [0.0] * len(layers)
     if training.amp and not several and training.zero < 3:
         # Each layer's copy in 2 bytes lives as long as its activations.
         kept = [values + 2 * number for values, number in zip(kept, parameters)]
     loss = sum(kept) + width * layers[-1].loss
     passes = max(loss, _backward_peak(kept, backward, gradients, training))
-    return passes + update if on_top else max(passes, update)
+    return passes + update if sent else max(passes, update)
 
 
-def _update(layers, training: Training, data: int, tensor: int) -> tuple[float, bool]:
-    """Bytes that the optimizer takes, and whether they come on top of those of activations.
+def _update(layers, training: Training, data: int, tensor: int) -> float:
+    """Bytes that the optimizer takes.
 
-    In a pipeline with several micro-batches they always do.
+    They come on top of those of activations where gradients are sent beside the kernels, and in a
+    pipeline with several micro-batches.
     """
     size = 4 * held(layers, tensor) / (data if training.zero else 1)
-    if training.accumulation > 1:
-        sent = _sends_beside(training, data, tensor)
-        return size * (2 if sent and not training.amp else 1), sent
-    return size, tensor == 1 and not training.zero
+    sums = training.accumulation > 1 and not training.amp
+    return size * (2 if sums and _sends_beside(training, data, tensor) else 1)
 
 
 def _backward_peak(kept, backward, gradients, training: Training) -> float:

@@ -61,8 +61,8 @@ def test_gradients_beside_the_kernels():
         )
         return two.gradients - one.gradients, two.activations - one.activations
 
-    assert more() == (4 * NUMBERS, 0)
-    assert more(amp=True) == (2 * NUMBERS, 0)
+    assert more() == (4 * NUMBERS, 4 * NUMBERS)
+    assert more(amp=True) == (2 * NUMBERS, 4 * NUMBERS)
     assert more(2) == (4 * NUMBERS, 8 * NUMBERS)
     assert more(2, amp=True) == (2 * NUMBERS, 4 * NUMBERS)
     assert plan(4, 2, 1).memory.gradients == plan(8, 1, 1, zero=1).memory.gradients == 0
@@ -76,20 +76,19 @@ def test_tensor_parallelism_divides_matrices_only():
 def test_data_parallelism_divides_activations_only():
     one, eight = plan(1, 1, 1).memory, plan(8, 1, 1).memory
     assert (eight.parameters, eight.optimizer) == (one.parameters, one.optimizer)
-    gradients = 4 * NUMBERS  # not among the activations that are divided
-    assert eight.activations - gradients == (one.activations - gradients) / 8
+    gradients = 4 * NUMBERS  # on one device they take the place of activations
+    assert eight.activations - gradients == one.activations / 8
 
 
 def test_what_a_layer_keeps():
     """By hand, of a layer of 50 tokens of width 768, 12 heads, for 64 images."""
     tokens, kept = 64 * 50 * 768, 64 * (19 * 50 * 768 + 12 * 50**2)
-    gradients = 4 * BASE[1].parameters
     for training, expected in (
         (Training(64), 4 * kept),
         (Training(64, amp=True), 2 * kept + 2 * BASE[1].parameters),
         (Training(64, checkpointing=True), 4 * (tokens + kept + 9 * tokens)),
     ):
-        assert fullest([BASE[1]], training, 1, 1, [0]).activations == expected + gradients
+        assert fullest([BASE[1]], training, 1, 1, [0]).activations == expected
 
 
 def test_parameters_without_activations():
