@@ -163,12 +163,13 @@ def test_memory():
     for cut in (one, two, three):
         # Biases and norms stay whole.
         assert weights * 3 / 8 < cut.variables < weights * 3 / 8 * 1.08
-    # Without ZeRO, the gradients are what fills the chunk.
-    assert weights < none.reused < 1.1 * weights
+    # Without ZeRO, gradients fill the memory of the kernels, and that of NCCL beside it.
+    assert 2 * weights < none.reused < 2.1 * weights
+    assert 0.99 * weights < none.unreused < 1.01 * weights
     # The whole weights and an eighth of the gradients.
     assert weights * 9 / 8 < one.reused < 1.35 * weights
     assert two.reused == pytest.approx(one.reused, rel=0.01)
     assert three.reused < 0.45 * weights
     assert three.total < 0.5 * one.total < 0.25 * none.total
-    # With two devices half of all is saved, at most.
-    assert 0.5 < memory(3, 2).total / none.total < 0.55
+    # With two devices half of what is kept is saved, at most.
+    assert 0.5 < memory(3, 2).variables / none.variables < 0.55
