@@ -14,7 +14,8 @@ class WeightAverage:
     """After each step ``average = decay * average + (1 - decay) * weight``, of what is trained.
 
     The averages lie where the weights lie, in graph and in eager mode; where ZeRO has cut the
-    weights, they are cut alike.
+    weights, they are cut alike. A step that a loss scaler leaves out on a GPU counts as one that
+    changed no weight, since it is known of later.
 
     Raises:
         ConfigError: a decay outside of [0, 1).
