@@ -9,18 +9,21 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 pytestmark = pytest.mark.slow  # real launches
 
-# data x tensor x pipeline; each goes on from the one before.
+# data x tensor x pipeline.
 LAYOUTS = {
     "one": (1, 1, 1),
+    "dp2tp2pp2": (2, 2, 2),
     "dp2": (2, 1, 1),
     "tp2": (1, 2, 1),
-    "dp2tp2pp2": (2, 2, 2),
     "pp2": (1, 1, 2),
 }
+# Their graphs take long to compile: one task.
+LARGE = "dp2tp2pp2"
 SMALL = (
     "train.global_batch_size=16",
     "train.train_iter=6",
@@ -52,13 +55,7 @@ TASKS = {
     "probe": ("mae_digits_linprobe", PROBE, {"top1", "top5"}),
 }
 # LARS and the batch norm of the probe have no graph form, mixed precision no other one.
-KINDS = [
-    ("pretraining", "float32"),
-    ("pretraining", "amp"),
-    ("finetuning", "float32"),
-    ("finetuning", "amp"),
-    ("probe", "float32"),
-]
+KINDS = {"float32": ("pretraining", "finetuning", "probe"), "amp": ("pretraining", "finetuning")}
 # With what else saves memory.
 AMP = (
     "train.amp.enabled=True",
@@ -67,6 +64,7 @@ AMP = (
     "optim.params.clip_grad_max_norm=1",
 )
 MEMORY_MIB = 256
+PROCESSES = (1, 2, 8)
 
 
 @pytest.fixture(scope="module")
@@ -80,52 +78,85 @@ def test_images(digits, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", params=KINDS, ids="-".join)
-def folders(request, fake_gpus, digits, test_images, tmp_path_factory):
-    """Folder and report of rank 0 of each layout's run; a layout goes on from the checkpoint that
-    the one before saved after three of six iterations."""
-    task, precision = request.param
-    config, options, _ = TASKS[task]
-    runs, before = {}, None
-    for name, sizes in LAYOUTS.items():
-        folder = tmp_path_factory.mktemp(name) / "run"
-        if before:
-            shutil.copytree(before, folder)
+def runs_of(precision, processes) -> list[tuple[str, str]]:
+    """Task and layout of each run on so many processes."""
+    layouts = [name for name, sizes in LAYOUTS.items() if np.prod(sizes) == processes]
+    tasks = KINDS[precision] if LARGE not in layouts else ("pretraining",)
+    return [(task, layout) for task in tasks for layout in layouts]
+
+
+class Runs:
+    """Of all tasks in one precision: a folder each, and rank 0's report by number of processes."""
+
+    def __init__(self, precision, fake_gpus, data, root):
+        self.precision, self.fake_gpus, self.data, self.root = precision, fake_gpus, data, root
+        self.reports = {}
+
+    def folder(self, task, layout):
+        return self.root / f"{task}-{layout}"
+
+    def command(self, task, layout) -> list[str]:
+        config, options, _ = TASKS[task]
+        folder = self.folder(task, layout)
+        if layout != "one":
+            shutil.copytree(self.folder(task, "one"), folder)
             (folder / "last_checkpoint").write_text("model_0000002")
-        processes = sizes[0] * sizes[1] * sizes[2]
-        gpus = fake_gpus(count=processes, memory_gib=MEMORY_MIB / 1024)
-        out = gpus.train(
+        return [
+            "--config-file",
             f"projects/MAE/configs/{config}.py",
-            processes,
-            f"data.train=[{digits}/train]",
-            f"data.test=[{test_images}]",
+            *self.data,
             f"train.output_dir={folder}",
             *SMALL,
             *options,
-            *(AMP if precision == "amp" else ()),
+            *(AMP if self.precision == "amp" else ()),
             *(
                 f"train.dist.{kind}_parallel_size={size}"
-                for kind, size in zip(("data", "tensor", "pipeline"), sizes)
+                for kind, size in zip(("data", "tensor", "pipeline"), LAYOUTS[layout])
             ),
-            *(["--resume"] if before else []),
+            *(["--resume"] if layout != "one" else []),
+        ]
+
+    def run(self, processes) -> None:
+        """All that take so many, by one launch."""
+        commands = [self.command(*run) for run in runs_of(self.precision, processes)]
+        path = self.root / f"commands-{processes}.json"
+        path.write_text(json.dumps(commands))
+        gpus = self.fake_gpus(count=processes, memory_gib=MEMORY_MIB / 1024)
+        launcher = ("-m", "libai_ext.launch", "--nproc-per-node", processes)
+        gpus.python(
+            *launcher, "tests/multiprocess/many_runs.py", path, timeout=600
         )
-        runs[name] = (folder, gpus.report(0), out)
-        before = folder
-    return task, precision, runs
+        self.reports[processes] = gpus.report()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_run(folders, layout):
-    task, precision, runs = folders
-    folder, report, out = runs[layout]
-    assert ("Loaded checkpoint" in out) == (layout != "one")
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["iteration"] for line in lines] == [2, 4, 5, 6]
-    for line in lines[2:]:
-        assert TASKS[task][2] <= line.keys()
-    assert (folder / "model_final/model").is_dir()
+@pytest.fixture(scope="module", params=KINDS)
+def runs(request, fake_gpus, digits, test_images, tmp_path_factory):
+    """All others go on from what one process has saved after three of six iterations."""
+    data = [f"data.train=[{digits}/train]", f"data.test=[{test_images}]"]
+    runs = Runs(request.param, fake_gpus, data, tmp_path_factory.mktemp(request.param))
+    for processes in PROCESSES:
+        runs.run(processes)
+    return runs
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_every_run_has_all_its_lines_and_weights(runs, processes):
+    for task, layout in runs_of(runs.precision, processes):
+        folder = runs.folder(task, layout)
+        loaded = "Loaded checkpoint" in (folder / "log.txt").read_text()
+        assert loaded == (layout != "one")
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["iteration"] for line in lines] == [2, 4, 5, 6]
+        for line in lines[2:]:
+            assert TASKS[task][2] <= line.keys()
+        assert (folder / "model_final/model").is_dir()
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_what_the_device_did(runs, processes):
+    """All tasks and layouts of so many processes, summed."""
+    report = runs.reports[processes]
     assert not report.unimplemented and not report.forked
-
     products = {
         kind: sum(
             calls
@@ -134,18 +165,18 @@ def test_a_run(folders, layout):
         )
         for kind in ("half", "float")
     }
-    if precision == "amp":
-        # Two pictures are drawn by the eager model, in float32: six products for each of three
-        # layers and three around them.
-        drawn = 2 * (3 * 6 + 3) if task == "pretraining" else 0
+    if runs.precision == "amp":
+        # Pre-training draws two pictures by the eager model, in float32: six products for each of
+        # three layers and three around them.
+        runs_drawn = [task for task, _ in runs_of("amp", processes)].count("pretraining")
+        drawn = runs_drawn * 2 * (3 * 6 + 3)
         assert products["half"] > 0 and products["float"] <= drawn
     else:
         assert products["half"] == 0 < products["float"]
-    if task != "probe":
-        assert report.launches("MultiCountNotFiniteGpu") > 0
-        # Weights, gradients and moments; the third type is that of a copy.
-        assert report.launches("AdamUpdateGpu<float, float,") > 0
-        assert report.launches("AdamUpdateGpu<") == report.launches("AdamUpdateGpu<float, float,")
+    assert report.launches("MultiCountNotFiniteGpu") > 0
+    # Weights, gradients and moments; the third type is that of a copy.
+    assert report.launches("AdamUpdateGpu<float, float,") > 0
+    assert report.launches("AdamUpdateGpu<") == report.launches("AdamUpdateGpu<float, float,")
     assert 0 < max(report.peak.values()) < MEMORY_MIB * 2**20
 
 
