@@ -30,7 +30,7 @@ END
 
 stamp=.venv/.installed
 # A checkout that was moved is installed anew.
-wanted=$({ echo "$root"; cat requirements.txt setup.py tools/setup.sh; } | sha256sum)
+wanted=$({ echo "$root"; cat requirements.txt pyproject.toml setup.py tools/setup.sh; } | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   if [ "$(uname -s)-$(uname -m)" != Linux-x86_64 ]; then
     echo "error: oneflow 0.9.0 has wheels for Linux on x86-64 only" >&2
@@ -41,9 +41,8 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   [ -x .venv/bin/python ] || "$python" -m venv .venv
   pip=(.venv/bin/python -m pip --disable-pip-version-check install -q)
   "${pip[@]}" -c requirements.txt setuptools wheel pybind11
+  # The list is complete; what LiBai requires itself pins linters.
   "${pip[@]}" --no-build-isolation --no-deps -r requirements.txt
-  # Without their own requirements: LiBai's pin linters.
-  "${pip[@]}" --no-build-isolation --no-deps flowvision==0.1.0 libai==0.1.1
   "${pip[@]}" --no-build-isolation --no-deps -e .
   echo "$wanted" >"$stamp"
 fi
