@@ -3,7 +3,8 @@
 ``python -m libai_ext.launch --nproc-per-node N SCRIPT [ARGS]`` does what
 ``oneflow.distributed.launch`` does, and keeps its promises: when a rank fails the others are
 ended and its own traceback is shown last, when the launcher is told to stop or is killed nothing
-stays behind. Of several nodes, each has a launcher; they end together as well.
+stays behind. Of several nodes, each has a launcher; they end together as well. The variables NODE,
+NODE_RANK, ADDR and PORT stand for options that are not given.
 
 Exit status: 0; 2 for what the user can mend; 75 when a signal made the ranks save a checkpoint and
 leave; 128 + the signal when it ended them without one; else that of the rank that failed first.
@@ -74,10 +75,20 @@ def main(argv: list[str] | None = None) -> int:
 def _parse(argv) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="libai_ext.launch", description=__doc__)
     parser.add_argument("--nproc-per-node", type=int, default=1)
-    parser.add_argument("--nnodes", type=int, help="unset: by HOSTFILE, by Slurm, or 1")
-    parser.add_argument("--node-rank", type=int, default=0)
-    parser.add_argument("--master-addr", default="127.0.0.1", help="address of node 0")
-    parser.add_argument("--master-port", type=int, help="needed for several nodes; else any free")
+    place = {key: value for key, value in os.environ.items() if value}
+    parser.add_argument(
+        "--nnodes", type=int, default=place.get("NODE"), help="unset: by HOSTFILE, by Slurm, or 1"
+    )
+    parser.add_argument("--node-rank", type=int, default=place.get("NODE_RANK", 0))
+    parser.add_argument(
+        "--master-addr", default=place.get("ADDR", "127.0.0.1"), help="address of node 0"
+    )
+    parser.add_argument(
+        "--master-port",
+        type=int,
+        default=place.get("PORT"),
+        help="needed for several nodes; else any free",
+    )
     parser.add_argument("--restarts", type=int, default=0, help="how often to go on after a crash")
     parser.add_argument("--leash", action="store_true", help="obey the standard input")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="SCRIPT ...")

@@ -8,10 +8,13 @@ import numpy as np
 import oneflow as flow
 from omegaconf import OmegaConf
 
+from libai_ext.checkpoint import torch_writer
 from libai_ext.checkpoint.native import Checkpointer
 from libai_ext.layers.initialize import assign
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.vit import ViTClassifier
+from projects.MAE.weights.mapping import from_ours
+from projects.MAE.weights.packing import Heads
 from projects.MAE.weights.record import of_config
 
 SIZES = dict(img_size=(16, 16), patch_size=4, in_chans=3, embed_dim=48, depth=2, num_heads=4)
@@ -75,3 +78,16 @@ def classified_run(folder, **sizes) -> tuple[str, ViTClassifier]:
     model = randomise(classifier(**sizes))
     names = [f"c{number}" for number in range(sizes["num_classes"])]
     return make_run(folder, model, sizes, classes=names), model
+
+
+def official_probe(path, model: ViTClassifier) -> str:
+    """``model`` with a batch norm as main_linprobe.py saves it: batch norm and head are the
+    members of a Sequential."""
+    state = from_ours(weights_of(model), "fb", Heads(model.blocks[0].self_attention.num_heads))
+    head = {name: state.pop(name) for name in list(state) if name.startswith("head")}
+    state["head.0.running_mean"] = head["head_norm.running_mean"]
+    state["head.0.running_var"] = head["head_norm.running_var"]
+    state["head.0.num_batches_tracked"] = np.array(7)
+    state["head.1.weight"], state["head.1.bias"] = head["head.weight"], head["head.bias"]
+    torch_writer.save({"model": state, "args": {"input_size": model.patch_embed.img_size[0]}}, path)
+    return str(path)

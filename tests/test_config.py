@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from omegaconf import OmegaConf
 
 from libai_ext import config
 from libai_ext.config_rules import RULES
 from libai_ext.errors import ConfigError
+from projects.MAE import rules
+
+ROOT = Path(__file__).resolve().parents[1]
 
 DIGITS = "projects/MAE/configs/mae_digits.py"
 PRETRAIN = "projects/MAE/configs/mae_pretraining.py"
@@ -34,6 +39,18 @@ def test_each_load_is_a_fresh_copy(cfg):
     assert config.load(PRETRAIN).data.mean[0] == 0.485
     assert config.get_config("common/train.py").train.base_lr is None
     assert (digits.model.arch, cfg.model.arch) == ("mae_vit_digits", "mae_vit_base_patch16")
+
+
+def test_a_recipe_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mae_linprobe").write_text("of the user")
+    expected = str(ROOT / "projects/MAE/configs/mae_digits.py")
+    for name in ("mae_digits", "mae_digits.py", "projects/MAE/configs/mae_digits.py"):
+        assert rules.find_recipe(name) == expected
+    assert rules.find_recipe("mae_linprobe") == "mae_linprobe"
+    for name in ("my/mae_digits", "mae_digit", "mae_digits.yaml", "../configs/mae_digits"):
+        with pytest.raises(ConfigError, match="recipes mae_cifar10, mae_cifar100, .*mae_digits,"):
+            rules.find_recipe(name)
 
 
 def test_override_reaches_every_kind_of_key(cfg):

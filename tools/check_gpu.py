@@ -20,11 +20,13 @@ import tempfile
 import time
 from pathlib import Path
 
+import digits
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-DIGITS = "projects/MAE/configs/mae_digits.py"
+from projects.MAE.commands import TOOLS, TRAIN_NET
+
+DIGITS = "mae_digits"
 STEPS, SAVED_AT = 20, 10
 # Of a loss, relative: kernels that sum in another order; float16 products; the same kernels.
 FLOAT32, AMP, SAME = 1e-3, 2e-2, 1e-5
@@ -65,6 +67,7 @@ def main() -> int:
     output = parser.parse_args().output.absolute()
     start, checks = time.monotonic(), Checks()
     with tempfile.TemporaryDirectory(prefix="check_gpu-") as folder:
+        digits.write(Path(folder, "data/digits"))
         device = check_ops(checks)
         if device is not None:
             check_training(checks, Path(folder), device["count"])
@@ -84,7 +87,7 @@ def main() -> int:
 
 def check_ops(checks: Checks) -> dict | None:
     """The GPU's facts; None where there is none that can be used."""
-    result = run([sys.executable, "tools/gpu_ops.py"])
+    result = run([sys.executable, str(TOOLS / "gpu_ops.py")])
     lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     if not lines:
         checks.add("device", False, result.stderr.strip())
@@ -150,7 +153,7 @@ def check_speed(checks: Checks, folder: Path) -> None:
         f"train.train_iter={TIMED_STEPS}",
         f"train.log_period={TIMED_STEPS // 2}",
         "task.picture_period=0",
-        config="projects/MAE/configs/mae_pretraining.py",
+        config="mae_pretraining",
         env={},
     )
     if not timed.train("ViT-B/16 with mixed precision"):
@@ -159,7 +162,7 @@ def check_speed(checks: Checks, folder: Path) -> None:
     speed, memory = last["images_per_second"], last["memory_gib"]
     checks.add("ViT-B/16, speed", speed > 0, f"{speed:.0f} images/s", images_per_second=speed)
     options = ("--devices", "1", "--batch", str(BATCH), "--amp", "--memory", "10000")
-    plan = run([sys.executable, "tools/plan.py", *options]).stdout
+    plan = run([sys.executable, str(TOOLS / "plan.py"), *options]).stdout
     head, _, row = (line.split(" | ") for line in plan.splitlines()[:3])
     planned = float(row[head.index("all")])
     error = memory / planned - 1
@@ -202,9 +205,10 @@ class Run:
 
     def _launch(self, *options: str) -> subprocess.CompletedProcess:
         launcher = ["-m", "libai_ext.launch", "--nproc-per-node", str(self.processes)]
-        program = ["projects/MAE/train_net.py", "--config-file", self.config]
+        program = [str(TRAIN_NET), "--config-file", self.config]
         output = f"train.output_dir={self.folder}"
-        return run([sys.executable, *launcher, *program, output, *self.options, *options], self.env)
+        command = [sys.executable, *launcher, *program, output, *self.options, *options]
+        return run(command, self.env, cwd=self.folder.parent)
 
 
 def write_images(folder: Path) -> None:
@@ -216,10 +220,9 @@ def write_images(folder: Path) -> None:
         Image.fromarray(small).resize((500, 375), Image.BICUBIC).save(folder / f"{number}.jpg")
 
 
-def run(command: list[str], env: dict[str, str] = EXACT) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command, cwd=ROOT, env=dict(os.environ, **env), capture_output=True, text=True
-    )
+def run(command: list[str], env: dict[str, str] = EXACT, **options) -> subprocess.CompletedProcess:
+    env = dict(os.environ, **env)
+    return subprocess.run(command, env=env, capture_output=True, text=True, **options)
 
 
 if __name__ == "__main__":

@@ -4,46 +4,83 @@ set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
-# oneflow 0.9.0 has wheels for these only, best first.
+# The first Python of the versions that oneflow 0.9.0 has wheels for, best first, that can run $1.
 find_python() {
   local version candidate
   for version in 3.10 3.9 3.8; do
     for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python python3; do
       if [ "$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)" = "$version" ] &&
-        "$candidate" -c 'import venv, ensurepip' 2>/dev/null; then
+        "$candidate" -c "$1" 2>/dev/null; then
         echo "$candidate"
         return
       fi
     done
   done
-  if command -v uv >/dev/null && uv python install -q 3.10 >&2; then
-    uv python find 3.10
+  return 1
+}
+
+# uv, which makes environments and fetches Pythons: the user's, or one in .cache/uv, put there by
+# whatever Python there is.
+find_uv() {
+  local folder=$root/.cache/uv
+  if command -v uv; then
     return
   fi
-  cat >&2 <<'END'
-error: no Python 3.10, 3.9 or 3.8 (with venv) on PATH or under pyenv, and uv could not fetch one.
-Install one of them (Debian or Ubuntu: python3.10 python3.10-venv; anywhere: pyenv install 3.10,
-or uv from PyPI), then run this again.
-END
+  if ! "$folder/bin/uv" --version >/dev/null 2>&1; then
+    echo "setup: installing uv into .cache/uv" >&2
+    if python3 -c 'import venv, ensurepip' 2>/dev/null; then
+      python3 -m venv --clear "$folder" && "$folder/bin/python" -m pip install -q uv >&2
+    elif python3 -c 'import pip' 2>/dev/null; then
+      python3 -m pip install -q --upgrade --target "$folder" uv >&2
+    else
+      say 'error: python3 has neither venv nor pip to fetch uv with.'
+    fi || return 1
+  fi
+  echo "$folder/bin/uv"
+}
+
+say() {
+  printf '%s\n' "$@" >&2
   return 1
+}
+
+make_environment() {
+  local python uv
+  if python=$(find_python 'import venv, ensurepip'); then
+    echo "setup: .venv by $("$python" --version)"
+    "$python" -m venv --clear .venv
+    return
+  fi
+  if python=$(find_python pass); then # Debian packs venv apart
+    echo "setup: $("$python" --version) has no venv, uv makes .venv"
+    uv=$(find_uv) || say 'Debian and Ubuntu: apt install python3-venv; or install uv. Then run this again.'
+  else
+    echo 'setup: no Python 3.10, 3.9 or 3.8 on PATH or under pyenv, uv fetches one'
+    uv=$(find_uv) || say 'Install Python 3.10 (pyenv install 3.10), or uv, or what gives python3 its pip' \
+      '(Debian and Ubuntu: apt install python3-venv). Then run this again.'
+    python=3.10
+    "$uv" python install --no-progress 3.10 || say 'error: uv could not fetch Python 3.10, for the reason above.' \
+      'It comes from GitHub, or from the mirror that UV_PYTHON_INSTALL_MIRROR names. Or install it' \
+      'another way (pyenv install 3.10). Then run this again.'
+  fi
+  "$uv" venv -q --clear --seed --python "$python" .venv
 }
 
 stamp=.venv/.installed
 # A checkout that was moved is installed anew.
-wanted=$({ echo "$root"; cat requirements.txt setup.py tools/setup.sh; } | sha256sum)
+wanted=$({ echo "$root"; cat requirements.txt pyproject.toml setup.py tools/setup.sh; } | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   if [ "$(uname -s)-$(uname -m)" != Linux-x86_64 ]; then
     echo "error: oneflow 0.9.0 has wheels for Linux on x86-64 only" >&2
     exit 1
   fi
-  python=$(find_python)
-  echo "setup: $("$python" --version), installing into .venv (2 GB to download once)"
-  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  .venv/bin/python -c 'import sys, pip; assert (3, 8) <= sys.version_info < (3, 11)' 2>/dev/null ||
+    make_environment
+  echo 'setup: installing into .venv (2 GB to download once)'
   pip=(.venv/bin/python -m pip --disable-pip-version-check install -q)
   "${pip[@]}" -c requirements.txt setuptools wheel pybind11
+  # The list is complete; what LiBai requires itself pins linters.
   "${pip[@]}" --no-build-isolation --no-deps -r requirements.txt
-  # Without their own requirements: LiBai's pin linters.
-  "${pip[@]}" --no-build-isolation --no-deps flowvision==0.1.0 libai==0.1.1
   "${pip[@]}" --no-build-isolation --no-deps -e .
   echo "$wanted" >"$stamp"
 fi

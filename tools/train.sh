@@ -21,8 +21,5 @@ shift 3
 python=$root/.venv/bin/python
 [ -x "$python" ] || python=python3
 exec "$python" -m libai_ext.launch \
-  --nproc-per-node "$processes" ${NODE:+--nnodes "$NODE"} \
-  ${NODE_RANK:+--node-rank "$NODE_RANK"} ${ADDR:+--master-addr "$ADDR"} \
-  ${PORT:+--master-port "$PORT"} \
-  --restarts "$restarts" \
+  --nproc-per-node "$processes" --restarts "$restarts" \
   "$file" --config-file "$config" "$@"

@@ -116,15 +116,24 @@ class RandomResizedCrop:
     Args:
         scale: range of the crop's share of the area.
         ratio: range of its width / height.
+        clip: draw once, and cut off what lies beyond the image, as the official linear probe
+            (after the TPU code of BYOL and MAE). Else, as torchvision, draw up to ten times until
+            the crop lies within the image, then take the largest allowed middle.
     """
 
     def __init__(
-        self, size, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3), interpolation: str = "bicubic"
+        self,
+        size,
+        scale=(0.2, 1.0),
+        ratio=(3 / 4, 4 / 3),
+        interpolation: str = "bicubic",
+        clip: bool = False,
     ):
         self.height, self.width = size
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
         self.interpolation = INTERPOLATIONS[interpolation]
+        self.clip = clip
 
     def box(self, width: int, height: int, rng: np.random.Generator):
         """(left, top, right, bottom) within an image of width x height."""
@@ -133,6 +142,8 @@ class RandomResizedCrop:
             area = width * height * rng.uniform(*self.scale)
             ratio = math.exp(rng.uniform(*log_ratio))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if self.clip:
+                w, h = min(w, width), min(h, height)
             if 0 < w <= width and 0 < h <= height:
                 left = int(rng.integers(0, width - w + 1))
                 top = int(rng.integers(0, height - h + 1))

@@ -55,6 +55,10 @@ def normal(std: float) -> Initializer:
     return lambda rng, shape: rng.normal(0.0, std, shape)
 
 
+def uniform(bound: float) -> Initializer:
+    return lambda rng, shape: rng.uniform(-bound, bound, shape)
+
+
 def constant(value: float) -> Initializer:
     return lambda rng, shape: np.full(shape, value)
 

@@ -57,6 +57,8 @@ class PatchEmbedding(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.patch_size = patch_size
         self.in_chans = in_chans
+        # Bound of PyTorch's initial weight and bias of the convolution.
+        self.default_bound = (in_chans * patch_size**2) ** -0.5
         self.layer_idx = layer_idx
         self.proj = _Projection((embed_dim, in_chans, patch_size, patch_size), layer_idx)
 

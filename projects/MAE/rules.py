@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Sequence
 
 from omegaconf import DictConfig
@@ -50,6 +51,7 @@ RULES = {
     "data.download": switch,
     "data.as_torchvision": switch,
 }
+RECIPES = Path(__file__).resolve().parent / "configs"
 # Width and number of heads of the same layers.
 _HEADS = (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads"))
 
@@ -57,12 +59,32 @@ _HEADS = (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads")
 def read_config(config_file: str, opts: Sequence[str]) -> DictConfig:
     """A config with ``key=value`` overrides, checked; nothing is derived.
 
+    Args:
+        config_file: see :func:`find_recipe`.
+
     Raises:
         ConfigError: no config, or one that no run can use.
     """
-    cfg = config.override(config.load(config_file), opts, {**COMMON, **RULES})
+    cfg = config.override(config.load(find_recipe(config_file)), opts, {**COMMON, **RULES})
     check_config(cfg)
     return cfg
+
+
+def find_recipe(name: str) -> str:
+    """The path of a config. Where there is no file ``name``, ``mae_digits`` and
+    ``projects/MAE/configs/mae_digits.py`` are the recipe that comes with this code.
+
+    Raises:
+        ConfigError: neither a file nor a recipe.
+    """
+    path = Path(name)
+    if path.is_file():
+        return name
+    recipe = RECIPES / f"{path.name[:-3] if path.suffix == '.py' else path.name}.py"
+    if path.parent in (Path(), Path("projects/MAE/configs")) and recipe.is_file():
+        return str(recipe)
+    known = ", ".join(sorted(file.stem for file in RECIPES.glob("mae_*.py")))
+    raise ConfigError(f"config file {name} does not exist, nor is it one of the recipes {known}")
 
 
 def check_config(cfg: DictConfig) -> None:

@@ -147,6 +147,20 @@ def test_random_resized_crop_boxes():
     assert crop.box(1000, 10, rng) == (493, 0, 506, 10)
 
 
+@pytest.mark.parametrize(
+    "size, once, within", [((500, 375), 0.516, 0.434), ((640, 160), 0.35, 0.19)]
+)
+def test_mean_area_of_a_crop(size, once, within):
+    """The official linear probe draws once and clips; torchvision draws again."""
+    rng = np.random.default_rng(0)
+    for clip, expected in ((True, once), (False, within)):
+        crop = RandomResizedCrop((8, 8), scale=(0.08, 1.0), clip=clip)
+        boxes = np.array([crop.box(*size, rng) for _ in range(20_000)])
+        assert boxes.min() >= 0 and (boxes[:, 2:] <= size).all()
+        area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / (size[0] * size[1])
+        assert area.mean() == pytest.approx(expected, abs=0.005)
+
+
 def test_crop_resizes_what_it_cropped():
     crop = RandomResizedCrop((48, 64), scale=(1.0, 1.0), ratio=(4 / 3, 4 / 3))
     image = gradient_image()

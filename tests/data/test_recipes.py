@@ -200,19 +200,20 @@ def test_small_recipes_from_the_launcher(launch, tmp_path, name, root):
 
 
 @pytest.mark.parametrize(
-    "name, arch, epochs, batch, rate, decay, drop_path, iterations, warmup",
+    "name, arch, epochs, group, rate, decay, drop_path, iterations, warmup",
     [
-        ("mae_finetune", "base_patch16", 100, 1024, 2e-3, 0.65, 0.1, 125_114, 6_256),
-        ("mae_finetune_large", "large_patch16", 50, 1024, 4e-3, 0.75, 0.2, 62_557, 6_256),
-        ("mae_finetune_huge", "huge_patch14", 50, 1024, 4e-3, 0.75, 0.3, 62_557, 6_256),
+        ("mae_finetune", "base_patch16", 100, 32, 2e-3, 0.65, 0.1, 125_114, 6_256),
+        ("mae_finetune_large", "large_patch16", 50, 32, 4e-3, 0.75, 0.2, 62_557, 6_256),
+        ("mae_finetune_huge", "huge_patch14", 50, 16, 4e-3, 0.75, 0.3, 62_557, 6_256),
     ],
 )
-def test_fine_tuning_recipes(name, arch, epochs, batch, rate, decay, drop_path, iterations, warmup):
+def test_fine_tuning_recipes(name, arch, epochs, group, rate, decay, drop_path, iterations, warmup):
     cfg = resolve(f"{CONFIGS}/{name}.py", [])
     train = cfg.train
     derive_schedule(cfg, GlobalOrder(1_281_167, train.global_batch_size, 0, "carry"))
     assert (cfg.model.arch, train.train_epoch) == (f"mae_vit_{arch}", epochs)
-    assert (train.global_batch_size, cfg.optim.lr) == (batch, pytest.approx(rate))
+    assert (train.global_batch_size, cfg.optim.lr) == (1024, pytest.approx(rate))
+    assert cfg.dataloader.train.dataset.mixer.group_size == group
     assert (cfg.optim.params.decay, cfg.optim.params.weight_decay) == (decay, 0.05)
     assert (cfg.model.drop_path, cfg.model.pooling) == (drop_path, "mean")
     assert (train.train_iter, train.warmup_iter) == (iterations, warmup)
@@ -242,6 +243,8 @@ def test_linear_probe_recipe():
         True,
         0.01,
     )
+    crop = cfg.dataloader.train.dataset.transform.transforms[0]
+    assert (list(crop.scale), crop.clip) == ([0.08, 1.0], True)
     assert not cfg.dataloader.train.dataset.fields and cfg.dataloader.train.dataset.mixer is None
 
 

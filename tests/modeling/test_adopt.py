@@ -7,7 +7,15 @@ import shutil
 import numpy as np
 import oneflow as flow
 import pytest
-from made_runs import DATA, autoencoder, classified_run, pretrained_run, randomise, weights_of
+from made_runs import (
+    DATA,
+    autoencoder,
+    classified_run,
+    official_probe,
+    pretrained_run,
+    randomise,
+    weights_of,
+)
 
 from libai_ext.errors import ConfigError, UserError
 from libai_ext.placement import batch_sbp, to_global
@@ -15,6 +23,7 @@ from projects.MAE.probe import load_run
 from projects.MAE.run import resolve
 from projects.MAE.weights.describe import describe
 from projects.MAE.weights.files import write_fb, write_timm
+from projects.MAE.weights.model import model_of
 from projects.MAE.weights.packing import Heads
 
 CONFIGS = "projects/MAE/configs"
@@ -186,17 +195,31 @@ def test_a_run_evaluates_its_own_checkpoint(lines):
         pretrain(*opts, evaluate=True)
 
 
-def test_a_linear_probe_gives_the_features_of_its_encoder(tmp_path):
-    """Where a pre-training config looks at it, as tools/knn.py does."""
-    run, probe = classified_run(tmp_path, pooling="cls", batch_norm=True)
-    opts = [f"train.load_weight={run}", *SAME_DATA]
-    model = load_run(f"{CONFIGS}/mae_pretraining.py", opts).model
+@pytest.mark.parametrize("official", [False, True], ids=["own", "official"])
+def test_a_linear_probe_is_read_wherever_weights_are(tmp_path, official):
+    """To look at its encoder, as tools/knn.py and tools/visualize.py do; to evaluate it; to start
+    from it."""
+    path, probe = classified_run(tmp_path / "run", pooling="cls", batch_norm=True)
+    if official:  # it does not say how many heads, nor which classes
+        path = official_probe(tmp_path / "probe.pth", probe)
+    opts = [f"train.load_weight={path}", "model.num_heads=4", *SAME_DATA]
     pixels = np.random.default_rng(6).normal(size=(2, 3, 16, 16)).astype(np.float32)
     images = to_global(pixels, batch_sbp())
+    encoders = load_run(f"{CONFIGS}/mae_pretraining.py", opts), model_of(path, Heads(4))
     with flow.no_grad():
-        tokens = model.features(images)[:, 0]
-        found = probe.head_norm(tokens).numpy()
-        np.testing.assert_allclose(found, probe.features(images).numpy(), atol=1e-5)
+        expected = probe.features(images).numpy()
+        for encoder in encoders:
+            tokens = encoder.model.features(images)[:, 0]
+            found = probe.head_norm(tokens).numpy()
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+        opts.append("model.num_classes=5")
+        same = load_run(f"{CONFIGS}/mae_linprobe.py", opts).model
+        scores = [model(images)["prediction_scores"].numpy() for model in (same, probe)]
+        np.testing.assert_array_equal(*scores)
+    start = [f"finetune.path={path}", "model.num_heads=4", f"train.output_dir={tmp_path}/none"]
+    tuned = load_run(f"{CONFIGS}/mae_finetune.py", [*start, *opts[2:]]).model.state_dict()
+    for name in ("patch_embed.proj.weight", "pos_embed", "blocks.1.mlp.dense_4h_to_h.weight"):
+        np.testing.assert_array_equal(tuned[name].numpy(), weights_of(probe)[name])
 
 
 def test_a_run_goes_on_with_its_own_sizes(lines, tmp_path):

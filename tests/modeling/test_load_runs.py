@@ -11,18 +11,17 @@ from made_runs import (
     autoencoder,
     classified_run,
     classifier,
+    official_probe,
     pretrained_run,
     randomise,
     weights_of,
 )
 
-from libai_ext.checkpoint import torch_writer
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.placement import batch_sbp, to_global
 from projects.MAE.modeling.pos_embed import sincos_pos_embed
 from projects.MAE.weights.files import read_weights, write_fb, write_hf, write_oneflow
 from projects.MAE.weights.load import load_weights
-from projects.MAE.weights.mapping import from_ours
 from projects.MAE.weights.match import REPLACED
 from projects.MAE.weights.packing import Heads
 from projects.MAE.weights.pos_embed import interpolate
@@ -137,15 +136,8 @@ def test_a_model_without_a_head_is_no_classifier(square):
 
 
 def test_an_official_linear_probe_is_read(tmp_path):
-    """Names of main_linprobe.py: a Sequential of batch norm and linear layer."""
     run, model = classified_run(tmp_path / "run", pooling="cls", batch_norm=True)
-    state = from_ours(weights_of(model), "fb", Heads(4))
-    head = {name: state.pop(name) for name in list(state) if name.startswith("head")}
-    state["head.0.running_mean"] = head["head_norm.running_mean"]
-    state["head.0.running_var"] = head["head_norm.running_var"]
-    state["head.0.num_batches_tracked"] = np.array(7)
-    state["head.1.weight"], state["head.1.bias"] = head["head.weight"], head["head.bias"]
-    torch_writer.save({"model": state, "args": {"input_size": 16}}, tmp_path / "probe.pth")
+    official_probe(tmp_path / "probe.pth", model)
     pixels = np.random.default_rng(2).normal(size=(3, 3, 16, 16)).astype(np.float32)
     images = to_global(pixels, batch_sbp())
     for path in (run, str(tmp_path / "probe.pth")):

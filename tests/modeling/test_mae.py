@@ -62,12 +62,17 @@ def test_base_is_built_to_its_table():
 
 
 def test_initial_values():
-    """Xavier-uniform matrices (the patch projection seen as [D, C*p*p]), tokens N(0, 0.02)."""
+    """Xavier-uniform matrices (the patch projection seen as [D, C*p*p]), tokens N(0, 0.02); the
+    bias of the patch projection is that of PyTorch's convolution."""
     model = small(embed_dim=256, decoder_embed_dim=128)
     for name, parameter in model.named_parameters():
         values = parameter.numpy()
         if "token" in name:
             assert 0.015 < values.std() < 0.025, name
+        elif name == "patch_embed.proj.bias":
+            bound = model.patch_embed.proj.weight[0].numel() ** -0.5
+            assert 0.97 * bound < np.abs(values).max() <= bound
+            assert values.std() == pytest.approx(bound / np.sqrt(3), rel=0.1)
         elif name.endswith("bias"):
             assert not values.any(), name
         elif values.ndim == 1:

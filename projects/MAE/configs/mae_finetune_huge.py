@@ -14,3 +14,5 @@ from .mae_finetune_large import (  # noqa: F401
 
 model.arch = "mae_vit_huge_patch14"
 model.drop_path = 0.3
+
+dataloader.train.dataset.mixer.group_size = 16  # a GPU held half as many

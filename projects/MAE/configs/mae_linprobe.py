@@ -29,7 +29,7 @@ graph.enabled = False  # LARS and batch statistics have no graph form
 
 _dataset = dataloader.train.dataset
 _dataset.transform.transforms = [
-    LazyCall(RandomResizedCrop)(size="${model.img_size}", scale=(0.08, 1.0)),
+    LazyCall(RandomResizedCrop)(size="${model.img_size}", scale=(0.08, 1.0), clip=True),
     LazyCall(RandomHorizontalFlip)(p=0.5),
     dataloader.test.dataset.transform.transforms[-1],
 ]

@@ -89,7 +89,7 @@ class MaskedAutoencoder(nn.Module):
         ):
             table = sincos_pos_embed(self.patch_embed.grid_size, width)
             self.register_buffer(name, to_global(table, broadcast_sbp(), layer_idx))
-        init.initialize(self, init.transformer_initializer)
+        init.initialize(self, self._initializer)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -161,6 +161,13 @@ class MaskedAutoencoder(nn.Module):
     def _prepend_class_token(self, tokens: flow.Tensor) -> flow.Tensor:
         class_token = self.cls_token + self.pos_embed[:, :1]
         return flow.cat([spread(class_token, tokens, 1), tokens], dim=1)
+
+    def _initializer(self, name: str, parameter: flow.Tensor) -> init.Initializer:
+        """The official code's. Its patch projection is a convolution, whose bias it leaves as
+        PyTorch initialises it."""
+        if name == "patch_embed.proj.bias":
+            return init.uniform(self.patch_embed.default_bound)
+        return init.transformer_initializer(name, parameter)
 
     @property
     def _patch_size(self) -> int:

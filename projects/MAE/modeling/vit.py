@@ -18,7 +18,6 @@ from libai_ext.layers.batch_norm import BatchNorm
 from libai_ext.layers.drop_path import DropPathLayer
 from libai_ext.layers.patch_embedding import PatchEmbedding
 from projects.MAE.modeling.mae import LAYER_NORM_EPS, spread, token
-from projects.MAE.modeling.pos_embed import sincos_pos_embed
 
 POOLINGS = ("mean", "cls")
 
@@ -168,11 +167,14 @@ class ViTClassifier(nn.Module):
         return self.norm(x)[:, 0]
 
     def _initializer(self, name: str, parameter: flow.Tensor) -> init.Initializer:
+        """timm's: matrices, class token and position table from a truncated normal distribution,
+        the patch projection as PyTorch initialises a convolution."""
         if name == "head.weight":
             return init.truncated_normal(self.head_std)
-        if name == "pos_embed":
-            table = sincos_pos_embed(self.patch_embed.grid_size, parameter.shape[-1])
-            return lambda rng, shape: table
+        if name.startswith("patch_embed."):
+            return init.uniform(self.patch_embed.default_bound)
+        if parameter.ndim > 1:
+            return init.truncated_normal(0.02)
         return init.transformer_initializer(name, parameter)
 
 
