@@ -1,5 +1,7 @@
 """Errors that a user can mend: programs show the message alone and end with status 2."""
 
+from libai_ext.text import printable
+
 
 class UserError(ValueError):
     """The message names the file or the key, and says what to do."""
@@ -10,4 +12,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data set cannot be used."""
+    """A data set cannot be used. The message is one line, whatever its files are called."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))

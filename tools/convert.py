@@ -28,6 +28,7 @@ from libai_ext.checkpoint import formats
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.plain import Placeholder
 from libai_ext.checkpoint.tensors import TensorInfo
+from libai_ext.text import printable, printable_lines
 from projects.MAE.weights import files
 from projects.MAE.weights.mapping import find_state_dict, from_ours, recognise, some
 from projects.MAE.weights.names import ROWS_BY_OURS, split_number, without_alias
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             convert(options)
     except CheckpointError as error:
-        print(f"convert: error: {error}", file=sys.stderr)
+        print(f"convert: error: {printable_lines(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -90,23 +91,23 @@ def convert(options: argparse.Namespace) -> None:
     if os.path.exists(target_path) and os.path.samefile(source_path, target_path):
         raise CheckpointError(f"{target_path}: SRC and DST are the same")
     started = time.monotonic()
-    print(f"reading  {located}")
+    _say(f"reading  {located}")
     given = Heads(options.encoder_heads, options.decoder_heads)
     weights, source = files.read_weights(source_path, given, options.grid)
-    print(f"         {_summary(weights, source)}")
-    print(f"         {source.summary()}")
+    _say(f"         {_summary(weights, source)}")
+    _say(f"         {source.summary()}")
     for note in source.notes:
-        print(f"note:    {note}")
+        _say(f"note:    {note}")
     folded = "head_norm.running_mean" in weights and options.to in ("timm", "hf")
     if folded:
         weights = files.fold_probe(weights)
         source = dataclasses.replace(source, record=source.record.having(batch_norm=False))
         print("note:    the batch norm before the head becomes part of the head")
-    print(f"writing  {target_path} ({options.to})")
+    _say(f"writing  {target_path} ({options.to})")
     dropped = _write(weights, options, source)
     _print_table(weights, source.style, TARGETS[options.to], dropped)
     for name in source.left_out:
-        print(f"left out: {name}: no model of this project has it")
+        _say(f"left out: {name}: no model of this project has it")
     _say_what_is_lost(source, options)
     print("checking the round trip")
     changed = [name for name in weights if folded and name.startswith("head.")]
@@ -114,7 +115,7 @@ def convert(options: argparse.Namespace) -> None:
     unmatched = from_ours({name: weights[name] for name in dropped}, source.style, source.heads)
     del weights  # the check needs the memory
     _check_round_trip(source, target_path, list(unmatched), changed)
-    print(f"{kept} tensors equal bit for bit, {time.monotonic() - started:.1f} s")
+    _say(f"{kept} tensors equal bit for bit, {time.monotonic() - started:.1f} s")
 
 
 def _say_what_is_lost(source: files.Source, options: argparse.Namespace) -> None:
@@ -122,16 +123,16 @@ def _say_what_is_lost(source: files.Source, options: argparse.Namespace) -> None
     known = source.record
     bare = os.path.splitext(options.target)[1] in files.TORCH_SUFFIXES and options.to != "fb"
     if bare:
-        print(f"note:    {options.target} has no room for: {source.summary()}")
+        _say(f"note:    {options.target} has no room for: {source.summary()}")
     elif options.to == "hf":
         wanted = ("norm_pix_loss", "mask_ratio") if source.contents == "pretraining" else ()
         absent = [key for key in wanted if key not in known.model]
         absent += [key for key in ("mean", "std") if key not in known.data]
         if absent:
-            print(f"note:    SRC does not say {', '.join(absent)}: transformers' defaults hold")
+            _say(f"note:    SRC does not say {', '.join(absent)}: transformers' defaults hold")
         patches = source.patches
         if source.contents == "pretraining" and math.isqrt(patches) ** 2 != patches:
-            print(
+            _say(
                 f"note:    transformers builds no ViTMAEForPreTraining of {patches} patches, no "
                 "square number; a ViTMAEModel it does"
             )
@@ -165,6 +166,11 @@ def _write(
     return []
 
 
+def _say(line: str) -> None:
+    """Print a line; names come from files."""
+    print(printable(line))
+
+
 def _print_table(
     weights: dict[str, np.ndarray], source: str, target: str, dropped: Sequence[str]
 ) -> None:
@@ -183,7 +189,7 @@ def _print_table(
             rows.append((f"{count:4d}", here, _joined(ROWS_BY_OURS[target][template].theirs)))
     width = max(len(row[1]) for row in rows)
     for count, here, there in rows:
-        print(f"{count} x {here:{width}} -> {there}")
+        _say(f"{count} x {here:{width}} -> {there}")
 
 
 def _joined(names: tuple[str, ...]) -> str:
@@ -242,22 +248,22 @@ def inspect(path: str) -> None:
     tree = formats.inspect(path)
     leaves = _leaves(tree)
     for name, what in itertools.islice(leaves, MAX_LINES):
-        print(f"{name:60}  {what}")
+        _say(f"{name:60}  {what}")
     if next(leaves, None):
-        print(f"... only the first {MAX_LINES} are shown")
+        _say(f"... only the first {MAX_LINES} are shown")
     try:
         state, wrapper = find_state_dict(tree)
     except CheckpointError as error:
-        print(f"style: none: {error}")
+        _say(f"style: none: {error}")
         return
     where = f"under {wrapper!r}" if wrapper else "at the top"
     parameters = sum(tensor.numel for tensor in state.values())
     size = sum(tensor.nbytes for tensor in state.values())
-    print(f"{len(state)} tensors {where}, {parameters:,} elements, {size / 1e6:.1f} MB")
+    _say(f"{len(state)} tensors {where}, {parameters:,} elements, {size / 1e6:.1f} MB")
     try:
-        print(f"style: {recognise(state)}")
+        _say(f"style: {recognise(state)}")
     except CheckpointError as error:
-        print(f"style: not recognised: {error}")
+        _say(f"style: not recognised: {error}")
 
 
 def _leaves(tree: Any, prefix: str = "", depth: int = 0) -> Any:

@@ -16,20 +16,28 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from libai_ext.engine import main as entry
+from libai_ext.engine import names
 from libai_ext.engine.run_folder import Series, read_metrics
 from libai_ext.errors import ConfigError
+from libai_ext.text import printable
 
 # Panel -> metrics drawn in it with the style of their line; there is no panel without metrics.
 PANELS = {
-    "loss": {"total_loss": "-", "loss": "o--"},
-    "learning rate": {"lr": "-"},
-    "accuracy, %": {"top1": "o-", "top5": "o--"},
-    "gradient norm": {"grad_norm": "-"},
-    "images/s": {"images_per_second": "-"},
-    "memory, GiB": {"memory_gib": "-"},
+    "loss": {names.TRAINING_LOSS: "-", names.EVALUATION_LOSS: "o--"},
+    "learning rate": {names.LEARNING_RATE: "-"},
+    "accuracy, %": {names.TOP1: "o-", names.TOP5: "o--"},
+    "gradient norm": {names.GRADIENT_NORM: "-"},
+    "images/s": {names.SPEED: "-"},
+    "memory, GiB": {names.MEMORY: "-"},
 }
+FROM_ZERO = ("images/s", "memory, GiB")
 # What the legend says where a panel shows two metrics.
-NOTES = {"total_loss": "training", "loss": "evaluation", "top1": "top 1", "top5": "top 5"}
+NOTES = {
+    names.TRAINING_LOSS: "training",
+    names.EVALUATION_LOSS: "evaluation",
+    names.TOP1: "top 1",
+    names.TOP5: "top 5",
+}
 
 
 def main() -> None:
@@ -45,16 +53,17 @@ def main() -> None:
         figure.savefig(args.output, dpi=150)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {args.output}: {error}") from error
-    print(args.output)
+    print(printable(args.output))
 
 
 def labels(runs: Sequence[str]) -> dict[str, str]:
-    """Short name -> folder: the last part of the path where these differ."""
+    """Short name, fit to be shown -> folder: the last part of the path where these differ."""
     whole = [os.path.normpath(run) for run in runs]
     if len(set(whole)) < len(whole):
         raise ConfigError("the same run is given twice")
     short = [os.path.basename(os.path.abspath(run)) for run in whole]
-    return dict(zip(short if len(set(short)) == len(short) else whole, runs))
+    chosen = short if len(set(short)) == len(short) else whole
+    return dict(zip(map(printable, chosen), runs))
 
 
 def draw(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
@@ -78,11 +87,19 @@ def draw(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
                 if name in metrics:
                     note = f"{run}, {NOTES[name]}" if both else run
                     axes.plot(*metrics[name], style, color=f"C{number % 10}", label=note, ms=3)
-        if panel == "images/s":
-            axes.set_ylim(bottom=0)
+        if panel in FROM_ZERO:
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         if both or len(runs) > 1:
-            axes.legend(fontsize="small", frameon=False)
+            _add_legend(axes)
     return figure
+
+
+def _add_legend(axes) -> None:
+    """As text, whatever a run is called: matplotlib takes ``$`` for a formula, and leaves out
+    what begins with ``_``."""
+    legend = axes.legend(axes.lines, ["line"] * len(axes.lines), fontsize="small", frameon=False)
+    for text, line in zip(legend.get_texts(), axes.lines):
+        text.set(text=line.get_label(), parse_math=False)
 
 
 if __name__ == "__main__":

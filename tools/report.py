@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import base64
+import datetime
 import io
 import json
 import logging
+import math
 import statistics
+import tempfile
 from html import escape
 from pathlib import Path
 from typing import Iterable, Mapping
@@ -20,11 +23,29 @@ from typing import Iterable, Mapping
 from plot import draw, labels
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from libai_ext.engine import environment
+from libai_ext.engine import environment, names
 from libai_ext.engine import main as entry
-from libai_ext.engine.run_folder import Series, read_metrics
-from libai_ext.errors import ConfigError
+from libai_ext.engine.run_folder import Series, read_metrics, read_text
+from libai_ext.errors import ConfigError, DataError
+from libai_ext.text import printable, printable_lines
 
+# Metric -> its heading.
+HEADINGS = {
+    names.TRAINING_LOSS: "training loss",
+    names.EVALUATION_LOSS: "evaluation loss",
+    names.TOP1: "top 1, %",
+    names.TOP5: "top 5, %",
+    f"ema_{names.EVALUATION_LOSS}": "evaluation loss of averages",
+    f"ema_{names.TOP1}": "top 1 of averages, %",
+}
+# The first of these that a run has is its result.
+BEST = (names.TOP1, names.EVALUATION_LOSS)
+# Metric -> heading, factor, unit.
+COSTS = {
+    names.SPEED: ("speed", 1, "images/s"),
+    names.DATA_WAIT: ("waiting for data", 100, "%"),
+    names.MEMORY: ("memory", 1, "GiB"),
+}
 # Spread evenly over the run: its pictures show how it came along.
 MAX_PICTURES = 6
 
@@ -32,8 +53,9 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
-table { border-collapse: collapse; } td, th { padding: .2rem 1rem .2rem 0; text-align: left; }
-th { font-weight: 600; } td { font-variant-numeric: tabular-nums; }
+table { border-collapse: collapse; } td, th { padding: .2rem 1rem .2rem 0; text-align: left;
+  vertical-align: top; }
+th { font-weight: 600; white-space: nowrap; } td { font-variant-numeric: tabular-nums; }
 .curves svg { width: 100%; height: auto; background: white; border-radius: 6px; }
 .pictures { display: flex; flex-wrap: wrap; gap: 1.5rem; }
 figure { margin: 0; } figcaption { font-size: .9rem; }
@@ -58,33 +80,37 @@ def main() -> None:
         target.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {target}: {error}") from error
-    print(target)
+    print(printable(str(target)))
 
 
 def page(run: str) -> str:
     """The HTML of a run's output directory.
 
     Raises:
-        DataError: it is none.
+        DataError: it is none, or a file in it cannot be read.
     """
     metrics = read_metrics(run)
     (name,) = labels([run])
+    events = _events(run)
+    ran = _environment(run)
+    about = ran.pop("run", {})
+    results = {**when(ran.pop("started", None), events), **summary(metrics)}
     parts = [
         f"<h1>{escape(name)}</h1>",
-        _section("Summary", _table(summary(metrics))),
+        _section("Summary", _table(results)),
+        *([_section("Model and settings", _table(about))] if about else []),
         _section("Curves", f'<div class="curves">{_svg(draw({name: metrics}))}</div>'),
+        _section("Pictures", _pictures(events) or f"<p>None in {_shown(run)}/tensorboard.</p>"),
     ]
-    pictures = [_picture(tag, event) for tag, event in _pictures(run)]
-    if pictures:
-        note = "<p>Each row: original, masked, reconstruction, reconstruction + visible.</p>"
-        parts.append(_section("Pictures", f'{note}<div class="pictures">{"".join(pictures)}</div>'))
+    path = Path(run, "confusion.png")
+    if path.is_file():
+        parts.append(_section("Confusion", _confusion(path)))
     for title, file in (("Evaluation by class", "per_class.txt"), ("Config", "config.yaml")):
         path = Path(run, file)
         if path.is_file():
-            parts.append(_section(title, _folded(file, path.read_text(encoding="utf-8"))))
-    path = Path(run, environment.FILE)
-    if path.is_file():
-        parts.append(_section("Environment", _table(json.loads(path.read_text()))))
+            parts.append(_section(title, _folded(file, read_text(path))))
+    if ran:
+        parts.append(_section("Environment", _table(ran)))
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
@@ -96,39 +122,96 @@ def page(run: str) -> str:
 
 def summary(metrics: Mapping[str, Series]) -> dict[str, str]:
     """The numbers one asks for first, as (heading, text)."""
-    loss = metrics["total_loss"]
-    best = min(range(len(loss.values)), key=loss.values.__getitem__)
-    rows = {
-        "iterations": f"{loss.iterations[-1]:,}",
-        "samples": f"{metrics['samples'].values[-1]:,}",
-        "training loss": f"{loss.values[-1]:.4f} (lowest logged: {loss.values[best]:.4f} at "
-        f"{loss.iterations[best]:,})",
-    }
-    for name, heading in (("loss", "evaluation loss"), ("top1", "top 1, %"), ("top5", "top 5, %")):
-        if name in metrics:
-            rows[heading] = f"{metrics[name].values[-1]:.4g}"
-    for name, heading, factor, unit in (
-        ("images_per_second", "speed", 1, "images/s"),
-        ("data_wait", "waiting for data", 100, "%"),
-        ("memory_gib", "memory", 1, "GiB"),
-    ):
-        if name in metrics:
-            rows[heading] = (
-                f"{factor * statistics.median(metrics[name].values):.3g} {unit} (median)"
-            )
+    found = {name: _finite(metrics[name]) for name in (*HEADINGS, *COSTS) if name in metrics}
+    found = {name: series for name, series in found.items() if series.values}
+    rows = {}
+    for name in (*BEST, *HEADINGS):
+        if name in found:
+            rows["best result"] = f"{HEADINGS[name]} {_best(name, found[name])}"
+            break
+    every = next(iter(metrics.values()))
+    rows["iterations"] = f"{every.iterations[-1]:,}"
+    if "samples" in metrics:
+        rows["samples"] = f"{metrics['samples'].values[-1]:,}"
+    for name, heading in HEADINGS.items():
+        if name in found:
+            last = found[name].values[-1]
+            rows[heading] = f"{last:.4g} at the end (best: {_best(name, found[name])})"
+    for name, (heading, factor, unit) in COSTS.items():
+        if name in found:
+            median = factor * statistics.median(found[name].values)
+            rows[heading] = f"{median:.3g} {unit} (median)"
     return rows
 
 
-def _pictures(run: str) -> list[tuple]:
-    """(name, event) of TensorBoard's pictures."""
-    events = EventAccumulator(str(Path(run, "tensorboard")), {"images": 0}).Reload()
+def _finite(series: Series) -> Series:
+    pairs = [pair for pair in zip(*series) if math.isfinite(pair[1])]
+    return Series([iteration for iteration, _ in pairs], [value for _, value in pairs])
+
+
+def _best(name: str, series: Series) -> str:
+    choose = min if name.endswith("loss") else max
+    value = choose(series.values)
+    return f"{value:.4g} at iteration {series.iterations[series.values.index(value)]:,}"
+
+
+def when(started: object, events: EventAccumulator) -> dict[str, str]:
+    """Date and duration of a run, as far as its files tell: from its start, the last one if it
+    was resumed and began no earlier, to its last logging step."""
+    tags = events.Tags()["scalars"]
+    times = [event.wall_time for tag in tags for event in events.Scalars(tag)]
+    try:
+        times.append(datetime.datetime.fromisoformat(started).timestamp())
+    except (TypeError, ValueError):
+        pass  # version 0.1 did not keep it
+    if not times:
+        return {"date": "unknown"}
+    first, last = (datetime.datetime.fromtimestamp(pick(times)) for pick in (min, max))
+    seconds = datetime.timedelta(seconds=round((last - first).total_seconds()))
+    return {"date": f"{first:%Y-%m-%d %H:%M}", "duration": f"{seconds} (h:mm:ss)"}
+
+
+def _events(run: str) -> EventAccumulator:
+    """Scalars and pictures of TensorBoard's files, of none where there is none."""
+    with tempfile.TemporaryDirectory() as scratch:
+        # TensorBoard reads no folder whose path is no UTF-8.
+        link = Path(scratch, "tensorboard")
+        link.symlink_to(Path(run, "tensorboard").absolute())
+        events = EventAccumulator(str(link), {"images": 0, "scalars": 0})
+        return events.Reload() if link.is_dir() else events
+
+
+def _environment(run: str) -> dict:
+    path = Path(run, environment.FILE)
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("run", {}), dict):
+        raise DataError(f"{path} is not the record of a run")
+    return content
+
+
+def _pictures(events: EventAccumulator) -> str:
+    """Some of TensorBoard's pictures."""
     found = []
     for tag in events.Tags()["images"]:
         images = events.Images(tag)
         count = min(MAX_PICTURES, len(images))
         places = {round(i * (len(images) - 1) / max(1, count - 1)) for i in range(count)}
-        found += [(tag, images[place]) for place in sorted(places)]
-    return found
+        found += [_picture(tag, images[place]) for place in sorted(places)]
+    if not found:
+        return ""
+    note = "<p>Each row: original, masked, reconstruction, reconstruction + visible.</p>"
+    return f'{note}<div class="pictures">{"".join(found)}</div>'
+
+
+def _confusion(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    note = "<p>Of the last evaluation: a row for each true class, a column for each predicted.</p>"
+    return f'{note}<img src="data:image/png;base64,{data}" alt="confusion matrix">'
 
 
 def _picture(tag: str, event) -> str:
@@ -153,14 +236,17 @@ def _section(title: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{content}</section>\n"
 
 
+def _shown(value: object) -> str:
+    return escape(printable_lines(str(value)))
+
+
 def _folded(title: str, text: str) -> str:
-    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+    return f"<details><summary>{escape(title)}</summary><pre>{_shown(text)}</pre></details>"
 
 
 def _table(rows: Mapping[str, object]) -> str:
     lines: Iterable[str] = (
-        f"<tr><th>{escape(str(key))}</th><td>{escape(str(value))}</td></tr>"
-        for key, value in rows.items()
+        f"<tr><th>{_shown(key)}</th><td>{_shown(value)}</td></tr>" for key, value in rows.items()
     )
     return f"<table>{''.join(lines)}</table>"
 

@@ -22,6 +22,7 @@ import os
 from typing import Sequence
 
 from libai_ext.errors import DataError
+from libai_ext.text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +154,9 @@ class Walk:
 
 @functools.lru_cache(maxsize=None)
 def warn_once(text: str) -> None:
-    """Log a warning, the first time only: a test split is opened at each evaluation."""
-    logger.warning(text)
+    """Log a warning, the first time only: a test split is opened at each evaluation. It is one
+    line, whatever the files that it names are called."""
+    logger.warning(printable(text))
 
 
 def _counted(names: dict[str, int]) -> list[str]:
@@ -162,6 +164,5 @@ def _counted(names: dict[str, int]) -> list[str]:
 
 
 def some(names: Sequence[str], shown: int = 4) -> str:
-    """The first few names, for a message; bytes of theirs that are no UTF-8 as numbers."""
-    text = ", ".join([*names[:shown], *["..."] * (len(names) > shown)])
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """The first few names, for a message."""
+    return printable(", ".join([*names[:shown], *["..."] * (len(names) > shown)]))

@@ -9,6 +9,7 @@ from libai.engine.trainer import HookBase
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
 from libai_ext.checkpoint.native import Checkpointer
+from libai_ext.engine import names
 from libai_ext.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ class Evaluation(HookBase):
         if done % self.period and done != self.trainer.max_iter:
             return
         results = _broadcast_py_object(self.trainer.test())
-        self.trainer.storage.put_scalars(**results, smoothing_hint=False)
+        named = {names.of_result(name): value for name, value in results.items()}
+        self.trainer.storage.put_scalars(**named, smoothing_hint=False)
         if self.metric is not None:
             self._compare(results)
 

@@ -7,6 +7,8 @@ from typing import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from libai_ext.text import printable
+
 # Up to this many classes a cell holds its count; above, it is a coloured square.
 MOST_WITH_NUMBERS = 40
 _SIDE = 1200
@@ -29,7 +31,7 @@ def draw(confusion: np.ndarray, classes: Sequence[str]) -> Image.Image:
     if numbers:
         widest = max(_width(font, str(value)) for value in np.unique(confusion).tolist())
         cell = max(24, widest + 2 * _GAP)
-        names = [_shortened(name) for name in classes]
+        names = [_shortened(printable(name)) for name in classes]
         margin = max(_width(font, name) for name in names) + 2 * _GAP
     else:
         cell = max(1, _SIDE // count)

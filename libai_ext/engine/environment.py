@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Mapping
 
 import psutil
 
@@ -15,10 +17,15 @@ FILE = "environment.json"
 _PACKAGES = ("oneflow", "libai", "flowvision", "numpy", "Pillow", "omegaconf")
 
 
-def write(output_dir: str) -> None:
-    """Write ``environment.json``: versions, processor, memory, number of processes."""
+def write(output_dir: str, run: Mapping[str, str] | None = None) -> None:
+    """Write ``environment.json``: date, versions, processor, memory, number of processes.
+
+    Args:
+        run: what is to be run, as (heading, text).
+    """
     versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
     content = {
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "python": platform.python_version(),
         **versions,
         "system": platform.platform(),
@@ -27,6 +34,7 @@ def write(output_dir: str) -> None:
         "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "command": " ".join(sys.argv),
+        "run": dict(run or {}),
     }
     Path(output_dir, FILE).write_text(json.dumps(content, indent=2) + "\n")
 

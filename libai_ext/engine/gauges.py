@@ -10,6 +10,7 @@ from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 
 from libai_ext.compat.placements import placement
+from libai_ext.engine import names
 from libai_ext.engine.memory import memory_gib
 from libai_ext.engine.writers import is_line
 from libai_ext.placement import device_type
@@ -21,14 +22,13 @@ class Means:
     """Values of the steps since the last logging step, by name; on every rank alike."""
 
     # Not those of a run that goes on elsewhere.
-    _TIMES = ("time", "data_time")
+    _TIMES = (names.STEP_SECONDS, names.DATA_SECONDS)
 
     def __init__(self):
         self.values: dict[str, list[float]] = {}
 
-    def add(self, **values: float) -> None:
-        for name, value in values.items():
-            self.values.setdefault(name, []).append(value)
+    def add(self, name: str, value: float) -> None:
+        self.values.setdefault(name, []).append(value)
 
     def take(self) -> dict[str, float]:
         """The mean of each, and start anew."""
@@ -45,9 +45,9 @@ class Means:
 
 
 class Gauges(HookBase):
-    """At each logging step the means since the one before (``total_loss``, ``time`` and
-    ``data_time`` in seconds), and ``images_per_second``, ``data_wait`` (share of the time, of 1),
-    ``memory_gib``; with mixed precision ``loss_scale`` and ``skipped_steps``, all so far.
+    """At each logging step the means since the one before (loss, gradient norm, times), and what
+    follows from them, the memory and, with mixed precision, the loss scale and the steps skipped
+    so far: see :mod:`libai_ext.engine.names`.
 
     Args:
         periods: of the logging steps, see :func:`libai_ext.engine.writers.is_line`.
@@ -62,13 +62,14 @@ class Gauges(HookBase):
         if not is_line(self.trainer, self.periods):
             return
         trainer, means = self.trainer, self.means.take()
-        scalars = dict(means, memory_gib=memory_gib())
-        if "time" in means:
-            scalars["images_per_second"] = self.samples_per_iter / means["time"]
-            scalars["data_wait"] = means["data_time"] / means["time"]
+        scalars = {**means, names.MEMORY: memory_gib()}
+        if names.STEP_SECONDS in means:
+            seconds = means[names.STEP_SECONDS]
+            scalars[names.SPEED] = self.samples_per_iter / seconds
+            scalars[names.DATA_WAIT] = means[names.DATA_SECONDS] / seconds
         if trainer.cfg.train.amp.enabled:
-            scalars["loss_scale"] = trainer.steps.loss_scale
-            scalars["skipped_steps"] = trainer.iter + 1 - trainer.steps.taken
+            scalars[names.LOSS_SCALE] = trainer.steps.loss_scale
+            scalars[names.SKIPPED_STEPS] = trainer.iter + 1 - trainer.steps.taken
         trainer.storage.put_scalars(**scalars)
 
 

@@ -16,6 +16,7 @@ from libai_ext import config_targets
 from libai_ext.config_names import from_elsewhere
 from libai_ext.errors import ConfigError, UserError
 from libai_ext.failure import SAVED_ON_SIGNAL, USAGE_ERROR, out_of_memory, settle, tell
+from libai_ext.text import printable_lines
 
 # For the last messages of the engine to arrive before their sender leaves.
 _ARRIVAL_SECONDS = 0.5
@@ -66,6 +67,7 @@ def run(program: Callable[[], None]) -> None:
     Leaves by ``os._exit``, and while the exception is still held: a rank that raises would
     otherwise wait for its peers when its graphs are freed, and the launcher for it, for ever.
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name of a file may be no UTF-8
     try:
         program()
         # A graph is freed by all ranks together: no rank may collect one while others leave.
@@ -109,6 +111,7 @@ def _report(error: BaseException) -> int:
     else:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         status, text = 1, "".join([f"rank {os.environ.get('RANK', 0)} failed:\n", *lines])
+    text = printable_lines(text)
     if not tell(text):
         print(text, end="", file=sys.stderr)
     return status

@@ -11,6 +11,7 @@ from typing import NamedTuple, Sequence
 import numpy as np
 
 from libai_ext.errors import DataError
+from libai_ext.text import cell, printable
 
 
 class ClassResult(NamedTuple):
@@ -114,16 +115,18 @@ class Classification:
 
     def table(self) -> str:
         """:meth:`per_class` for reading; shares in per cent."""
-        width = max(len("class"), *(len(name) for name in self.classes))
+        classes = [printable(name) for name in self.classes]
+        width = max(len("class"), *map(len, classes))
         lines = [f"{'class':<{width}}  support  recall  precision"]
-        for row in self.per_class():
+        for name, row in zip(classes, self.per_class()):
             recall, precision = (_percent(share) for share in (row.recall, row.precision))
-            lines.append(f"{row.name:<{width}}  {row.support:>7}  {recall:>6}  {precision:>9}")
+            lines.append(f"{name:<{width}}  {row.support:>7}  {recall:>6}  {precision:>9}")
         return "\n".join(lines)
 
     def write_predictions(self, path: str, samples: Sequence[str] | None = None) -> None:
         """CSV, one line a sample in the order they came: sample, label, predicted (names), the
-        predicted class's probability, the label's rank (0 = hit) and loss.
+        predicted class's probability, the label's rank (0 = hit) and loss. Of names see
+        :func:`libai_ext.text.cell`.
 
         Args:
             samples: their names, such as file paths; their number from 0 where not given.
@@ -134,12 +137,12 @@ class Classification:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(target.name + ".tmp")
-        with unfinished.open("w", newline="") as file:
+        with unfinished.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["sample", "label", "predicted", "probability", "rank", "loss"])
             for sample, label, predicted, rank, loss, share in zip(samples, *columns):
-                names = self.classes[label], self.classes[predicted]
-                writer.writerow([sample, *names, f"{share:.6g}", rank, f"{loss:.6g}"])
+                names = map(cell, (str(sample), self.classes[label], self.classes[predicted]))
+                writer.writerow([*names, f"{share:.6g}", rank, f"{loss:.6g}"])
         os.replace(unfinished, target)
 
     def _column(self, number: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Mapping
 
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
@@ -22,6 +23,11 @@ _WRITTEN = (
     "tensorboard",
     "last_checkpoint",
     "model_*",
+    "nonfinite_*.json",
+    "per_class.txt",
+    "confusion.png",
+    "predictions.csv",
+    "report.html",
 )
 DEV_RUN = "fast_dev_run"
 
@@ -65,7 +71,9 @@ def prepare_output_dir(
         raise _unwritable(folder, error) from None
 
 
-def write_record(output_dir: str, cfg: DictConfig | None) -> None:
+def write_record(
+    output_dir: str, cfg: DictConfig | None, run: Mapping[str, str] | None = None
+) -> None:
     """Write ``config.yaml`` and ``environment.json`` of a run that is about to start, on rank 0.
 
     Not before it is known that it may: a resume that the checkpoint contradicts leaves the config
@@ -73,6 +81,7 @@ def write_record(output_dir: str, cfg: DictConfig | None) -> None:
 
     Args:
         cfg: with nothing derived, so that it can be given as CONFIG again; used on rank 0.
+        run: what follows from it, as (heading, text).
 
     Raises:
         ConfigError: the directory cannot be written.
@@ -82,7 +91,7 @@ def write_record(output_dir: str, cfg: DictConfig | None) -> None:
     try:
         cfg.train.output_dir = str(output_dir)
         Path(output_dir, "config.yaml").write_text(dump(cfg), encoding="utf-8")
-        environment.write(output_dir)
+        environment.write(output_dir, run)
     except OSError as error:
         raise _unwritable(output_dir, error) from None
 

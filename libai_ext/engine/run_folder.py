@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+from libai_ext.engine import names
 from libai_ext.errors import DataError
 
 
@@ -17,7 +18,8 @@ class Series(NamedTuple):
 
 
 def read_metrics(run: str) -> dict[str, Series]:
-    """``metrics.jsonl`` by name of the metric; a last line that was cut off is left out.
+    """``metrics.jsonl`` by name of the metric (:mod:`libai_ext.engine.names`); a last line that was
+    cut off is left out.
 
     Raises:
         DataError: there is no such file, nothing in it, or something else.
@@ -26,19 +28,41 @@ def read_metrics(run: str) -> dict[str, Series]:
     if not path.is_file():
         raise DataError(f"{run} is no output directory of a run: it has no metrics.jsonl")
     series: dict[str, Series] = {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path).splitlines()
     for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            iteration = row.pop("iteration")
-        except (ValueError, KeyError, AttributeError, TypeError):
+        row = _numbers(line)
+        if row is None:
             if number == len(lines):
                 break
-            raise DataError(f"{path}, line {number}: not a line of metrics") from None
+            raise DataError(f"{path}, line {number}: not a line of metrics")
+        iteration = row.pop("iteration")
         for name, value in row.items():
-            own = series.setdefault(name, Series([], []))
+            # Version 0.1 kept "loss" for that of an evaluation.
+            own = series.setdefault(names.of_result(name), Series([], []))
             own.iterations.append(iteration)
             own.values.append(value)
     if not series:
         raise DataError(f"{path} holds no metrics yet: the run has not reached a logging step")
     return series
+
+
+def _numbers(line: str) -> dict[str, float] | None:
+    """A line of metrics, None where it is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    numbers = isinstance(row, dict) and all(type(value) in (int, float) for value in row.values())
+    return row if numbers and type(row.get("iteration")) is int else None
+
+
+def read_text(path: Path) -> str:
+    """A file that a run wrote; bytes that are no UTF-8 as ``\\xff``.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error

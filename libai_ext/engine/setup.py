@@ -9,10 +9,10 @@ from pathlib import Path
 
 import oneflow as flow
 from libai.utils import distributed as dist
-from libai.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from libai_ext import device, kernels
+from libai_ext.engine.logs import set_up_logs
 from libai_ext.engine.memory import out_of_memory
 from libai_ext.failure import foresee_out_of_memory
 from libai_ext.placement import set_layout
@@ -30,10 +30,7 @@ def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
     if dist.is_main_process():
         Path(train.output_dir).mkdir(parents=True, exist_ok=True)
     dist.synchronize()
-    for name in ("libai", "libai_ext", "projects"):
-        setup_logger(train.output_dir, distributed_rank=dist.get_rank(), name=name, abbrev_name="")
-    # It logs the exceptions that libai_ext.engine.main reports.
-    logging.getLogger("libai.engine.trainer").setLevel(logging.CRITICAL)
+    set_up_logs(train.output_dir)
     set_layout(train.dist, pipeline_layers)
     if device.current().type == "cuda":
         foresee_out_of_memory(out_of_memory(cfg))
@@ -51,6 +48,7 @@ def summary(trainer) -> dict[str, str]:
     mode = "graph" if cfg.graph.enabled else "eager"
     return {
         **(_training_rows(trainer) if trainer.order is not None else {}),
+        "model": _model(cfg.model),
         "parameters": f"{total:,}, {trainable:,} trainable",
         "layout": f"data {layout.data_parallel_size} x tensor {layout.tensor_parallel_size} x "
         f"pipeline {layout.pipeline_parallel_size}, {mode} mode",
@@ -75,18 +73,26 @@ def _training_rows(trainer) -> dict[str, str]:
     }
 
 
+def _model(node: DictConfig) -> str:
+    keys = [key for key in node if key != "_target_" and node[key] is not None]
+    return ", ".join(f"{key} {node[key]}" for key in keys)
+
+
 def _stages(stage_ids) -> str:
     """Layers of each stage, as ``0-4 | 5-7``."""
     bounds = [stage_ids.index(stage) for stage in sorted(set(stage_ids))] + [len(stage_ids)]
     return "layers " + " | ".join(f"{a}-{b - 1}" for a, b in zip(bounds, bounds[1:]))
 
 
-def log_summary(trainer) -> None:
-    lines = [f"  {name:16s} {text}" for name, text in summary(trainer).items()]
+def log_summary(trainer) -> dict[str, str]:
+    """Log the :func:`summary`, and what is odd about it; returns it."""
+    rows = summary(trainer)
+    lines = [f"  {name:16s} {text}" for name, text in rows.items()]
     logger.info("run\n" + "\n".join(lines))
     _warn_of_others()
     if trainer.order is not None and trainer.cfg.train.warmup_iter >= trainer.max_iter:
         logger.warning("the warm-up is no shorter than the run: the rate only climbs")
+    return rows
 
 
 def _warn_of_others() -> None:

@@ -17,7 +17,7 @@ from libai_ext.config import fresh, instantiate
 from libai_ext.config_targets import check_targets
 from libai_ext.data.loader import build_eval_loader, build_train_loader
 from libai_ext.data.sampler import GlobalOrder
-from libai_ext.engine import agreement
+from libai_ext.engine import agreement, names
 from libai_ext.engine.checkpointing import Checkpointing, Evaluation
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
@@ -26,7 +26,7 @@ from libai_ext.engine.hang import HangReport
 from libai_ext.engine.nonfinite import StepGuard
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
-from libai_ext.engine.writers import Progress, Writing, is_line, writers
+from libai_ext.engine.writers import Progress, Writing, is_line, place_of, writers
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.optim.ema import WeightAverage
 
@@ -54,8 +54,6 @@ class Trainer(DefaultTrainer):
         self.steps = kind(self, StepGuard(self, cfg.train.max_nonfinite_steps))
         self.means = Means()
         self._batches = None
-        # Of the last evaluation: metric name -> value, on rank 0.
-        self.results: dict[str, float] = {}
         if training:
             self._build_order()
         flow.manual_seed(cfg.train.seed)
@@ -188,7 +186,7 @@ class Trainer(DefaultTrainer):
             self.average.update()
         # Graphs are compiled and data workers started in the first steps.
         if self.iter >= self.start_iter + WARM_UP:
-            self.means.add(time=time.perf_counter() - start)
+            self.means.add(names.STEP_SECONDS, time.perf_counter() - start)
 
     def reading_due(self) -> bool:
         """Whether something needs to know, after this step, how the steps so far went."""
@@ -227,7 +225,7 @@ class Trainer(DefaultTrainer):
         except DataError as error:  # from a worker, with the worker's traceback as text
             raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
         if self.iter >= self.start_iter + WARM_UP:
-            self.means.add(data_time=time.perf_counter() - start)
+            self.means.add(names.DATA_SECONDS, time.perf_counter() - start)
         return batch
 
     def build_hooks(self):
@@ -271,17 +269,18 @@ class Trainer(DefaultTrainer):
         """
         dataset = self.build_dataset("test")
         evaluator = self.build_evaluator(dataset)
-        self.results = self._evaluate(dataset, evaluator, max_batches)
+        results = self._evaluate(dataset, evaluator, max_batches)
         if self.average is not None:
             with self.average.in_model():
                 averaged = self._evaluate(dataset, self.build_evaluator(dataset), max_batches)
-            self.results.update({f"ema_{name}": value for name, value in averaged.items()})
+            results.update({f"ema_{name}": value for name, value in averaged.items()})
         if dist.is_main_process():
-            text = ", ".join(f"{name} {value:.6g}" for name, value in self.results.items())
-            logger.info(f"evaluation on {len(dataset)} samples: {text}")
+            text = ", ".join(f"{name} {value:.6g}" for name, value in results.items())
+            place = f"{place_of(self)} " if self._batches is not None else ""
+            logger.info(f"{place}evaluation on {len(dataset)} samples: {text}")
             if max_batches is None:
                 self.report(evaluator, dataset)
-        return self.results
+        return results
 
     def _evaluate(self, dataset, evaluator, max_batches: int | None) -> dict[str, float]:
         train = self.cfg.train
@@ -303,7 +302,7 @@ class Schedule(hooks.LRScheduler):
         if self.scheduler.last_step != taken - 1:  # steps were left out
             move_to(self.scheduler, max(taken - 1, 0))
         lr = self.scheduler.get_last_lr()[self._best_param_group_id]
-        self.trainer.storage.put_scalar("lr", lr, smoothing_hint=False)
+        self.trainer.storage.put_scalar(names.LEARNING_RATE, lr, smoothing_hint=False)
         move_to(self.scheduler, taken)
 
 

@@ -21,6 +21,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
+from libai_ext.engine import names
+from libai_ext.engine.logs import FILES_ONLY
 from libai_ext.failure import ON_TERMINAL
 
 logger = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ _INTERNAL = ("eta_seconds",)
 
 
 def latest_scalars(storage: EventStorage) -> dict[str, float]:
-    """Scalars of the iteration just done, by name; losses are LiBai's ``total_loss``."""
+    """Scalars of the iteration just done, by name: see :mod:`libai_ext.engine.names`."""
     return {
         name: value
         for name, (value, iteration) in storage.latest().items()
@@ -182,9 +184,15 @@ class TensorBoard(_File):
             self.writer.close()
 
 
+def place_of(trainer) -> str:
+    """How far a training run is, as ``[ 20/100]``."""
+    last = trainer.max_iter
+    return f"[{trainer.iter + 1:{len(str(last))}d}/{last}]"
+
+
 class Progress(HookBase):
-    """A live bar on a terminal, a line per ``period`` iterations elsewhere; shows what
-    :class:`libai_ext.engine.gauges.Gauges` measured."""
+    """A line per ``period`` iterations of what :class:`libai_ext.engine.gauges.Gauges` measured.
+    On a terminal a live bar shows it, and the line is written to ``log.txt`` alone."""
 
     def __init__(self, period: int):
         self.period = period
@@ -200,14 +208,16 @@ class Progress(HookBase):
             )
 
     def after_step(self) -> None:
-        done, line = self.trainer.iter + 1, is_line(self.trainer, [self.period])
+        if is_line(self.trainer, [self.period]):
+            self._write(self._text())
         if self.bar is not None:
-            if line:
-                self.bar.set_postfix_str(self._text(), refresh=False)
             self.bar.update()
-        elif line:
-            width = len(str(self.trainer.max_iter))
-            logger.info(f"[{done:{width}d}/{self.trainer.max_iter}] {self._text()}{self._eta()}")
+
+    def _write(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+        live = self.bar is not None
+        logger.info(f"{place_of(self.trainer)} {text}{self._eta()}", extra={FILES_ONLY: live})
 
     def after_train(self) -> None:
         if self.bar is not None:
@@ -215,20 +225,20 @@ class Progress(HookBase):
 
     def _text(self) -> str:
         latest = latest_scalars(self.trainer.storage)
-        if "total_loss" not in latest:
+        if names.TRAINING_LOSS not in latest:
             return "step left out"
-        text = f"loss {latest['total_loss']:.4f}, lr {latest['lr']:.2e}"
-        if "loss_scale" in latest:
-            text += f", loss scale {latest['loss_scale']:g}, {latest['skipped_steps']:.0f} skipped"
-        if "images_per_second" in latest:  # not in the first iterations
-            text += f", {latest['images_per_second']:.0f} images/s"
-            text += f", data wait {100 * latest['data_wait']:.0f} %"
-        for name, value in self.trainer.results.items():
-            text += f", {name} {value:.4g}"
-        return f"{text}, memory {latest['memory_gib']:.2f} GiB"
+        text = f"training loss {latest[names.TRAINING_LOSS]:.4f}"
+        text += f", lr {latest[names.LEARNING_RATE]:.2e}"
+        if names.LOSS_SCALE in latest:
+            text += f", loss scale {latest[names.LOSS_SCALE]:g}"
+            text += f", {latest[names.SKIPPED_STEPS]:.0f} skipped"
+        if names.SPEED in latest:  # not in the first iterations
+            text += f", {latest[names.SPEED]:.0f} images/s"
+            text += f", data wait {100 * latest[names.DATA_WAIT]:.0f} %"
+        return f"{text}, memory {latest[names.MEMORY]:.2f} GiB"
 
     def _eta(self) -> str:
-        seconds = latest_scalars(self.trainer.storage).get("time")
+        seconds = latest_scalars(self.trainer.storage).get(names.STEP_SECONDS)
         if seconds is None:
             return ""
         left = seconds * (self.trainer.max_iter - self.trainer.iter - 1)

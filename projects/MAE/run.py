@@ -117,11 +117,11 @@ def run(args: argparse.Namespace) -> None:
         prepare_output_dir(cfg, args.resume, args.start_over, args.fast_dev_run)
     trainer = _build(cfg, notes, training=not args.eval_only)
     _set_state(trainer, args)
-    log_summary(trainer)
+    summary = log_summary(trainer)
     if args.eval_only:
         trainer.test()
         return
-    write_record(cfg.train.output_dir, given)
+    write_record(cfg.train.output_dir, given, summary)
     trainer.train()
     if args.fast_dev_run:
         trainer.test(max_batches=2)

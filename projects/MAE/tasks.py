@@ -185,7 +185,7 @@ class Classification:
         """Write what was asked for beyond accuracy and loss."""
         folder = Path(output_dir)
         if self.per_class:
-            (folder / "per_class.txt").write_text(evaluator.table() + "\n")
+            (folder / "per_class.txt").write_text(evaluator.table() + "\n", encoding="utf-8")
         if self.confusion:
             picture = confusion.draw(evaluator.confusion(), evaluator.classes)
             picture.save(folder / "confusion.png")

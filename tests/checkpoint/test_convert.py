@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from libai_ext.checkpoint import formats
+from libai_ext.checkpoint import formats, safetensors_file
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "tools" / "convert.py"
 HEADS = ("--encoder-heads", "3", "--decoder-heads", "2")
@@ -163,3 +163,16 @@ def test_mistakes_end_in_status_2_and_a_sentence(golden, tmp_path, arguments, me
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_in_a_file_are_shown_as_text(tmp_path, capsys):
+    """No escape of a terminal, no second line."""
+    names = {"\x1b[2J": np.ones(2, np.float32), "a\nstyle: fb": np.ones(3, np.float32)}
+    path = tmp_path / "\udcff.safetensors"
+    safetensors_file.save(names, str(path))
+    script().inspect(str(path))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == [r"\x1b[2J", r"a\nstyle:"]
+    assert lines[2].startswith("2 tensors at the top") and "\x1b" not in "".join(lines)
+    assert script().main(["--inspect", str(tmp_path / "\x1b\udcff.pth")]) == 2
+    assert rf"convert: error: {tmp_path}/\x1b\xff.pth" in capsys.readouterr().err

@@ -133,6 +133,23 @@ def test_predictions_file(tmp_path):
     assert [row[0] for row in csv.reader(path.open())] == ["sample", "0", "1"]
 
 
+def test_names_in_files_are_text(tmp_path):
+    """Neither a spreadsheet nor a terminal does anything by a name."""
+    classes = ["=1+1", "\x1b[2J", "two\nlines", "\udcff"]
+    evaluator = evaluated([0, 1, 2, 3], np.eye(4), classes)
+    path = tmp_path / "predictions.csv"
+    evaluator.write_predictions(str(path), samples=["@a.png", "-b.png", "c\x00.png", "\udce9.png"])
+    assert [row[:3] for row in csv.reader(path.open(encoding="utf-8"))][1:] == [
+        ["'@a.png", "'=1+1", "'=1+1"],
+        ["'-b.png", r"\x1b[2J", r"\x1b[2J"],
+        [r"c\x00.png", r"two\nlines", r"two\nlines"],
+        [r"\xe9.png", r"\xff", r"\xff"],
+    ]
+    names = [line.split()[0] for line in evaluator.table().splitlines()]
+    assert names == ["class", "=1+1", r"\x1b[2J", r"two\nlines", r"\xff"]
+    draw(evaluator.confusion(), classes)
+
+
 def cell_colors(picture: Image.Image, count: int) -> np.ndarray:
     """Most frequent color [K, K, 3] of each cell of a picture with square cells."""
     pixels = np.asarray(picture)

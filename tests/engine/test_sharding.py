@@ -107,7 +107,7 @@ def runs(launch, digits, tmp_path_factory):
 
 
 def lines(folder):
-    keys = ("total_loss", "gradient_norm", "loss", "ema_loss")
+    keys = ("total_loss", "gradient_norm", "eval_loss", "ema_eval_loss")
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {line["iteration"]: [line.get(key, 0.0) for key in keys] for line in found}
 

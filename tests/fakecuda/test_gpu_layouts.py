@@ -50,7 +50,7 @@ SCRATCH = ("finetune.enable=False",)
 PROBE = (*SCRATCH, "train.max_nonfinite_steps=100")
 # Recipe, what makes it small, results of its evaluation.
 TASKS = {
-    "pretraining": ("mae_digits", DECODER, {"loss"}),
+    "pretraining": ("mae_digits", DECODER, {"eval_loss"}),
     "finetuning": ("mae_digits_finetune", (*SCRATCH, "model.drop_path=0.3"), {"top1", "top5"}),
     "probe": ("mae_digits_linprobe", PROBE, {"top1", "top5"}),
 }

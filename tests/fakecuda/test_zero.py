@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 CONFIG = "projects/MAE/configs/mae_digits.py"
 ITERATIONS, SAVED_AT = 4, 2
-RESULTS = {"total_loss", "loss", "ema_loss"}
+RESULTS = {"total_loss", "eval_loss", "ema_eval_loss"}
 OPTIONS = (
     "model.depth=1",
     "model.decoder_depth=1",

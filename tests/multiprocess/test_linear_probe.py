@@ -40,7 +40,7 @@ def train(launch, digits, tmp_path_factory):
 def numbers(lines):
     """Losses by iteration, and the evaluation after the last."""
     losses = [line["total_loss"] for line in lines]
-    return losses, [lines[-1][name] for name in ("top1", "top5", "loss")]
+    return losses, [lines[-1][name] for name in ("top1", "top5", "eval_loss")]
 
 
 @pytest.mark.slow

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import collections
+import datetime
 import json
 import os
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,6 +23,10 @@ from libai_ext.errors import DataError
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
+def now():
+    return datetime.datetime.now().astimezone()
+
+
 def write_run(folder, scale=1.0, accuracy=False):
     """Four logging steps; evaluated at the second and the last."""
     folder.mkdir()
@@ -29,7 +35,7 @@ def write_run(folder, scale=1.0, accuracy=False):
             row = {"iteration": 50 * step, "samples": 800 * step, "total_loss": scale / step}
             row.update(lr=1e-3 * step, images_per_second=100.0 + step, data_wait=0.01 * step)
             if accuracy and step % 2 == 0:
-                row.update(top1=10.0 * step, top5=20.0 * step, loss=2.0 / step)
+                row.update(top1=50.0 - 5 * step, top5=20.0 * step, eval_loss=2.0 / step)
             file.write(json.dumps(row) + "\n")
         file.write('{"iteration": 250, "total')  # killed
     return folder
@@ -39,8 +45,15 @@ def write_run(folder, scale=1.0, accuracy=False):
 def run(tmp_path):
     folder = write_run(tmp_path / "first", accuracy=True)
     (folder / "config.yaml").write_text("model:\n  name: <b>&amp;\n")
-    environment.write(str(folder))
+    Image.new("RGB", (9, 9)).save(folder / "confusion.png")
+    environment.write(str(folder), {"model": "arch tiny, depth 2", "parameters": "1,234"})
+    started = datetime.datetime(2026, 1, 2, 3, 4, 5).astimezone()
+    content = json.loads((folder / "environment.json").read_text())
+    assert abs(datetime.datetime.fromisoformat(content["started"]) - now()).total_seconds() < 60
+    content["started"] = started.isoformat()
+    (folder / "environment.json").write_text(json.dumps(content))
     writer = SummaryWriter(str(folder / "tensorboard"))
+    writer.add_scalar("total_loss", 1, 1, walltime=started.timestamp() + 3723)
     for step in range(0, 2000, 200):
         writer.add_image("reconstruction", np.full((3, 8, 40), step // 10, np.uint8), step)
     writer.close()
@@ -58,7 +71,7 @@ def plot(monkeypatch):
 def test_metrics_are_read_by_name(tmp_path, run):
     series = read_metrics(str(run))
     assert series["total_loss"] == ([50, 100, 150, 200], [1, 1 / 2, 1 / 3, 1 / 4])
-    assert series["top1"] == ([100, 200], [20, 40])
+    assert series["top1"] == ([100, 200], [40, 30])
     with pytest.raises(DataError, match="nowhere is no output directory of a run"):
         read_metrics(str(tmp_path / "nowhere"))
     (run / "metrics.jsonl").write_text("")
@@ -67,6 +80,20 @@ def test_metrics_are_read_by_name(tmp_path, run):
     (run / "metrics.jsonl").write_text('[]\n{"iteration": 1}\n')
     with pytest.raises(DataError, match="metrics.jsonl, line 1: not a line of metrics"):
         read_metrics(str(run))
+    # As version 0.1 wrote it.
+    (run / "metrics.jsonl").write_text('{"iteration": 1, "total_loss": 2, "loss": 3}\n')
+    assert read_metrics(str(run))["eval_loss"] == ([1], [3])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "7", '{"x": 1}', '{"iteration": 1, "x": "y"}', "[" * 10**5],
+    ids=["cut", "number", "no iteration", "text", "deep"],
+)
+def test_what_is_no_line_of_metrics(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{line}\n{{"iteration": 1, "x": 1}}\n')
+    with pytest.raises(DataError, match="metrics.jsonl, line 1: not a line of metrics"):
+        read_metrics(str(tmp_path))
 
 
 def test_curves_of_two_runs(tmp_path, run, plot):
@@ -84,6 +111,17 @@ def test_curves_of_two_runs(tmp_path, run, plot):
     assert colours == ["C0", "C0", "C1"]
     assert [line.get_label() for line in panels["images/s"].lines] == ["first", "second"]
     assert plot.labels(["a/run", "b/run"]) == {"a/run": "a/run", "b/run": "b/run"}
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_name_of_a_run_is_text(tmp_path, plot):
+    """Neither a formula nor hidden, and no escape of a terminal."""
+    runs = [write_run(tmp_path / name) for name in ("_x", "$a_{", "\x1b[2J", "\udce9")]
+    names = plot.labels(list(map(str, runs)))
+    figure = plot.draw({name: read_metrics(path) for name, path in names.items()})
+    figure.savefig(tmp_path / "runs.svg")
+    shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert shown == ["_x", "$a_{", r"\x1b[2J", r"\xe9"]
 
 
 def test_plot_writes_a_picture(launch, tmp_path, run):
@@ -104,6 +142,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.open, self.tags, self.links, self.text = [], [], [], ""
+        self.rows = dict(re.findall("<tr><th>(.*?)</th><td>(.*?)</td></tr>", text))
         self.feed(text)
         assert not self.open
 
@@ -134,12 +173,22 @@ def test_report_is_one_file(launch, run):
     assert all(link.startswith(("data:", "#")) for link in page.links)
     for heading in ("Summary", "Curves", "Pictures", "Config", "Environment"):
         assert heading in page.text
-    for text in ("200", "3,200", "0.2500 (lowest logged: 0.2500 at 200)", "102 images/s", "2.5 %"):
-        assert text in page.text
+    assert page.rows["best result"] == "top 1, % 40 at iteration 100"
+    assert page.rows["top 1, %"] == "30 at the end (best: 40 at iteration 100)"
+    assert page.rows["evaluation loss"] == "0.5 at the end (best: 0.5 at iteration 200)"
+    assert page.rows["training loss"] == "0.25 at the end (best: 0.25 at iteration 200)"
+    assert (page.rows["iterations"], page.rows["samples"]) == ("200", "3,200")
+    assert page.rows["speed"] == "102 images/s (median)"
+    assert page.rows["waiting for data"] == "2.5 % (median)"
+    assert page.rows["date"] == "2026-01-02 03:04"
+    assert page.rows["duration"] == "1:02:03 (h:mm:ss)"
+    assert page.rows["model"] == "arch tiny, depth 2"
+    assert page.rows["parameters"] == "1,234"
     assert "name: <b>&amp;" in page.text and "b" not in page.tags
     assert json.loads((run / "environment.json").read_text())["processor"] in page.text
 
-    pictures = [link for link in page.links if link.startswith("data:image/png")]
+    *pictures, confusion = [link for link in page.links if link.startswith("data:image/png")]
+    assert base64.b64decode(confusion.split(",", 1)[1]) == (run / "confusion.png").read_bytes()
     steps = []
     for picture in pictures:
         data = base64.b64decode(picture.split(",", 1)[1])
@@ -190,3 +239,22 @@ def test_report_in_a_browser(launch, run, browse):
 def test_report_of_no_run(launch, tmp_path):
     out = launch.python(TOOLS / "report.py", tmp_path, status=2)
     assert out.startswith("error: ") and "is no output directory of a run" in out
+
+
+def test_report_of_little(launch, tmp_path):
+    """Without TensorBoard, environment and config, of steps that were all left out; then with what
+    cannot be read."""
+    run = write_run(tmp_path / "\udce9")
+    lines = [{"iteration": 1, "samples": 8, "lr": 0.1, "total_loss": float("nan")}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "per_class.txt").write_bytes(b"\xff\x1b[2J\n")
+    launch.python(TOOLS / "report.py", run)
+    page = Page((run / "report.html").read_text(encoding="utf-8"))
+    assert rf"None in {tmp_path}/\xe9/tensorboard." in page.text
+    assert page.rows["date"] == "unknown" and "best result" not in page.rows
+    assert r"\xff\x1b[2J" in page.text
+
+    (run / "environment.json").write_text("[]")
+    (run / "tensorboard").mkdir()
+    out = launch.python(TOOLS / "report.py", run, status=2)
+    assert out == rf"error: {tmp_path}/\xe9/environment.json is not the record of a run" + "\n"

@@ -11,6 +11,7 @@ from typing import Iterable, Mapping, Sequence
 import numpy as np
 
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.text import printable
 from projects.MAE.weights.describe import DECODER
 from projects.MAE.weights.mapping import SHOWN, nearest, some
 from projects.MAE.weights.names import split_number
@@ -63,7 +64,7 @@ class Match:
             ("left out", self.left_out),
             ("freshly initialised", self.fresh),
         ):
-            rows += [(state, part, str(count)) for part, count in _parts(names)]
+            rows += [(state, printable(part), str(count)) for part, count in _parts(names)]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>7}" for a, b, c in rows)
 
