@@ -281,7 +281,8 @@ def test_all_nodes_restart_after_a_crash(program, port):
 
 def test_a_taken_port_is_said(program, port):
     with socket.create_server(("", port + 1)):
-        job = pair(program(""), port)[0]
+        job, other = pair(program(""), port)
         error = job.communicate(timeout=30)[1]
-    assert job.returncode == 2
+        other.kill()
+    assert (job.returncode, other.wait(30)) == (2, -signal.SIGKILL)
     assert f"port {port + 1}" in error and "set another PORT" in error

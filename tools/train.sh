@@ -4,7 +4,7 @@
 # With --restarts it starts again from the last checkpoint, up to so many times, after a crash.
 # Several machines: one call in a Slurm allocation; one call with HOSTFILE=FILE, a host a line (by
 # ssh, same directory); or the same call on each, with NODE (how many), NODE_RANK (0 ...), ADDR
-# (address of machine 0) and PORT set.
+# (address of machine 0), PORT and JOB_SECRET (any text, known to you alone) set.
 set -euo pipefail
 restarts=0
 if [ "${1:-}" = --restarts ]; then
