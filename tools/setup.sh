@@ -45,5 +45,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   # Without their own requirements: LiBai's pin linters.
   "${pip[@]}" --no-build-isolation --no-deps flowvision==0.1.0 libai==0.1.1
   "${pip[@]}" --no-build-isolation --no-deps -e .
+  # Found by its place first: pip has noted a path that is wrong once the checkout is moved.
+  (cd .venv/lib/python3*/site-packages && echo ../../../.. >checkout.pth)
   echo "$wanted" >"$stamp"
 fi

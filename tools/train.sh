@@ -20,6 +20,13 @@ file=$1 config=$2 processes=$3
 shift 3
 python=$root/.venv/bin/python
 [ -x "$python" ] || python=python3
+if ! "$python" - oneflow libai libai_ext 2>/dev/null <<<'
+import sys
+from importlib.util import find_spec
+sys.exit(not all(map(find_spec, sys.argv[1:])))'; then
+  echo "error: OneFlow, LiBai or this project is not installed: run bash $root/tools/setup.sh" >&2
+  exit 2
+fi
 exec "$python" -m libai_ext.launch \
   --nproc-per-node "$processes" ${NODE:+--nnodes "$NODE"} \
   ${NODE_RANK:+--node-rank "$NODE_RANK"} ${ADDR:+--master-addr "$ADDR"} \
