@@ -12,6 +12,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# As setuptools notes the place of a checkout.
+FINDER = """
+import sys
+from importlib.machinery import PathFinder
+
+class Finder:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        return PathFinder.find_spec(name, path or [{folder!r}])
+
+def install():
+    sys.meta_path.append(Finder)
+"""
 
 
 def train(checkout, path, *command):
@@ -57,8 +70,9 @@ def test_a_checkout_that_was_moved_runs_its_own_code(checkout, tmp_path):
     site = next(environment.glob("lib/python3*/site-packages"))
     old = tmp_path / "old"
     shutil.copytree(ROOT / "libai_ext", old / "libai_ext")
-    noted = f"{old}\n{sysconfig.get_paths()['purelib']}\n"
-    (site / "__editable__.libai_mae.pth").write_text(f"import sys; sys.path += {noted.split()}\n")
+    (site / "others.pth").write_text(sysconfig.get_paths()["purelib"])
+    (site / "__editable__.pth").write_text("import __editable__; __editable__.install()")
+    (site / "__editable__.py").write_text(FINDER.format(folder=str(old)))
     lines = (ROOT / "tools/setup.sh").read_text().splitlines()
     line = next(line for line in lines if "checkout.pth" in line)
     subprocess.run(["bash", "-euc", line], cwd=checkout, check=True)
