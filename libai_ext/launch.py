@@ -223,7 +223,7 @@ class Job:
                 file=sys.stderr,
             )
             sys.exit(USAGE_ERROR)
-        while None is self.peers.job is self.peers.verdict is self.stop_signal:
+        while self.peers.job is None and self.peers.verdict is None and self.stop_signal is None:
             time.sleep(0.05)
         self.number = self.peers.job or ""
 

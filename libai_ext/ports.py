@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import socket
@@ -25,7 +26,9 @@ def hold(ports: list[int]) -> list[socket.socket]:
         held.append(socket.socket(socket.AF_UNIX))
         try:
             held[-1].bind(f"\0libai_ext port {port}")
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             raise ConfigError(_refusal(port, "another job has it")) from None
         try:
             socket.create_server(("", port)).close()

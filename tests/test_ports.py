@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import errno
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -27,7 +29,7 @@ def program(tmp_path):
         "import os, time\n"
         "keys = 'RANK MASTER_PORT LIBAI_EXT_JOB'.split()\n"
         "os.write(1, (' '.join(os.environ[k] for k in keys) + '\\n').encode())\n"
-        "time.sleep(3)\n"
+        f"while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.05)\n"
     )
     return path
 
@@ -40,6 +42,15 @@ def test_one_job_has_a_port_for_as_long_as_it_holds_it(port):
     for name in held:
         name.close()
     ports.hold([port])
+
+
+def test_a_port_of_the_system_is_none_for_a_job(monkeypatch):
+    def refuse(address):
+        raise PermissionError(errno.EACCES, "as for another user")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(ConfigError, match="port 80 .*Permission denied; set another PORT"):
+        ports.hold([80])
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1", "127.0.0.2"])
@@ -93,6 +104,10 @@ def test_of_jobs_started_together_on_one_port_one_runs(program, port):
         subprocess.Popen([*LAUNCH, str(port), program], stdout=-1, stderr=-1, text=True)
         for _ in range(5)
     ]
+    deadline = time.monotonic() + 60
+    while [job.poll() for job in jobs].count(None) > 1 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    program.with_name("go").touch()
     outputs = [job.communicate(timeout=60) for job in jobs]
     assert sorted(job.returncode for job in jobs) == [0, 2, 2, 2, 2]
     refusal = f"error: port {port} of this machine cannot be used: another job has it; set another"
@@ -106,6 +121,7 @@ def test_of_jobs_started_together_on_one_port_one_runs(program, port):
 
 def test_a_job_of_one_process_listens_nowhere(program, port):
     """So ``PORT``, which many programs know, may mean another one."""
+    program.with_name("go").touch()
     with socket.create_server(("", port)):
         command = [sys.executable, "-m", "libai_ext.launch", "--master-port", str(port), program]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=60)
