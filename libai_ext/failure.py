@@ -1,4 +1,4 @@
-"""What the launcher and its ranks tell each other: restarts, exit statuses, why a rank failed."""
+"""What the launcher and its ranks tell each other: their job, restarts, exit statuses, failures."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ FAILURE_FILE = "LIBAI_EXT_FAILURE_FILE"
 SETTLED = ".settled"
 # Of a third one: what to say should the memory of the device not suffice.
 MEMORY = ".memory"
+# Set by the launcher: a number that the ranks of its job have in common, and no others.
+JOB = "LIBAI_EXT_JOB"
 # Set by the launcher: 0, or which restart after a crash this is.
 ATTEMPT = "LIBAI_EXT_ATTEMPT"
 # Set by the launcher where its standard error is a terminal: a rank's is a pipe.

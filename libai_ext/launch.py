@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,10 +24,12 @@ import threading
 import time
 from pathlib import Path
 
-from libai_ext import nodes
+from libai_ext import nodes, ports
+from libai_ext.errors import ConfigError
 from libai_ext.failure import (
     ATTEMPT,
     FAILURE_FILE,
+    JOB,
     MEMORY,
     ON_TERMINAL,
     SAVED_ON_SIGNAL,
@@ -37,7 +39,7 @@ from libai_ext.failure import (
 )
 from libai_ext.kernels.threads import configure_environment
 from libai_ext.last_words import StandardError
-from libai_ext.peers import Peers
+from libai_ext.peers import SECRET, Peers
 
 # What a rank gets to end by itself: after its peer failed, and after it was told to save and leave.
 GRACE_SECONDS = 5
@@ -51,6 +53,11 @@ _FULL_AT_ONCE = (
     "before anything was built. Another process holds the GPU: nvidia-smi lists the processes, "
     "CUDA_VISIBLE_DEVICES chooses another GPU"
 )
+_NO_SECRET = (
+    f"launch: {SECRET} is not set: until all nodes have come, whoever reaches port {{}} of node 0 "
+    "can pass for one; set the same on each"
+)
+_LAST_PORT = 65535
 _PR_SET_PDEATHSIG = 1
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -61,7 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.hosts:
         return nodes.Hosts(args.hosts, args.arguments, args.master_port).run(_FORWARDED)
     if args.leash:
+        args.secret = os.fsdecode(_leash().readline()).strip()
         threading.Thread(target=_follow_leash, daemon=True).start()
+    try:
+        held = _hold_ports(args)  # noqa: F841 (until the job is over)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
     for attempt in range(args.restarts + 1):
         job = Job(args, attempt)
         status = job.run()
@@ -85,7 +98,7 @@ def _parse(argv) -> argparse.Namespace:
     )
     parser.add_argument(
         "--master-port",
-        type=int,
+        type=_port,
         default=place.get("PORT"),
         help="needed for several nodes; else any free",
     )
@@ -102,6 +115,8 @@ def _parse(argv) -> argparse.Namespace:
         parser.error("needs --nproc-per-node >= 1 and 0 <= --node-rank < --nnodes")
     if args.nnodes > 1 and args.master_port is None:
         parser.error("several nodes need the same --master-port (PORT) on each")
+    if (args.nnodes > 1 or args.hosts) and args.master_port == _LAST_PORT:
+        parser.error(f"several nodes need the port after PORT too: PORT={_LAST_PORT - 1} at most")
     if args.restarts < 0:
         parser.error("needs --restarts >= 0")
     if not args.command:
@@ -116,6 +131,7 @@ def _place(args: argparse.Namespace, env) -> None:
         ValueError: they contradict themselves.
     """
     args.hosts = None
+    args.secret = env.get(SECRET, "")
     if args.nnodes is not None:
         return
     args.nnodes = 1
@@ -124,6 +140,7 @@ def _place(args: argparse.Namespace, env) -> None:
         return
     command = nodes.srun(env)
     if command:
+        env.setdefault(SECRET, secrets.token_hex(16))  # Slurm gives all tasks the environment
         module = [sys.executable, "-m", "libai_ext.launch"]
         os.execvp(command[0], [*command, *module, *args.arguments])
     place = nodes.slurm(env)
@@ -132,9 +149,30 @@ def _place(args: argparse.Namespace, env) -> None:
         args.master_port = args.master_port or place.port
 
 
+def _port(text: str) -> int:
+    """Of ``--master-port``."""
+    if not text.isdecimal() or not 0 < int(text) <= _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"PORT is a number from 1 to {_LAST_PORT}, not {text!r}")
+    return int(text)
+
+
+def _hold_ports(args: argparse.Namespace) -> list:
+    """Choose the port if that is free, and have the ones that this machine listens on."""
+    if args.master_port is None:
+        args.master_port, held = ports.free()
+        return held
+    if args.node_rank > 0 or args.nnodes * args.nproc_per_node == 1:
+        return []
+    return ports.hold([args.master_port + i for i in range(1 if args.nnodes == 1 else 2)])
+
+
+def _leash():
+    return open(0, "rb", buffering=0, closefd=False)
+
+
 def _follow_leash() -> None:
     """Numbers of signals come in lines; the end of the input is SIGTERM."""
-    with open(0, "rb", buffering=0, closefd=False) as leash:
+    with _leash() as leash:
         for line in leash:
             os.kill(os.getpid(), int(line))
     os.kill(os.getpid(), signal.SIGTERM)
@@ -146,7 +184,6 @@ class Job:
     def __init__(self, args: argparse.Namespace, attempt: int = 0):
         self.args = args
         self.attempt = attempt
-        self.port = args.master_port or _free_port()
         self.ranks: list[subprocess.Popen] = []
         self.errors: list[StandardError] = []
         self.stop_signal: int | None = None
@@ -154,6 +191,8 @@ class Job:
         # Whether there is no point in another attempt.
         self.final = False
         self.peers: Peers | None = None
+        # What its ranks have in common, and no others.
+        self.number = secrets.token_hex(8)
 
     def run(self) -> int:
         for number in _FORWARDED:
@@ -179,29 +218,38 @@ class Job:
         return status
 
     def _meet(self) -> None:
+        """Find the other launchers: those of other nodes than 0 wait until they belong to a job."""
         args = self.args
         if args.nnodes == 1:
             return
-        port = self.port + 1
+        port = args.master_port + 1
+        if not args.secret and self.attempt == 0:
+            print(_NO_SECRET.format(port), file=sys.stderr, flush=True)
+        place = args.nnodes, args.node_rank, args.master_addr, port, self.attempt
         try:
-            self.peers = Peers(args.nnodes, args.node_rank, args.master_addr, port, self.attempt)
+            self.peers = Peers(*place, args.secret)
         except OSError as error:
             print(
                 f"error: port {port}, of the launchers: {error}; set another PORT on each node",
                 file=sys.stderr,
             )
             sys.exit(USAGE_ERROR)
+        while self.peers.job is None and self.peers.verdict is None and self.stop_signal is None:
+            time.sleep(0.05)
+        self.number = self.peers.job or ""
 
     def _start(self, local_rank: int) -> subprocess.Popen:
         args = self.args
         env = dict(
             os.environ,
             MASTER_ADDR=args.master_addr,
-            MASTER_PORT=str(self.port),
+            MASTER_PORT=str(args.master_port),
             WORLD_SIZE=str(args.nnodes * args.nproc_per_node),
             RANK=str(args.node_rank * args.nproc_per_node + local_rank),
             LOCAL_RANK=str(local_rank),
         )
+        env.pop(SECRET, None)
+        env[JOB] = self.number
         env[FAILURE_FILE] = str(self.failures[local_rank])
         env[ATTEMPT] = str(self.attempt)
         if os.isatty(2):
@@ -338,12 +386,6 @@ def _signal_group(process: subprocess.Popen, number: int) -> None:
 def _die_with_parent() -> None:
     """Runs in the child: the kernel ends it when the launcher dies, even by SIGKILL."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shlex
 import signal
 import subprocess
@@ -127,14 +128,16 @@ def remote_command(arguments: list[str], env: Mapping[str, str]) -> str:
 class Hosts:
     """A launcher on each host, by ``ssh``.
 
-    The standard input of each is the leash: a line with a number has the launcher behave as if it
-    had received that signal, its end (this process or the connection is gone) as SIGTERM.
+    The standard input of each is the leash. Its first line is the secret of the job: command lines
+    are for everybody to read. After that, a line with a number has the launcher behave as if it had
+    received that signal, and the end (this process or the connection is gone) as SIGTERM.
     """
 
     def __init__(self, hosts: list[str], arguments: list[str], port: int | None):
         self.hosts = hosts
         self.arguments = arguments
         self.port = port or job_port(os.getpid())
+        self.secret = secrets.token_hex(16)
         self.processes: list[subprocess.Popen] = []
 
     def run(self, signals: tuple[int, ...]) -> int:
@@ -153,12 +156,14 @@ class Hosts:
         options = ["--leash", "--nnodes", str(len(self.hosts)), "--node-rank", str(rank)]
         options += ["--master-addr", address, "--master-port", str(self.port)]
         command = remote_command([*options, *self.arguments], os.environ)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             ["ssh", "-o", "BatchMode=yes", self.hosts[rank], command],
             stdin=subprocess.PIPE,
             bufsize=0,
             start_new_session=True,  # Ctrl-C is for this process to pass on
         )
+        _write(process, self.secret)
+        return process
 
     def _wait(self) -> int:
         first, leave_by = 0, None
@@ -178,10 +183,7 @@ class Hosts:
 
     def _send(self, number: int) -> None:
         for process in self.processes:
-            try:
-                process.stdin.write(f"{int(number)}\n".encode())
-            except OSError:
-                pass
+            _write(process, str(int(number)))
 
     def _end(self) -> None:
         """SIGTERM; after the grace a second one, which is obeyed at once; then without them."""
@@ -193,3 +195,10 @@ class Hosts:
         for process in self.processes:
             process.kill()
             process.wait()
+
+
+def _write(process: subprocess.Popen, line: str) -> None:
+    try:
+        process.stdin.write(f"{line}\n".encode())
+    except OSError:
+        pass

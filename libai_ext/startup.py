@@ -14,10 +14,14 @@ import tempfile
 import time
 
 from libai_ext import device, kernels
+from libai_ext.errors import ConfigError
+from libai_ext.failure import JOB
 from libai_ext.kernels.threads import configure_environment
 
 # How long a rank waits for rank 0 before it leaves that to the engine.
 _FIRST_RANK_SECONDS = 60
+# For all ranks to hear what the last one has sent: the engine aborts those whose peer is gone.
+_HEARD_SECONDS = 1
 # What the engine prints at its start and need not: a machine has no InfiniBand; why there is no
 # GPU, and that it cannot run on one of them, which libai_ext.device judges and says.
 _NOISE = ("libibverbs not available", "cuda_device_descriptor_class.cpp:", "is not compatible with")
@@ -29,6 +33,7 @@ def start() -> None:
     Does nothing when called again.
 
     Raises:
+        ConfigError: ranks of several jobs have met.
         RuntimeError: OneFlow has run an op already; native kernels cannot be loaded any more.
     """
     if not faulthandler.is_enabled():
@@ -40,7 +45,9 @@ def start() -> None:
         configure_environment()
         _wait_for_first_rank()
         with _drop_noise_on_stderr():
-            import oneflow  # noqa: F401
+            import oneflow
+
+        _know_each_other(oneflow._oneflow_internal.cpu_broadcast)
     kernels.load()
     from libai_ext.compat import repairs
 
@@ -62,6 +69,25 @@ def _wait_for_first_rank() -> None:
             return
         except OSError:
             time.sleep(0.02)
+
+
+def _know_each_other(broadcast) -> None:
+    """Compare the number of the job among the ranks: the engine lets those of two jobs mix.
+
+    Args:
+        broadcast: of bytes, or None where they come from; and the rank that sends them.
+    """
+    env = os.environ
+    own, size = env.get(JOB, "").encode(), int(env.get("WORLD_SIZE", 1))
+    if size == 1:
+        return
+    others = [broadcast(own if rank == int(env["RANK"]) else None, rank) for rank in range(size)]
+    if set(others) != {own}:
+        time.sleep(_HEARD_SECONDS)
+        raise ConfigError(
+            f"ranks of another job have come to port {env['MASTER_PORT']} of {env['MASTER_ADDR']}: "
+            "set another PORT for one of the two"
+        )
 
 
 @contextlib.contextmanager

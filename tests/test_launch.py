@@ -59,13 +59,16 @@ def test_ranks_get_their_place_and_their_share_of_threads(program):
         "os.write(1, (' '.join(os.environ[k] for k in keys) + '\\n').encode())\n"
     )
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    command = [*LAUNCH, "2", "--nnodes", "2", "--node-rank", "1"]
-    command += ["--master-addr", "10.0.0.1", "--master-port", "4567", path]
-    out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True)
+    command = [*LAUNCH, "2", "--nnodes", "2", "--master-addr", "127.0.0.3"]
+    command += ["--master-port", "4567", "--node-rank"]
+    first = subprocess.Popen([*command, "0", path], env=env, stdout=subprocess.DEVNULL)
+    second = [*command, "1", path]
+    out = subprocess.run(second, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert first.wait(60) == 0
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     assert sorted(out.stdout.splitlines()) == [
-        f"2 0 4 10.0.0.1 {threads}",
-        f"3 1 4 10.0.0.1 {threads}",
+        f"2 0 4 127.0.0.3 {threads}",
+        f"3 1 4 127.0.0.3 {threads}",
     ]
 
 

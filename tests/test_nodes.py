@@ -161,6 +161,7 @@ def test_one_call_in_an_allocation_starts_every_node(world, program, tmp_path):
     port = nodes.job_port(os.getpid())
     rows = sorted(line.split()[:4] for line in out.stdout.splitlines())
     assert rows == [[str(rank), "2", "localhost", str(port)] for rank in range(2)]
+    assert "JOB_SECRET" not in out.stderr  # it has one
     expected = "--nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=1\n"
     assert (tmp_path / "srun").read_text() == expected
 
@@ -188,6 +189,7 @@ def test_one_call_with_a_host_file_starts_every_node(world, program, tmp_path, p
         f"{rank} 2 localhost {port} a b - {ROOT}" for rank in range(2)
     ]
     assert sorted((tmp_path / "hosts").read_text().split()) == ["b", "me@localhost"]
+    assert "JOB_SECRET" not in out.stderr
 
 
 def test_the_first_failure_ends_all_hosts(world, program, tmp_path, port):
@@ -243,6 +245,7 @@ def test_a_node_that_fails_ends_the_others(program, tmp_path, port):
     jobs = pair(path, port)
     errors = [job.communicate(timeout=30)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [9, 9]
+    assert all("JOB_SECRET is not set: until all nodes have come" in text for text in errors)
     assert "rank 0 ended with exit status 9" in errors[0]
     assert "launch: node 0 ended with status 9" in errors[1]
     assert running(tmp_path) == []
@@ -281,7 +284,8 @@ def test_all_nodes_restart_after_a_crash(program, port):
 
 def test_a_taken_port_is_said(program, port):
     with socket.create_server(("", port + 1)):
-        job = pair(program(""), port)[0]
+        job, other = pair(program(""), port)
         error = job.communicate(timeout=30)[1]
-    assert job.returncode == 2
+        other.kill()
+    assert (job.returncode, other.wait(30)) == (2, -signal.SIGKILL)
     assert f"port {port + 1}" in error and "set another PORT" in error

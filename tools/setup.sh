@@ -82,5 +82,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   # The list is complete; what LiBai requires itself pins linters.
   "${pip[@]}" --no-build-isolation --no-deps -r requirements.txt
   "${pip[@]}" --no-build-isolation --no-deps -e .
+  # Found by its place first: pip has noted a path that is wrong once the checkout is moved.
+  (cd .venv/lib/python3*/site-packages && echo ../../../.. >checkout.pth)
   echo "$wanted" >"$stamp"
 fi

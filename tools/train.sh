@@ -4,7 +4,7 @@
 # With --restarts it starts again from the last checkpoint, up to so many times, after a crash.
 # Several machines: one call in a Slurm allocation; one call with HOSTFILE=FILE, a host a line (by
 # ssh, same directory); or the same call on each, with NODE (how many), NODE_RANK (0 ...), ADDR
-# (address of machine 0) and PORT set.
+# (address of machine 0), PORT and JOB_SECRET (any text, known to you alone) set.
 set -euo pipefail
 restarts=0
 if [ "${1:-}" = --restarts ]; then
@@ -20,6 +20,13 @@ file=$1 config=$2 processes=$3
 shift 3
 python=$root/.venv/bin/python
 [ -x "$python" ] || python=python3
+if ! "$python" - oneflow libai libai_ext 2>/dev/null <<<'
+import sys
+from importlib.util import find_spec
+sys.exit(not all(map(find_spec, sys.argv[1:])))'; then
+  echo "error: OneFlow, LiBai or this project is not installed: run bash $root/tools/setup.sh" >&2
+  exit 2
+fi
 exec "$python" -m libai_ext.launch \
   --nproc-per-node "$processes" --restarts "$restarts" \
   "$file" --config-file "$config" "$@"

@@ -6,13 +6,16 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from hostile_peer import ATTACKS
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
+PORT = 29400
 ITERATIONS, SAVED_AT = 50, 10
 
 
@@ -73,7 +76,8 @@ def command(digits, folder, processes, *options):
 
 def start(machine, rank, words, output):
     """The launcher of a node, with a host name of its own: the engine tells nodes by it."""
-    env = dict(os.environ, NODE="2", NODE_RANK=str(rank), ADDR=ADDRESSES[0], PORT="29400")
+    place = dict(NODE="2", NODE_RANK=str(rank), ADDR=ADDRESSES[0], PORT=str(PORT))
+    env = dict(os.environ, **place, JOB_SECRET="of the test")
     inside = f'hostname node{rank} && exec "$@"'
     namespace = ["ip", "netns", "exec", machine, "unshare", "--uts"]
     return subprocess.Popen(
@@ -88,6 +92,19 @@ def start(machine, rank, words, output):
 def both(machines, tmp_path, words):
     outputs = [tmp_path / f"node{rank}" for rank in range(2)]
     return [start(*row) for row in zip(machines, range(2), [words] * 2, outputs)], outputs
+
+
+@pytest.fixture
+def hostile(machines, tmp_path):
+    """Attacks the launchers' port from the second machine; how many connections it had so far, by
+    attack."""
+    output = tmp_path / "hostile"
+    words = [sys.executable, ROOT / "tests/hostile_peer.py", ADDRESSES[0], str(PORT + 1)]
+    with output.open("w") as file:
+        peer = subprocess.Popen(["ip", "netns", "exec", machines[1], *words], stdout=file)
+    yield lambda: json.loads(output.read_text().rpartition("}")[0].rpartition("\n")[2] + "}")
+    peer.kill()
+    peer.wait()
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +136,19 @@ def test_a_node_is_lost_and_the_job_resumed(digits, machines, expected, tmp_path
     assert [job.wait(120) for job in jobs] == [0, 0], [path.read_text() for path in outputs]
     assert list(expected) == list(range(1, ITERATIONS + 1))
     assert losses(run) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_hostile_peer_changes_nothing(digits, machines, expected, hostile, tmp_path):
+    """It has the port to itself until the second node comes, and tries on until the job is over."""
+    words = command(digits, tmp_path / "run", 1)
+    first = start(machines[0], 0, words, tmp_path / "node0")
+    deadline = time.monotonic() + 60
+    while (tmp_path / "hostile").stat().st_size == 0 or len(hostile()) < len(ATTACKS):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(1)
+    second = start(machines[1], 1, words, tmp_path / "node1")
+    assert [job.wait(60) for job in (first, second)] == [0, 0], (tmp_path / "node0").read_text()
+    assert losses(tmp_path / "run") == pytest.approx(expected, rel=1e-5)
+    assert sum(hostile().values()) > 100
