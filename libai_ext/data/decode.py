@@ -38,6 +38,9 @@ MODES = ("RGB", "L")
 # By their content, whatever the file is called. Pillow knows more: for EPS it starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF", "JPEG2000", "TGA", "PSD")
 
+# Of a file. The largest image that is read takes less without any compression.
+MAX_BYTES = 1 << 30
+
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1
