@@ -27,7 +27,6 @@ setup(
         "safetensors",
         "tensorboardX",
         "tqdm",
-        "lmdb",
         "scikit-learn",
     ],
 )

@@ -2,9 +2,9 @@
 
     python tests/poisoned_files_run.py STEPS.json
 
-STEPS.json: a list of steps with ``program`` (a module with ``main``), ``arguments``, and ``file`` and
-``content`` (hexadecimal): what lies in a file while the command runs. A line of JSON for each: how
-it ended, and its message.
+STEPS.json: a list of steps with ``program`` (a module with ``main``), ``arguments``, and ``file``
+and ``content`` (hexadecimal): what lies in a file while the command runs. A line of JSON for each:
+how it ended, and its message.
 """
 
 from __future__ import annotations

@@ -195,10 +195,11 @@ def outcomes(launch, digits, tmp_path_factory):
         content = f"train: {text} ['{trap}']".encode()
         steps[f"config, {name}"] = (TRAIN, ["--config-file", str(file)], file, content)
     path = tmp / "steps.json"
-    keys = ("program", "arguments", "file", "content")
-    path.write_text(
-        json.dumps([dict(zip(keys, (*s[:2], s[2] and str(s[2]), s[3].hex()))) for s in steps.values()])
-    )
+    plain = [
+        dict(program=program, arguments=arguments, file=file and str(file), content=content.hex())
+        for program, arguments, file, content in steps.values()
+    ]
+    path.write_text(json.dumps(plain))
     out = launch.python("tests/poisoned_files_run.py", path)
     ends = [json.loads(line[8:]) for line in out.splitlines() if line.startswith("outcome ")]
     return dict(zip(steps, ends)), trap, out

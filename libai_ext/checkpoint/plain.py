@@ -100,6 +100,28 @@ def map_leaves(tree: Any, convert: Callable[[Any], Any]) -> Any:
     return build(tree, 0)
 
 
+def total(tree: Any, size: Callable[[Any], int]) -> int:
+    """The sum of the leaves' sizes, of shared ones as often as they are met; each is asked once.
+
+    Raises:
+        CheckpointError: containers hold themselves, or are nested too deep for a checkpoint.
+    """
+    sums: dict[int, int] = {}
+
+    def add(node: Any, depth: int) -> int:
+        if depth > MAX_NESTING:
+            raise CheckpointError(f"containers are nested more than {MAX_NESTING} deep")
+        if id(node) not in sums:
+            inner = node.values() if isinstance(node, dict) else node
+            if isinstance(node, (dict, list, tuple)):
+                sums[id(node)] = sum(add(item, depth + 1) for item in inner)
+            else:
+                sums[id(node)] = size(node)
+        return sums[id(node)]
+
+    return add(tree, 0)
+
+
 def dictionary_keys(tree: Any) -> Iterator[Any]:
     """The keys of all dictionaries in nested containers, each container visited once."""
     seen: set[int] = set()
