@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -13,6 +14,7 @@ from libai_ext.checkpoint.pickle_reader import PickleReader
 from libai_ext.checkpoint.plain import COPIED_PER_STEP, Placeholder
 from libai_ext.data.decode import Decoder
 from libai_ext.data.download import Archive, provide
+from libai_ext.data.fingerprint import of_labels
 from libai_ext.errors import DataError
 
 _BYTES_PER_IMAGE = 3 * 32 * 32
@@ -55,6 +57,11 @@ class Cifar:
     def __reduce__(self):
         # Another process reads the files again rather than being sent 150 MB.
         return type(self), (self.root, self.split, False, self.mode)
+
+    def identity(self) -> Iterator[bytes]:
+        """See :mod:`libai_ext.data.fingerprint`."""
+        yield from of_labels(self)
+        yield b"%d" % zlib.crc32(self.pixels)
 
     def __len__(self) -> int:
         return len(self.labels)

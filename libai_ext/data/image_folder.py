@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import Sequence
+from typing import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
 from libai_ext.data.decode import MAX_BYTES, Decoder
+from libai_ext.data.fingerprint import of_files, of_labels
 from libai_ext.data.walk import EXTENSIONS, Walk, some, warn_once
 from libai_ext.errors import DataError
 from libai_ext.regular import read_regular
@@ -55,6 +56,11 @@ class ImageFiles:
         except OSError as error:
             raise DataError(f"cannot open {path}: {error.strerror}") from error
         return self.decode(data, path), label
+
+    def identity(self) -> Iterator[bytes]:
+        """See :mod:`libai_ext.data.fingerprint`."""
+        yield from of_labels(self)
+        yield from of_files([path for path, _ in self.samples])
 
     def name(self, index: int) -> str:
         """Path of a sample."""

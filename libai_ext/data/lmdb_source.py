@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from typing import Iterator
 
 import numpy as np
 from PIL import Image
 
 from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
+from libai_ext.data.fingerprint import of_labels
 from libai_ext.data.lmdb_file import LmdbError, LmdbFile
 from libai_ext.errors import DataError
 
@@ -64,6 +66,11 @@ class LmdbImages:
     def labels(self) -> np.ndarray:
         """int64 [N]: class numbers, all 0."""
         return np.zeros(self.count, np.int64)
+
+    def identity(self) -> Iterator[bytes]:
+        """See :mod:`libai_ext.data.fingerprint`."""
+        yield from of_labels(self)
+        yield b"%d" % self._file.size()
 
     def __len__(self) -> int:
         return self.count

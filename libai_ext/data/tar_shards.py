@@ -11,7 +11,7 @@ import os
 import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from PIL import Image
 from libai_ext.checkpoint.files import atomic_file
 from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
 from libai_ext.data.download import exclusive
+from libai_ext.data.fingerprint import of_labels
 from libai_ext.data.tar_scan import NO_LABEL, ShardIndex, scan
 from libai_ext.data.walk import EXTENSIONS, PassedOver, warn_once
 from libai_ext.errors import DataError, UserError
@@ -85,6 +86,12 @@ class TarShards:
         if len(data) < size:
             raise BadImage(self.name(index), f"the shard ends after {len(data)} of {size} bytes")
         return self.decode(data, self.name(index)), int(self.labels[index])
+
+    def identity(self) -> Iterator[bytes]:
+        """See :mod:`libai_ext.data.fingerprint`."""
+        yield from of_labels(self)
+        yield self._size.tobytes()
+        yield from (names.tobytes() for names in self._names)
 
     def name(self, index: int) -> str:
         shard = int(self._shard[index])
