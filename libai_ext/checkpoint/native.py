@@ -19,12 +19,14 @@ from typing import Any, Callable, Sequence
 
 from libai.utils import distributed as dist
 from libai.utils.checkpoint import Checkpointer as LiBaiCheckpointer
+from oneflow import Tensor
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
 from libai_ext.checkpoint import host_state, manifest, record
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.files import replace_folder, sync, sync_tree
 from libai_ext.checkpoint.formats import POINTER
+from libai_ext.errors import UserError
 
 PROGRESS = "progress.json"
 _NAMES = re.compile(r"model_(\d+|best|final)(\.old)?")
@@ -227,13 +229,31 @@ class Checkpointer(LiBaiCheckpointer):
         missing = [name for name in ("model", *names) if name not in saved]
         if missing:
             raise CheckpointError(f"{path}: the checkpoint has no {', '.join(missing)}")
-        incompatible = self._load_model({"model": _read_state(os.path.join(path, "model"))})
+        model = _read_state(os.path.join(path, "model"))
+        if not _is_flat(model):
+            raise CheckpointError(f"{path}/model: not the weights of a model")
+        incompatible = self._load_model({"model": model})
         if any(incompatible):
             raise CheckpointError(f"{path}: the checkpoint is of another model: {incompatible}")
         for name in names:  # one after the other: rank 0 holds no second copy of all
-            self.checkpointables[name].load_state_dict(_read_state(os.path.join(path, name)))
+            state = _read_state(os.path.join(path, name))
+            try:
+                self.checkpointables[name].load_state_dict(state)
+            except (AttributeError, AssertionError, LookupError, TypeError, ValueError) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise CheckpointError(
+                    f"{path}/{name}: not what this run keeps of its {name}: {error!r}"
+                ) from error
         logger.info(f"Loaded checkpoint {path}")
         return self.progress(path)
+
+
+def _is_flat(state: Any) -> bool:
+    """Whether it is a dictionary of tensors by name."""
+    return isinstance(state, dict) and all(
+        type(name) is str and isinstance(value, Tensor) for name, value in state.items()
+    )
 
 
 def _read_state(folder: str) -> Any:

@@ -107,7 +107,11 @@ def _tensor(folder: str, name: str) -> TensorInfo:
     elements = os.path.join(folder, name, "out")
     if not os.path.isfile(elements) or os.path.getsize(elements) != storage.nbytes:
         raise CheckpointError(f"{name}/out does not have {storage.nbytes} bytes")
-    storage.fetch = lambda: memoryview(map_file(elements)) if storage.numel else b""
+    if storage.numel:
+        # Without the storage itself: the map ends with the last array that views it.
+        storage.fetch = lambda: memoryview(map_file(elements))
+    else:
+        storage.fetch = bytes
     return contiguous(storage, shape)
 
 

@@ -97,7 +97,10 @@ def map_leaves(tree: Any, convert: Callable[[Any], Any]) -> Any:
         built[id(node)] = result
         return result
 
-    return build(tree, 0)
+    try:
+        return build(tree, 0)
+    finally:
+        built.clear()  # build refers to itself: what it holds would wait for the collector
 
 
 def total(tree: Any, size: Callable[[Any], int]) -> int:

@@ -125,6 +125,10 @@ def test_each_part_of_a_checkpoint_is_read_so(tmp_path):
         file.write_bytes(pickle.dumps({"protocol_version": 1, "data": {"bias": Call(trap)}}))
         with pytest.raises(CheckpointError, match=f"{part}: it names posix.mkdir"):
             checkpointer.load(str(tmp_path / "model_final"))
+        for content in ({"bias": 1}, [], None, {"param_groups": [{}], "state": {}}):
+            file.write_bytes(pickle.dumps({"protocol_version": 1, "data": content}))
+            with pytest.raises(CheckpointError, match=f"model_final/{part}: not "):
+                checkpointer.load(str(tmp_path / "model_final"))
         file.write_bytes(sound)
     checkpointer.load(str(tmp_path / "model_final"))
     assert not trap.exists()
