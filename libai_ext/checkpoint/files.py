@@ -6,12 +6,12 @@ import ctypes
 import mmap
 import os
 import shutil
-import stat
 import tempfile
 from contextlib import contextmanager
 from typing import Iterator
 
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.regular import open_regular
 
 
 def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
@@ -21,19 +21,18 @@ def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
         CheckpointError: the file is missing, empty, unreadable or not a regular file.
     """
     try:
-        # Without O_NONBLOCK, opening a named pipe waits for a writer that may never come.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise CheckpointError(f"{os.fspath(path)}: the file is empty")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{os.fspath(path)}: {error}") from None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{os.fspath(path)}: not a regular file")
-        if status.st_size == 0:
-            raise CheckpointError(f"{os.fspath(path)}: the file is empty")
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    finally:
-        os.close(descriptor)
+        raise CheckpointError(f"{os.fspath(path)}: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def sync(path: str | os.PathLike[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from libai_ext.checkpoint import oneflow_folder, safetensors_file, torch_file
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.checkpoint.files import map_file
 from libai_ext.checkpoint.record import read_text
 
 # What `save_pretrained` of Hugging Face leaves in a folder, in the order of preference.
@@ -56,8 +57,7 @@ def _reader(path: str) -> Any:
 
 def is_safetensors(path: str) -> bool:
     """Whether a file starts as one: the length of a JSON header, then its first brace."""
-    with open(path, "rb") as file:
-        start = file.read(safetensors_file.LENGTH_BYTES + 1)
+    start = map_file(path)[: safetensors_file.LENGTH_BYTES + 1]
     return len(start) > safetensors_file.LENGTH_BYTES and start[-1:] == b"{"
 
 

@@ -1,8 +1,11 @@
-"""State dicts in host memory, and from there on disk.
+"""State dicts in host memory, from there on disk, and back.
 
 Copying them is for all ranks together; writing is for one, without OneFlow, so that it may happen
 beside the training loop. ``flow.save`` does both at once, tensor by tensor: where the disk refuses
 in the middle, rank 0 raises and the others wait for ever.
+
+Reading is for all ranks together, by the reader that runs nothing. ``flow.load`` gives the same
+tensors, but runs whatever code a checkpoint names.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ import numpy as np
 import oneflow as flow
 from omegaconf import OmegaConf
 
-from libai_ext.checkpoint.oneflow_folder import PICKLE, PROTOCOL_VERSION, write_tensor
-from libai_ext.checkpoint.plain import map_leaves
+from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.checkpoint.oneflow_folder import PICKLE, PROTOCOL_VERSION, inspect, write_tensor
+from libai_ext.checkpoint.plain import Placeholder, dictionary_keys, map_leaves
+from libai_ext.checkpoint.tensors import TensorInfo
 from libai_ext.compat.placements import placement
 
 
@@ -81,3 +86,61 @@ class _Pickler(pickle.Pickler):
         self.count += 1
         write_tensor(value.array, os.path.join(self.folder, name))
         return copyreg.__newobj__, (flow.Tensor,), {"path": name}
+
+
+@dataclass(frozen=True)
+class SavedTensor:
+    """Stands for the tensor of this number in a list that rank 0 has."""
+
+    number: int
+
+
+def describe(folder: str | os.PathLike[str], tensors: list[TensorInfo]) -> Any:
+    """What a folder holds, with a :class:`SavedTensor` in the place of each tensor; for rank 0.
+
+    Args:
+        tensors: the tensors are appended to it.
+
+    Raises:
+        CheckpointError: the folder is damaged, or holds more than tensors and plain values.
+    """
+
+    def convert(leaf: Any) -> Any:
+        if isinstance(leaf, Placeholder):
+            raise CheckpointError(
+                f"{os.fspath(folder)}: it names {leaf.module:.80}.{leaf.name:.80}, which no state "
+                "of a run holds"
+            )
+        if not isinstance(leaf, TensorInfo):
+            return leaf
+        tensors.append(leaf)
+        return SavedTensor(len(tensors) - 1)
+
+    tree = inspect(folder)
+    for key in dictionary_keys(tree):
+        convert(key)
+    return map_leaves(tree, convert)
+
+
+def restore(description: Any, tensors: list[TensorInfo | None]) -> Any:
+    """The state that :func:`describe` found, with a tensor in the place of each SavedTensor; by
+    all ranks together.
+
+    The tensors lie on the CPU of rank 0, as those of ``flow.load(folder, global_src_rank=0)``:
+    whatever takes them over spreads them by its own placement and sbp.
+
+    Args:
+        description: the same on all ranks.
+        tensors: those that it numbers, on rank 0; each is dropped once it is read.
+    """
+
+    def convert(leaf: Any) -> Any:
+        if not isinstance(leaf, SavedTensor):
+            return leaf
+        local = flow.tensor([])  # other ranks hold nothing, and learn shape and type from rank 0
+        if flow.env.get_rank() == 0:
+            local = flow.tensor(tensors[leaf.number].array())
+            tensors[leaf.number] = None
+        return local.to_global(placement=placement("cpu", [0]), sbp=flow.sbp.broadcast)
+
+    return map_leaves(description, convert)

@@ -11,8 +11,10 @@ import zlib
 from pathlib import Path
 
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.regular import open_regular, read_regular
 
 MANIFEST = "manifest"
+MAX_BYTES = 64 << 20
 _BLOCK = 1 << 22
 
 
@@ -49,7 +51,8 @@ def verify(folder: Path) -> None:
 
 def _read(folder: Path) -> list[str]:
     try:
-        lines = (folder / MANIFEST).read_bytes().decode("utf-8").splitlines(keepends=True)
+        content = read_regular(folder / MANIFEST, MAX_BYTES)
+        lines = content.decode("utf-8").splitlines(keepends=True)
     except OSError as error:
         raise CheckpointError(f"{folder / MANIFEST}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -68,7 +71,7 @@ def _files(folder: Path) -> list[str]:
 def _line(folder: Path, path: str) -> str:
     checksum = 0
     size = 0
-    with open(os.path.join(folder, path), "rb", buffering=0) as file:
+    with open_regular(os.path.join(folder, path)) as file:
         while block := file.read(_BLOCK):
             checksum = zlib.crc32(block, checksum)
             size += len(block)

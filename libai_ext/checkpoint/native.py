@@ -17,15 +17,16 @@ import threading
 from pathlib import Path
 from typing import Any, Callable, Sequence
 
-import oneflow as flow
 from libai.utils import distributed as dist
 from libai.utils.checkpoint import Checkpointer as LiBaiCheckpointer
+from oneflow import Tensor
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
 from libai_ext.checkpoint import host_state, manifest, record
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.files import replace_folder, sync, sync_tree
 from libai_ext.checkpoint.formats import POINTER
+from libai_ext.errors import UserError
 
 PROGRESS = "progress.json"
 _NAMES = re.compile(r"model_(\d+|best|final)(\.old)?")
@@ -196,8 +197,9 @@ class Checkpointer(LiBaiCheckpointer):
         """The one to go on from, then those of earlier iterations, latest first."""
         folders = sorted(self._folders(), key=_recency, reverse=True)
         try:
-            latest = Path(self.save_dir) / (Path(self.save_dir) / POINTER).read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
+            name = record.read_text(os.path.join(self.save_dir, POINTER)).decode()
+            latest = Path(self.save_dir) / name.strip()
+        except ValueError as error:
             latest = None
             if folders:
                 logger.warning(f"{Path(self.save_dir) / POINTER} cannot be read: {error}")
@@ -211,7 +213,7 @@ class Checkpointer(LiBaiCheckpointer):
 
     def progress(self, path: str) -> dict:
         """``progress.json`` of a checkpoint; asked by all ranks together."""
-        return from_rank_0(lambda: json.loads((Path(path) / PROGRESS).read_text()))
+        return from_rank_0(lambda: json.loads(record.read_text(os.path.join(path, PROGRESS))))
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
         """Restore the model and the named checkpointables, all when None; by all ranks together.
@@ -227,17 +229,38 @@ class Checkpointer(LiBaiCheckpointer):
         missing = [name for name in ("model", *names) if name not in saved]
         if missing:
             raise CheckpointError(f"{path}: the checkpoint has no {', '.join(missing)}")
-        state = {
-            name: flow.load(os.path.join(path, name), global_src_rank=0)
-            for name in ("model", *names)
-        }
-        incompatible = self._load_model(state)
+        model = _read_state(os.path.join(path, "model"))
+        if not _is_flat(model):
+            raise CheckpointError(f"{path}/model: not the weights of a model")
+        incompatible = self._load_model({"model": model})
         if any(incompatible):
             raise CheckpointError(f"{path}: the checkpoint is of another model: {incompatible}")
-        for name in names:
-            self.checkpointables[name].load_state_dict(state[name])
+        for name in names:  # one after the other: rank 0 holds no second copy of all
+            state = _read_state(os.path.join(path, name))
+            try:
+                self.checkpointables[name].load_state_dict(state)
+            except (AttributeError, AssertionError, LookupError, TypeError, ValueError) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise CheckpointError(
+                    f"{path}/{name}: not what this run keeps of its {name}: {error!r}"
+                ) from error
         logger.info(f"Loaded checkpoint {path}")
         return self.progress(path)
+
+
+def _is_flat(state: Any) -> bool:
+    """Whether it is a dictionary of tensors by name."""
+    return isinstance(state, dict) and all(
+        type(name) is str and isinstance(value, Tensor) for name, value in state.items()
+    )
+
+
+def _read_state(folder: str) -> Any:
+    """The state in a folder of a checkpoint; by all ranks together."""
+    tensors: list = []
+    description = from_rank_0(lambda: host_state.describe(folder, tensors))
+    return host_state.restore(description, tensors)
 
 
 def _iteration(path: Path) -> int:
@@ -246,8 +269,8 @@ def _iteration(path: Path) -> int:
     if number.isdigit():
         return int(number)
     try:
-        return int(json.loads((path / PROGRESS).read_text())["iteration"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(json.loads(record.read_text(str(path / PROGRESS)))["iteration"])
+    except (ValueError, KeyError, TypeError):
         return -1
 
 

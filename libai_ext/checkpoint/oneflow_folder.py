@@ -21,7 +21,7 @@ from libai_ext.checkpoint.files import atomic_folder, map_file
 from libai_ext.checkpoint.pickle_reader import PickleReader
 from libai_ext.checkpoint.pickle_writer import PROTOCOL, global_name, integer, text
 from libai_ext.checkpoint.plain import Placeholder, map_leaves
-from libai_ext.checkpoint.tensors import NUMPY_TYPES, Storage, TensorInfo, contiguous
+from libai_ext.checkpoint.tensors import NUMPY_TYPES, Storage, TensorInfo, check_growth, contiguous
 
 PICKLE = "pickled_data"
 MODEL = "model"
@@ -61,10 +61,14 @@ def inspect(path: str | os.PathLike[str]) -> Any:
     """
     folder = _model_folder(path)
     try:
-        saved = PickleReader(map_file(os.path.join(folder, PICKLE))).load()
+        content = map_file(os.path.join(folder, PICKLE))
+        saved = PickleReader(content).load()
         if type(saved) is not dict or saved.get("protocol_version") != PROTOCOL_VERSION:
             raise CheckpointError("not a pickle of oneflow.save")
-        return map_leaves(saved.get("data"), lambda leaf: _tensor(folder, leaf))
+        tensors: dict[str, TensorInfo] = {}  # of each sub-folder
+        tree = map_leaves(saved.get("data"), lambda leaf: _leaf(folder, leaf, tensors))
+        check_growth(tree, len(content) + sum(tensor.nbytes for tensor in tensors.values()))
+        return tree
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
 
@@ -79,7 +83,7 @@ def load(path: str | os.PathLike[str]) -> Any:
     return map_leaves(tree, lambda leaf: leaf.array() if type(leaf) is TensorInfo else leaf)
 
 
-def _tensor(folder: str, leaf: Any) -> Any:
+def _leaf(folder: str, leaf: Any, tensors: dict[str, TensorInfo]) -> Any:
     """The tensor that a placeholder stands for; any other leaf as it is."""
     if type(leaf) is not Placeholder or leaf.module.split(".")[0] != "oneflow":
         return leaf
@@ -88,6 +92,12 @@ def _tensor(folder: str, leaf: Any) -> Any:
         return leaf
     if not TENSOR_FOLDER.fullmatch(name):
         raise CheckpointError(f"a tensor in the folder {name!r:.80}")
+    if name not in tensors:
+        tensors[name] = _tensor(folder, name)
+    return tensors[name]
+
+
+def _tensor(folder: str, name: str) -> TensorInfo:
     meta = bytes(map_file(os.path.join(folder, name, "meta"))[:MAX_META]).decode("ascii", "replace")
     kind = re.search(r"data_type: (\w+)", meta)
     if kind is None or kind.group(1) not in DATA_TYPES:
@@ -97,7 +107,11 @@ def _tensor(folder: str, leaf: Any) -> Any:
     elements = os.path.join(folder, name, "out")
     if not os.path.isfile(elements) or os.path.getsize(elements) != storage.nbytes:
         raise CheckpointError(f"{name}/out does not have {storage.nbytes} bytes")
-    storage.fetch = lambda: memoryview(map_file(elements)) if storage.numel else b""
+    if storage.numel:
+        # Without the storage itself: the map ends with the last array that views it.
+        storage.fetch = lambda: memoryview(map_file(elements))
+    else:
+        storage.fetch = bytes
     return contiguous(storage, shape)
 
 

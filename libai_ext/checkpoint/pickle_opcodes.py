@@ -30,12 +30,12 @@ HANDLERS: dict[int, Callable[[PickleReader], Any]] = {
     0x8A: lambda r: r.push(r.big_integer(r.number("<B"))),
     0x8B: lambda r: r.push(r.big_integer(r.number("<i"))),
     ord("G"): lambda r: r.push(r.number(">d")),
-    # Text and bytes; Python 2's str is taken for text, as torch.load does
+    # Text and bytes
     0x8C: lambda r: r.push(r.text("<B")),
     ord("X"): lambda r: r.push(r.text("<I")),
     0x8D: lambda r: r.push(r.text("<Q")),
-    ord("U"): lambda r: r.push(r.text("<B")),
-    ord("T"): lambda r: r.push(r.text("<I")),
+    ord("U"): lambda r: r.push(r.python2_str("<B")),
+    ord("T"): lambda r: r.push(r.python2_str("<I")),
     ord("C"): lambda r: r.push(r.take(r.number("<B"))),
     ord("B"): lambda r: r.push(r.take(r.number("<I"))),
     0x8E: lambda r: r.push(r.take(r.number("<Q"))),

@@ -16,17 +16,22 @@ from typing import Any, Callable
 
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.pickle_opcodes import HANDLERS
-from libai_ext.checkpoint.plain import PLAIN_CONSTRUCTORS, Constructor, Placeholder, dictionary_key
+from libai_ext.checkpoint.plain import (
+    COPIED_PER_STEP,
+    PLAIN_CONSTRUCTORS,
+    Constructor,
+    Placeholder,
+    dictionary_key,
+)
 
 STOP = ord(".")
 
 # A ViT-H with its optimizer state takes 60,000 steps. Each costs a microsecond or a few.
-STEP_BUDGET = 300_000
+MAX_STEPS = 300_000
 # Longer numbers take super-linear time to parse or to hash, and no checkpoint has them.
 MAX_INTEGER_BYTES = 256
 MAX_LINE = 512
 PLACEHOLDER_COST = 5
-COPY_SHIFT = 6  # 64 bytes copied cost as much as a step: 32 MB in all
 
 
 class PickleReader:
@@ -38,6 +43,8 @@ class PickleReader:
         constructors: (module, name) -> function that stands in for that global when it is called,
             besides those of plain containers; every other global becomes a `Placeholder`.
         persistent_load: builds the object that a persistent id stands for.
+        steps: how many there may be; :data:`COPIED_PER_STEP` bytes copied count as one.
+        python2_bytes: a Python 2 str is bytes, not text (which is what torch.load takes it for).
     """
 
     def __init__(
@@ -46,6 +53,8 @@ class PickleReader:
         position: int = 0,
         constructors: dict[tuple[str, str], Constructor] | None = None,
         persistent_load: Callable[[Any], Any] | None = None,
+        steps: int = MAX_STEPS,
+        python2_bytes: bool = False,
     ):
         self.position = position
         self._data = data
@@ -54,7 +63,8 @@ class PickleReader:
         self._stack: list[Any] = []
         self._marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
-        self._budget = STEP_BUDGET
+        self._steps = self._budget = steps
+        self._python2_bytes = python2_bytes
 
     def load(self) -> Any:
         """Interpret up to STOP and return the object.
@@ -86,7 +96,7 @@ class PickleReader:
         self._budget -= cost
         if self._budget < 0:
             raise CheckpointError(
-                f"the pickle takes more than {STEP_BUDGET:,} steps, which no checkpoint needs"
+                f"the pickle takes more than {self._steps:,} steps, which no such file needs"
             )
 
     def _malformed(self, why: str) -> CheckpointError:
@@ -98,7 +108,7 @@ class PickleReader:
         """The next `count` bytes."""
         if count > len(self._data) - self.position:
             raise IndexError
-        self.charge(count >> COPY_SHIFT)
+        self.charge(count // COPIED_PER_STEP)
         self.position += count
         return self._data[self.position - count : self.position]
 
@@ -109,6 +119,11 @@ class PickleReader:
     def text(self, length_layout: str) -> str:
         """The next text, which its length precedes."""
         return self.take(self.number(length_layout)).decode("utf-8", "surrogatepass")
+
+    def python2_str(self, length_layout: str) -> str | bytes:
+        """The next str of Python 2, which its length precedes."""
+        content = self.take(self.number(length_layout))
+        return content if self._python2_bytes else content.decode("utf-8", "surrogatepass")
 
     def line(self) -> str:
         """The text up to the next newline."""

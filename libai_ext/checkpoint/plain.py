@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Callable, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Tuple
 
 from libai_ext.checkpoint.errors import CheckpointError
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from libai_ext.checkpoint.pickle_reader import PickleReader
 
 MAX_NESTING = 64
+COPIED_PER_STEP = 64  # bytes that a reader copies for the price of one step
 
 Constructor = Callable[["PickleReader", Tuple[Any, ...]], Any]
 
@@ -60,7 +61,7 @@ def encode(reader: PickleReader, args: tuple[Any, ...]) -> bytes:
     text, codec = args
     if type(text) is not str or codec != "latin1":
         raise ValueError("_codecs.encode of something that is not bytes in disguise")
-    reader.charge(len(text))
+    reader.charge(len(text) // COPIED_PER_STEP)
     return text.encode("latin1")
 
 
@@ -96,4 +97,43 @@ def map_leaves(tree: Any, convert: Callable[[Any], Any]) -> Any:
         built[id(node)] = result
         return result
 
-    return build(tree, 0)
+    try:
+        return build(tree, 0)
+    finally:
+        built.clear()  # build refers to itself: what it holds would wait for the collector
+
+
+def total(tree: Any, size: Callable[[Any], int]) -> int:
+    """The sum of the leaves' sizes, of shared ones as often as they are met; each is asked once.
+
+    Raises:
+        CheckpointError: containers hold themselves, or are nested too deep for a checkpoint.
+    """
+    sums: dict[int, int] = {}
+
+    def add(node: Any, depth: int) -> int:
+        if depth > MAX_NESTING:
+            raise CheckpointError(f"containers are nested more than {MAX_NESTING} deep")
+        if id(node) not in sums:
+            inner = node.values() if isinstance(node, dict) else node
+            if isinstance(node, (dict, list, tuple)):
+                sums[id(node)] = sum(add(item, depth + 1) for item in inner)
+            else:
+                sums[id(node)] = size(node)
+        return sums[id(node)]
+
+    return add(tree, 0)
+
+
+def dictionary_keys(tree: Any) -> Iterator[Any]:
+    """The keys of all dictionaries in nested containers, each container visited once."""
+    seen: set[int] = set()
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or not isinstance(node, (dict, list, tuple)):
+            continue
+        seen.add(id(node))
+        if isinstance(node, dict):
+            yield from node
+        waiting.extend(node.values() if isinstance(node, dict) else node)

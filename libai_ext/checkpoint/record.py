@@ -10,6 +10,7 @@ import os
 from typing import Any, Mapping
 
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.regular import read_regular
 
 RECORD = "record.json"
 VERSION = 1
@@ -60,10 +61,6 @@ def read_text(path: str, limit: int = MAX_BYTES) -> bytes:
         CheckpointError: it cannot be read, or is too large.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read(limit + 1)
+        return read_regular(path, limit)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from None
-    if len(content) > limit:
-        raise CheckpointError(f"{path}: larger than {limit >> 20} MiB")
-    return content

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.checkpoint.plain import total
 
 BFLOAT16 = "bfloat16"
 
@@ -31,6 +32,11 @@ MAX_ELEMENTS = 1 << 48  # what NumPy can address, whatever the type, an empty di
 # An expanded tensor (stride 0) may have more elements than its storage. A file of a few bytes
 # must not declare terabytes that the first copy would then allocate.
 MAX_EXPANDED_ELEMENTS = 1 << 20
+
+# Storages may be shared, and zip archives compressed. Weights hardly are: what grows by more than
+# this is a bomb.
+MAX_GROWTH = 16
+MIN_GROWN = 16 << 20  # bytes that any file may grow to
 
 
 def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
@@ -154,6 +160,20 @@ class TensorInfo:
             offset=self.offset * elements.itemsize,
             strides=tuple(step * elements.itemsize for step in self.stride),
         )
+
+
+def check_growth(tree: Any, stored: int) -> None:
+    """Compare the tensors in a tree, each copied wherever it is named, with what is stored.
+
+    Args:
+        stored: bytes of all files.
+
+    Raises:
+        CheckpointError: they are many times larger.
+    """
+    grown = total(tree, lambda leaf: leaf.nbytes if type(leaf) is TensorInfo else 0)
+    if grown > max(MAX_GROWTH * stored, MIN_GROWN):
+        raise CheckpointError(f"its tensors take {grown:,} bytes, but only {stored:,} are stored")
 
 
 def contiguous(storage: Storage, shape: tuple[int, ...]) -> TensorInfo:

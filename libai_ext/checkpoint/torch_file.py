@@ -18,7 +18,7 @@ from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.files import map_file
 from libai_ext.checkpoint.pickle_reader import PickleReader
 from libai_ext.checkpoint.plain import map_leaves
-from libai_ext.checkpoint.tensors import TensorInfo
+from libai_ext.checkpoint.tensors import TensorInfo, check_growth
 from libai_ext.checkpoint.torch_objects import TORCH_CONSTRUCTORS, Storages
 from libai_ext.checkpoint.zip_reader import LOCAL_SIGNATURE, ZipReader
 
@@ -38,10 +38,13 @@ def inspect(path: str | os.PathLike[str]) -> Any:
     data = map_file(path)
     try:
         if data[: len(LOCAL_SIGNATURE)] == LOCAL_SIGNATURE:
-            return _open_zip(data)
-        if data[0] == PICKLE_SIGNATURE:
-            return _open_legacy(data)
-        raise CheckpointError("not a file that torch.save wrote")
+            tree = _open_zip(data)
+        elif data[0] == PICKLE_SIGNATURE:
+            tree = _open_legacy(data)
+        else:
+            raise CheckpointError("not a file that torch.save wrote")
+        check_growth(tree, len(data))
+        return tree
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
 

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from typing import Iterator
 
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.checkpoint.tensors import MAX_GROWTH, MIN_GROWN
 
 STORED, DEFLATED = 0, 8
 ENCRYPTED = 0x1
 MAX_ENTRIES = 100_000
-
-# Weights hardly compress. An archive that grows more than this is a bomb, not a checkpoint.
-MAX_GROWTH = 16
-MIN_INFLATED_TOTAL = 16 << 20
 
 END = struct.Struct("<4s4H2LH")
 END_SIGNATURE = b"PK\x05\x06"
@@ -59,7 +56,7 @@ class ZipReader:
     def __init__(self, data: mmap.mmap):
         self._data = data
         self._view = memoryview(data)
-        self._inflatable = max(MAX_GROWTH * len(data), MIN_INFLATED_TOTAL)
+        self._inflatable = max(MAX_GROWTH * len(data), MIN_GROWN)
         self.entries: dict[str, Entry] = {}
         try:
             for entry in self._central_directory():

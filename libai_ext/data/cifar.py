@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import pickle
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable, Iterator
 
 import numpy as np
 from PIL import Image
 
+from libai_ext.checkpoint.files import map_file
+from libai_ext.checkpoint.pickle_reader import PickleReader
+from libai_ext.checkpoint.plain import COPIED_PER_STEP, Placeholder
 from libai_ext.data.decode import Decoder
 from libai_ext.data.download import Archive, provide
+from libai_ext.data.fingerprint import of_labels
 from libai_ext.errors import DataError
 
 _BYTES_PER_IMAGE = 3 * 32 * 32
+# The largest batch, the training data of CIFAR-100, takes half of them.
+_MAX_STEPS = 500_000
+# Arguments of numpy.dtype for it, as Python 2 and 3 write them.
+_UINT8 = (("u1", 0, 1), (b"u1", 0, 1))
 _CIFAR_10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 
 
@@ -43,12 +51,17 @@ class Cifar:
         self.split = split
         self.mode = Decoder(mode).mode
         file, key = self.meta
-        self.classes = [_text(name) for name in _read(self.folder / file, key)[key]]
+        self.classes = _read(self.folder / file, **{key: _names})[key]
         self.pixels, self.labels = self._load()
 
     def __reduce__(self):
         # Another process reads the files again rather than being sent 150 MB.
         return type(self), (self.root, self.split, False, self.mode)
+
+    def identity(self) -> Iterator[bytes]:
+        """See :mod:`libai_ext.data.fingerprint`."""
+        yield from of_labels(self)
+        yield b"%d" % zlib.crc32(self.pixels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,12 +75,9 @@ class Cifar:
         parts = []
         for name in self.splits[self.split]:
             path = self.folder / name
-            batch = _read(path, "data", self.label_key)
-            pixels, labels = batch["data"], np.asarray(batch[self.label_key])
-            if not isinstance(pixels, np.ndarray) or pixels.shape != (
-                len(labels),
-                _BYTES_PER_IMAGE,
-            ):
+            batch = _read(path, data=_pixels, **{self.label_key: _numbers})
+            pixels, labels = batch["data"], batch[self.label_key]
+            if pixels.shape != (len(labels), _BYTES_PER_IMAGE):
                 raise DataError(f"{path} does not hold 32 x 32 images with a label each")
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
                 raise DataError(f"{path} has labels outside of 0 .. {len(self.classes) - 1}")
@@ -103,77 +113,54 @@ class Cifar100(Cifar):
     meta = ("meta", "fine_label_names")
 
 
-def _text(value) -> str:
-    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+def _text(value: Any) -> str:
+    if type(value) is bytes:
+        return value.decode("utf-8")
+    if type(value) is not str:
+        raise ValueError("a name in it is no text")
+    return value
 
 
-def _read(path: Path, *keys: str) -> dict[str, Any]:
-    """The named entries of a pickled dictionary.
+def _read(path: Path, **entries: Callable[[Any], Any]) -> dict[str, Any]:
+    """The named entries of a pickled dictionary, each as its function makes it.
 
     Raises:
-        DataError: no such pickle, or one that names anything but a NumPy array.
+        DataError: no such pickle, or one that takes more work than a batch of CIFAR.
     """
     try:
-        with open(path, "rb") as file:
-            # Python 2 wrote them: its text is bytes to us.
-            content = _ArraysOnly(file, encoding="bytes").load()
+        data = map_file(path)
+        steps = _MAX_STEPS + 2 * len(data) // COPIED_PER_STEP
+        content = PickleReader(data, steps=steps, python2_bytes=True).load()
+        if type(content) is not dict:
+            raise ValueError("it is no dictionary")
         content = {_text(key): value for key, value in content.items()}
-        return {key: _plain(content[key]) for key in keys}
+        return {key: convert(content[key]) for key, convert in entries.items()}
     except KeyError as error:
         raise DataError(f"{path} has no entry {error}") from error
-    except Exception as error:  # a damaged pickle raises whatever its bytes lead to
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError(f"{path} is not a batch of CIFAR: {error}") from error
 
 
-def _plain(value):
-    return value.array() if isinstance(value, _Array) else value
+def _names(value: Any) -> list[str]:
+    if type(value) is not list:
+        raise ValueError("its names are no list")
+    return [_text(name) for name in value]
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Builds containers and uint8 arrays. A pickle can name any function to be called: those that
-    NumPy arrays need have stand-ins that only take notes, all others are refused."""
-
-    def find_class(self, module: str, name: str):
-        stand_in = _STAND_INS.get((module.replace("numpy._core", "numpy.core"), name))
-        if stand_in is None:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place there")
-        return stand_in
+def _numbers(value: Any) -> np.ndarray:
+    if type(value) is not list or not all(type(number) is int for number in value):
+        raise ValueError("its labels are no list of numbers")
+    return np.array(value, np.int64)
 
 
-class _Dtype:
-    def __init__(self, code=None, *_):
-        self.code = code
-
-    def __setstate__(self, state):
-        pass  # byte order and fields: one byte has neither
-
-
-class _Array:
-    """Stands in for numpy.ndarray and for the function that makes one."""
-
-    def __init__(self, *_):
-        self.state = None
-
-    def __setstate__(self, state):
-        self.state = state
-
-    def array(self) -> np.ndarray:
-        _, shape, dtype, fortran, data = self.state
-        if not isinstance(dtype, _Dtype) or dtype.code not in ("u1", b"u1"):
-            raise ValueError("an array in it is not of type uint8")
-        return np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
-
-
-def _encode(text, codec):
-    """_codecs.encode: how Python 3 spells bytes for Python 2."""
-    if _text(codec) != "latin1":
-        raise pickle.UnpicklingError("bytes in it are not latin1")
-    return text.encode("latin1")
-
-
-_STAND_INS = {
-    ("numpy.core.multiarray", "_reconstruct"): _Array,
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode,
-}
+def _pixels(value: Any) -> np.ndarray:
+    """The uint8 array that a pickle describes."""
+    if type(value) is not Placeholder or type(value.state) is not tuple or len(value.state) != 5:
+        raise ValueError("its pixels are no array")
+    _, shape, dtype, fortran, data = value.state
+    described = (value.module.replace("_core", "core"), value.name)
+    if described != ("numpy.core.multiarray", "_reconstruct"):
+        raise ValueError(f"it names {value.module:.80}.{value.name:.80}, which has no place there")
+    if type(dtype) is not Placeholder or dtype.args not in _UINT8 or dtype.name != "dtype":
+        raise ValueError("an array in it is not of type uint8")
+    return np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")

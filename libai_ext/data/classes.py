@@ -15,6 +15,9 @@ from libai_ext.checkpoint.native import POINTER
 from libai_ext.data.tolerant import Tolerant
 from libai_ext.data.walk import some
 from libai_ext.errors import DataError
+from libai_ext.regular import read_regular
+
+MAX_NAMES = 64 << 20  # bytes of a list of classes
 
 
 def follow(source: Tolerant, classes: Sequence[str], key: str) -> None:
@@ -58,8 +61,8 @@ def saved(path: str) -> list[str] | None:
 
 def _read(path: Path) -> list[str] | None:
     try:
-        path = path / (path / POINTER).read_text().strip()
-    except (OSError, ValueError):  # no run, but a checkpoint or nothing of the kind
+        path = path / record.read_text(str(path / POINTER)).decode().strip()
+    except ValueError:  # no run, but a checkpoint or nothing of the kind
         pass
     try:
         names = (record.read(str(path)) or {}).get("classes")
@@ -76,7 +79,7 @@ def read_names(file: str) -> list[str]:
         DataError: it cannot be read, is empty, or names a class twice.
     """
     try:
-        names = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        names = read_regular(file, MAX_NAMES).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"task.classes {file} cannot be read: {reason}") from error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from itertools import accumulate
-from typing import Sequence
+from itertools import accumulate, chain
+from typing import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -31,6 +31,10 @@ class Concat:
     def labels(self) -> np.ndarray:
         """int64 [N]: class numbers."""
         return np.concatenate([own[part.labels] for own, part in zip(self._numbers, self.parts)])
+
+    def identity(self) -> Iterator[bytes]:
+        """See :mod:`libai_ext.data.fingerprint`."""
+        return chain.from_iterable(part.identity() for part in self.parts)
 
     def __len__(self) -> int:
         return self.ends[-1]

@@ -4,6 +4,8 @@
 |---|---|
 | empty, truncated, corrupt, none of :data:`FORMATS` | :class:`BadImage` |
 | more than ``max_pixels`` pixels (decompression bomb) | :class:`BadImage`, nothing is decoded |
+| a side of more than 65,535 pixels | the same: Pillow has no memory for some, however large it is |
+| a JPEG of more scans or more work than any program writes | the same |
 | pixels of 32 bits, signed or floating-point (their range is anybody's guess) | :class:`BadImage` |
 | grey of 9 to 16 bits | its highest 8 bits; Pillow alone would clip at 255 |
 | colours of 16 bits | their highest 8 bits, by Pillow |
@@ -37,6 +39,15 @@ from libai_ext.errors import DataError
 MODES = ("RGB", "L")
 # By their content, whatever the file is called. Pillow knows more: for EPS it starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF", "JPEG2000", "TGA", "PSD")
+
+# Of a file. The largest image that is read takes less without any compression.
+MAX_BYTES = 1 << 30
+
+MAX_SIDE = 65_535
+# Of a JPEG: each goes over all pixels again. Programs write 10, or 20 to save bytes.
+MAX_SCANS = 100
+# Scans x pixels: what the largest image takes in 10 scans.
+MAX_SCANNED = 1_800_000_000
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
@@ -97,6 +108,7 @@ class Decoder:
         try:
             with _pixel_limit(self.max_pixels):
                 with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                    _check_cost(image, data)
                     return self._convert(self._load(image))
         except MemoryError:
             raise
@@ -132,6 +144,19 @@ class Decoder:
         # Pillow warns of palettes with transparency, which conversion drops.
         image.info.pop("transparency", None)
         return image if image.mode == self.mode else image.convert(self.mode)
+
+
+def _check_cost(image: Image.Image, data: bytes) -> None:
+    """
+    Raises:
+        ValueError: decoding takes more memory or time than an image is worth.
+    """
+    if max(image.size) > MAX_SIDE:
+        raise ValueError(f"{image.width} x {image.height} pixels: a side of more than {MAX_SIDE}")
+    if image.format in ("JPEG", "MPO"):
+        scans = data.count(b"\xff\xda")  # in coded pixels, a zero follows each ff
+        if scans > MAX_SCANS or scans * image.width * image.height > MAX_SCANNED:
+            raise ValueError(f"{scans} scans of {image.width} x {image.height} pixels")
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
-from libai_ext.data.decode import Decoder
+from libai_ext.data.decode import MAX_BYTES, Decoder
+from libai_ext.data.fingerprint import of_files, of_labels
 from libai_ext.data.walk import EXTENSIONS, Walk, some, warn_once
 from libai_ext.errors import DataError
+from libai_ext.regular import read_regular
 
 
 class ImageFiles:
@@ -51,10 +52,15 @@ class ImageFiles:
         """
         path, label = self.samples[index]
         try:
-            data = Path(path).read_bytes()
+            data = read_regular(path, MAX_BYTES)
         except OSError as error:
             raise DataError(f"cannot open {path}: {error.strerror}") from error
         return self.decode(data, path), label
+
+    def identity(self) -> Iterator[bytes]:
+        """See :mod:`libai_ext.data.fingerprint`."""
+        yield from of_labels(self)
+        yield from of_files([path for path, _ in self.samples])
 
     def name(self, index: int) -> str:
         """Path of a sample."""

@@ -6,12 +6,13 @@ import csv
 import os
 import re
 from collections import Counter
-from pathlib import Path
 
 from libai_ext.data.image_folder import ImageFiles, check_folder
 from libai_ext.data.walk import EXTENSIONS, Walk, some, warn_once
 from libai_ext.errors import DataError
+from libai_ext.regular import read_regular
 
+_MAX_BYTES = 1 << 30  # 10 million images
 # Column of Kaggle's ImageNet list: a class, then boxes.
 _KAGGLE = "PredictionString"
 
@@ -75,7 +76,7 @@ def _by_name(paths: list[str], root: str) -> dict[str, str]:
 def _read(file: str) -> list[tuple[str, str]]:
     """(image, class) of each line."""
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(file, _MAX_BYTES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"list of labels {file} is no text in UTF-8: {error}") from error
     except OSError as error:

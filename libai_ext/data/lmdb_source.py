@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import os
+from typing import Iterator
 
 import numpy as np
 from PIL import Image
 
-from libai_ext.data.decode import BadImage, Decoder
+from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
+from libai_ext.data.fingerprint import of_labels
+from libai_ext.data.lmdb_file import LmdbError, LmdbFile
 from libai_ext.errors import DataError
 
-try:
-    import lmdb
-except ImportError:  # an optional package: needed where a root holds a data.mdb
-    lmdb = None
-
 DATA_FILE = "data.mdb"
-
-# (process, environment) by folder: LMDB forbids to open one twice in a process, and to use one
-# across a fork.
-_open: dict = {}
+_MAX_DIGITS = 12  # of num-samples
 
 
 class LmdbImages:
@@ -30,7 +25,8 @@ class LmdbImages:
         mode, decoding: arguments of :class:`Decoder`.
 
     Raises:
-        DataError: it is missing, unreadable, or its ``num-samples`` is missing or too small.
+        DataError: it is missing, unreadable or cut short, or its ``num-samples`` is missing or
+            does not go with the images.
     """
 
     classes = [""]
@@ -38,23 +34,43 @@ class LmdbImages:
     def __init__(self, root: str, mode: str = "RGB", **decoding):
         self.root = os.path.realpath(root)
         self.decode = Decoder(mode, **decoding)
-        count = self._get(b"num-samples")
-        if count is None or not count.isdigit() or int(count) < 1:
+        path = f"{self.root}/{DATA_FILE}"
+        try:
+            self._file = LmdbFile(path)
+            self.count = self._count()
+        except LmdbError as error:
+            raise DataError(f"cannot read the LMDB {path}: {error}") from error
+        except OSError as error:
+            raise DataError(f"cannot read the LMDB {path}: {error.strerror}") from error
+
+    def _count(self) -> int:
+        path = f"{self.root}/{DATA_FILE}"
+        count = self._file.get(b"num-samples", MAX_BYTES)
+        if count is None or not count.isdigit() or len(count) > _MAX_DIGITS or int(count) < 1:
             raise DataError(
-                f"{self.root}/{DATA_FILE} has no usable key num-samples (its value: {count!r}); "
+                f"{path} has no usable key num-samples (its value: {count!r:.40}); "
                 "expected are num-samples and image-000000001, image-000000002 and so on"
             )
-        self.count = int(count)
-        if self._get(f"image-{self.count + 1:09d}".encode()) is not None:
+        # A key takes more bytes than these.
+        if int(count) > self._file.size() // 16:
+            raise DataError(f"{path}: num-samples is {int(count)}, more than its bytes can hold")
+        following = f"image-{int(count) + 1:09d}"
+        if self._file.get(following.encode(), MAX_BYTES) is not None:
             raise DataError(
-                f"{self.root}/{DATA_FILE}: num-samples is {self.count}, but there is an image-"
-                f"{self.count + 1:09d}: images would be missing; set num-samples to their number"
+                f"{path}: num-samples is {int(count)}, but there is an {following}: images would "
+                "be missing; set num-samples to their number"
             )
+        return int(count)
 
     @property
     def labels(self) -> np.ndarray:
         """int64 [N]: class numbers, all 0."""
         return np.zeros(self.count, np.int64)
+
+    def identity(self) -> Iterator[bytes]:
+        """See :mod:`libai_ext.data.fingerprint`."""
+        yield from of_labels(self)
+        yield b"%d" % self._file.size()
 
     def __len__(self) -> int:
         return self.count
@@ -62,35 +78,19 @@ class LmdbImages:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """
         Raises:
-            BadImage: the key is missing, or its value is no readable image.
+            BadImage: the key is missing or lies in a damaged part, or its value is no image.
+            DataError: the file cannot be read.
         """
         if not 0 <= index < self.count:
             raise IndexError(index)
         key = f"image-{index + 1:09d}"
         name = f"{self.root}:{key}"
-        data = self._get(key.encode())
+        try:
+            data = self._file.get(key.encode(), MAX_BYTES)
+        except LmdbError as error:
+            raise BadImage(name, f"the LMDB is damaged: {error}") from error
+        except OSError as error:
+            raise DataError(f"cannot read {self.root}/{DATA_FILE}: {error.strerror}") from error
         if data is None:
             raise BadImage(name, "the key is missing")
         return self.decode(data, name), 0
-
-    def _get(self, key: bytes) -> bytes | None:
-        with _environment(self.root).begin() as transaction:
-            return transaction.get(key)
-
-
-def _environment(root: str):
-    pid, environment = _open.get(root, (None, None))
-    if pid == os.getpid():
-        return environment
-    if lmdb is None:
-        raise DataError(f"{root} is an LMDB: install the package lmdb (pip install lmdb)")
-    if environment is not None:
-        environment.close()  # the parent's, seen from this side of a fork
-    try:
-        # Without locks nothing is written beside the data, and read-only media work. Readahead
-        # only costs when samples are drawn in random order.
-        environment = lmdb.open(root, readonly=True, lock=False, readahead=False, max_readers=1)
-    except lmdb.Error as error:
-        raise DataError(f"cannot open the LMDB in {root}: {error}") from error
-    _open[root] = (os.getpid(), environment)
-    return environment

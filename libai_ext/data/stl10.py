@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Iterator
 
 import numpy as np
 from PIL import Image
 
 from libai_ext.data.decode import Decoder
 from libai_ext.data.download import Archive, provide
+from libai_ext.data.fingerprint import of_labels
 from libai_ext.errors import DataError
 
 _SHAPE = (3, 96, 96)
@@ -61,6 +63,11 @@ class Stl10:
     def __reduce__(self):
         # A memory map would be sent as the pixels that it maps.
         return type(self), (self.root, self.split, False, self.mode)
+
+    def identity(self) -> Iterator[bytes]:
+        """See :mod:`libai_ext.data.fingerprint`."""
+        yield from of_labels(self)
+        yield b"%d" % self.pixels.size
 
     def __len__(self) -> int:
         return len(self.labels)

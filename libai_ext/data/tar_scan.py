@@ -18,15 +18,18 @@ from __future__ import annotations
 
 import os
 import tarfile
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from libai_ext.data.walk import EXTENSIONS, UNREAD, PassedOver, is_hidden
 from libai_ext.errors import DataError
+from libai_ext.regular import open_regular
 
 NO_LABEL = -1
 _MOST_DIGITS = 6  # of a class number
+_MAX_HEADER = 1 << 20  # bytes
+_MAX_NAME = 4096  # bytes, as of a path
 
 
 class ShardIndex(NamedTuple):
@@ -55,10 +58,25 @@ def scan(shard: str) -> ShardIndex:
         DataError: it is no plain tar file, or the table does not say how to read it.
     """
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with open_regular(shard) as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
             return _Scan(shard, tar).index()
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # damaged headers raise whatever their bytes lead to
         raise DataError(f"shard {shard} is no plain (uncompressed) tar file: {error}") from error
+
+
+class _Headers:
+    """A file of which no more is read at once than headers have: tarfile reads names of any
+    size that a header claims, and a sparse file has terabytes."""
+
+    def __init__(self, file: BinaryIO):
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+
+    def read(self, count: int) -> bytes:
+        if count > _MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {count:,} bytes")
+        return self._read(count)
 
 
 class _Scan:
@@ -105,9 +123,9 @@ class _Scan:
                 f"of {', '.join(EXTENSIONS)}"
             )
         if last in EXTENSIONS:
-            if not member.isreg():
+            if not member.isreg() or member.issparse():
                 raise DataError(
-                    f"{self.shard}:{member.name} is a link or a special file, not an image: pack "
+                    f"{self.shard}:{member.name} is a link, a sparse or a special file: pack "
                     "the files themselves (tar --dereference --hard-dereference)"
                 )
             sample.images.append((f".{extension}", member))
@@ -132,6 +150,8 @@ class _Scan:
         chosen = (plain or sample.images)[:1]
         for _, member in chosen:
             name = member.name.encode("utf-8", "surrogateescape")
+            if len(name) > _MAX_NAME:
+                raise DataError(f"{self.shard}: a name of {len(name):,} bytes")
             self.rows.append([member.offset_data, member.size, sample.label, name])
             if sample.label == NO_LABEL:
                 self.images.setdefault(sample.key, []).append(self.rows[-1])

@@ -11,17 +11,19 @@ import os
 import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Sequence
+from typing import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
 from libai_ext.checkpoint.files import atomic_file
-from libai_ext.data.decode import BadImage, Decoder
+from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
 from libai_ext.data.download import exclusive
+from libai_ext.data.fingerprint import of_labels
 from libai_ext.data.tar_scan import NO_LABEL, ShardIndex, scan
 from libai_ext.data.walk import EXTENSIONS, PassedOver, warn_once
 from libai_ext.errors import DataError, UserError
+from libai_ext.regular import open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,8 @@ class TarShards:
             DataError: the shard cannot be read.
         """
         shard, size = int(self._shard[index]), int(self._size[index])
+        if size > MAX_BYTES:
+            raise BadImage(self.name(index), f"{size:,} bytes, more than any image has")
         try:
             data = os.pread(self._descriptor(shard), size, int(self._offset[index]))
         except OSError as error:
@@ -82,6 +86,12 @@ class TarShards:
         if len(data) < size:
             raise BadImage(self.name(index), f"the shard ends after {len(data)} of {size} bytes")
         return self.decode(data, self.name(index)), int(self.labels[index])
+
+    def identity(self) -> Iterator[bytes]:
+        """See :mod:`libai_ext.data.fingerprint`."""
+        yield from of_labels(self)
+        yield self._size.tobytes()
+        yield from (names.tobytes() for names in self._names)
 
     def name(self, index: int) -> str:
         shard = int(self._shard[index])
@@ -105,7 +115,8 @@ class TarShards:
         if shard not in files:
             while len(files) >= _OPEN_FILES:
                 os.close(files.popitem(last=False)[1])
-            files[shard] = os.open(self.shards[shard], os.O_RDONLY)
+            with open_regular(self.shards[shard]) as file:
+                files[shard] = os.dup(file.fileno())
         files.move_to_end(shard)
         return files[shard]
 
@@ -170,8 +181,28 @@ def _cache_folder() -> Path:
 
 
 def _read_index(path: Path) -> ShardIndex | None:
+    """None where there is none yet, or one that is damaged or of another version."""
     try:
-        with np.load(path, allow_pickle=False) as content:
-            return ShardIndex(*(content[column] for column in ShardIndex._fields))
-    except (OSError, ValueError, KeyError, EOFError):  # none yet, or one of another version
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as content:
+            index = ShardIndex(*(content[column] for column in ShardIndex._fields))
+        _check_index(index)
+        return index
+    except FileNotFoundError:
         return None
+    except Exception as error:  # a damaged archive raises whatever its bytes lead to
+        logger.warning(f"index cache {path} is damaged and made again: {error!r:.200}")
+        return None
+
+
+def _check_index(index: ShardIndex) -> None:
+    """
+    Raises:
+        ValueError: it is none that a scan makes.
+    """
+    numbers = np.stack(index[:3])  # fails where their lengths differ
+    kinds = numbers.dtype == np.int64 and index.name.dtype.kind == index.passed.dtype.kind == "S"
+    if not kinds or numbers.ndim != 2 or index.name.shape != numbers[0].shape:
+        raise ValueError("its columns are not those of an index")
+    if (numbers[:2] < 0).any() or (numbers[2] < NO_LABEL).any():
+        raise ValueError("it holds negative numbers")
+    _passed_over([index])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from typing import Sequence
+from typing import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -95,6 +95,10 @@ class Tolerant:
             )
         self.classes = list(classes)
         self._numbers = np.array([number.get(name, -1) for name in own], np.int64)
+
+    def identity(self) -> Iterator[bytes]:
+        """See :mod:`libai_ext.data.fingerprint`."""
+        return self.source.identity()
 
     def name(self, index: int) -> str:
         """Path of a sample, its number where the source knows none."""

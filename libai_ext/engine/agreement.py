@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any, Sized
 
 from libai.config.lazy import _convert_target_to_string
 from omegaconf import DictConfig, OmegaConf
 
+from libai_ext.data.fingerprint import fingerprint
 from libai_ext.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 # Everything that decides about samples, augmentation, model and steps. Not here: the layout, how
 # the global batch is split, where files lie, what is logged and when.
@@ -21,6 +25,7 @@ _VALUES = (
     "train.epoch_remainder",
     "graph.enabled",
 )
+_DATA = "training data"
 _FREE = (
     "num_workers",
     "source.roots",
@@ -40,6 +45,7 @@ def settings(cfg: DictConfig, dataset: Sized | None) -> dict[str, Any]:
         dataset: the training data set, None where there is only something to evaluate.
     """
     flat: dict[str, Any] = {"training samples": dataset and len(dataset)}
+    flat[_DATA] = fingerprint(getattr(dataset, "source", None))
     for key in _VALUES:
         flat[key] = OmegaConf.select(cfg, key)
     for key in _NODES:
@@ -71,9 +77,10 @@ def check(saved: dict[str, Any], present: dict[str, Any], path: str, prefix: str
     Raises:
         ConfigError: they differ; each key is named with both values.
     """
-    keys = [key for key in {**saved, **present} if key.startswith(prefix)]
+    keys = [key for key in {**saved, **present} if key.startswith(prefix) and key != _DATA]
     differing = [key for key in keys if saved.get(key) != present.get(key)]
     if not differing:
+        _compare_data(saved.get(_DATA), present.get(_DATA), path)
         return
     lines = "".join(
         f"\n  {key}: {saved.get(key, 'unset')} in the checkpoint, "
@@ -85,3 +92,13 @@ def check(saved: dict[str, Any], present: dict[str, Any], path: str, prefix: str
         "Set these keys as in the checkpoint. A longer run, another rate or another model is a "
         f"new run: give it another train.output_dir and start it with train.load_weight={path}"
     )
+
+
+def _compare_data(saved: str | None, present: str | None, path: str) -> None:
+    """Fingerprints, where both are known."""
+    if saved and present and saved != present:
+        logger.warning(
+            f"the training data is not that of {path}: as many samples, but of other names, sizes "
+            "or classes. If the same images in the same order were packed or encoded anew, all is "
+            "well; if not, the run goes on with other images: stop it and set data.train"
+        )

@@ -3,28 +3,42 @@
 The library lies in `$LIBAI_EXT_CACHE`, else `$XDG_CACHE_HOME/libai_ext`, else
 `~/.cache/libai_ext`, in a directory named after all that it depends on: the source, the compiler,
 OneFlow, and the instructions of the CPU. Another machine or version therefore gets another one.
+:mod:`libai_ext.kernels.cache` says which one may be loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
+
+from libai_ext.kernels.cache import (
+    LIBRARY_NAME,
+    Untrusted,
+    building,
+    cache_dir,
+    lock,
+    make_private,
+    verify,
+)
 
 SOURCE_DIR = Path(__file__).resolve().parent.parent / "csrc"
-LIBRARY_NAME = "libai_ext_kernels.so"
+MAX_SECONDS = 600  # of one compilation
+_SLOWER = "OneFlow's own CPU kernels are used, several times slower"
+# Runs a command; at the end of the input, which is when its parent is gone, it ends all of them:
+# a signal for the death of a parent reaches the compiler, but not what that has started.
+_WITH_PARENT = 'exec 3<&0; { read -r _ <&3; kill -9 0; } & "$@" 3<&- </dev/null'
 
 # What the arithmetic is compiled with, the same in the library and under the sanitizers. Exceptions
 # from strict IEEE arithmetic stop where NaN or infinity would be lost.
@@ -100,14 +114,6 @@ class OneFlowWheel:
         ]
 
 
-def cache_dir() -> Path:
-    """The directory that holds all built libraries."""
-    if "LIBAI_EXT_CACHE" in os.environ:
-        return Path(os.environ["LIBAI_EXT_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "libai_ext"
-
-
 def find_compiler() -> str | None:
     """The path of `$CXX` or g++, None if there is none."""
     return shutil.which(os.environ.get("CXX", "g++"))
@@ -144,18 +150,12 @@ def _content_key(wheel: OneFlowWheel) -> str:
 
 def _compiler_key(compiler: str) -> str:
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
+        version = subprocess.run(
+            [compiler, "--version"], capture_output=True, check=True, timeout=60
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"cannot run the C++ compiler {compiler}: {error}") from error
     return _digest(version)
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; ends with the process, however it ends."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _compile(compiler: str, wheel: OneFlowWheel, library: Path, log: Path) -> None:
@@ -173,56 +173,98 @@ def _compile(compiler: str, wheel: OneFlowWheel, library: Path, log: Path) -> No
     with open(log, "w") as output:
         output.write(" ".join(command) + "\n")
         output.flush()
-        result = subprocess.run(command, check=False, stdout=output, stderr=subprocess.STDOUT)
-    if result.returncode != 0:
-        raise BuildError(
-            f"the native kernels did not compile (see {log}): "
-            "OneFlow's own CPU kernels are used, several times slower"
-        )
+        status = _run(command, output)
+    if status != 0:
+        raise BuildError(f"the native kernels did not compile (see {log}): {_SLOWER}")
+
+
+def _run(command: list[str], output: IO[str]) -> int:
+    """Exit status of a command, which ends with this process, however that ends.
+
+    Raises:
+        BuildError: it takes longer than any compiler.
+    """
+    with subprocess.Popen(
+        ["/bin/sh", "-c", _WITH_PARENT, "sh", *command],
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            return process.wait(MAX_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise BuildError(f"{command[0]} took more than {MAX_SECONDS} s: {_SLOWER}") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def build() -> tuple[Path, str]:
-    """Build the library unless it is built already.
+    """Build the library unless it is built already, and whole.
 
     Returns its path, and a line that says what was done.
 
     Raises:
-        BuildError: there is no compiler, or it failed.
+        BuildError: there is no compiler, or it failed; the cache is not the user's own.
     """
+    cache = cache_dir()
+    try:
+        return _build(cache)
+    except (OSError, Untrusted) as error:
+        raise BuildError(
+            f"cannot keep the native kernels in {cache} ({error}): {_SLOWER}; name another "
+            "directory, which only you can write to, in $LIBAI_EXT_CACHE"
+        ) from error
+
+
+def _build(cache: Path) -> tuple[Path, str]:
     wheel = OneFlowWheel.find()
     content = _content_key(wheel)
-    cache = cache_dir()
     compiler = find_compiler()
+    if compiler is not None or cache.is_dir():
+        make_private(cache)
     if compiler is None:
-        # Built where there was a compiler, for the very same machine and source.
-        for library in sorted(cache.glob(f"{content}-*/{LIBRARY_NAME}")):
-            return library, f"native kernels: {library}, built before"
-        wanted = os.environ.get("CXX", "g++")
-        raise BuildError(
-            f"no C++ compiler ({wanted}) found: OneFlow's own CPU kernels are used, several times "
-            "slower; install one (`apt-get install g++`) or name one in $CXX"
-        )
+        return _built_elsewhere(cache, content)
     key = f"{content}-{_compiler_key(compiler)}"
     library = cache / key / LIBRARY_NAME
-    if library.exists():
+    if _fault(library) == "":
         return library, f"native kernels: {library}, built before"
+    with lock(cache):
+        fault = _fault(library)
+        if fault == "":
+            return library, f"native kernels: {library}, built by another process"
+        began = time.monotonic()
+        with building(library) as built:
+            _compile(compiler, wheel, built, cache / f"{key}.log")
+        done = f"native kernels: {library}, built in {time.monotonic() - began:.0f} s"
+        return library, f"{done}, again: {fault}" if fault else done
+
+
+def _fault(library: Path) -> str | None:
+    """What is wrong with a library: nothing (an empty text), or None where there is none."""
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _lock(cache / "build.lock"):
-            if library.exists():
-                return library, f"native kernels: {library}, built by another process"
-            began = time.monotonic()
-            with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as work:
-                built = Path(work) / LIBRARY_NAME
-                _compile(compiler, wheel, built, cache / f"{key}.log")
-                library.parent.mkdir(exist_ok=True)
-                os.replace(built, library)
-            return library, f"native kernels: {library}, built in {time.monotonic() - began:.0f} s"
-    except OSError as error:
-        raise BuildError(
-            f"cannot write the native kernels to {cache} ({error}): OneFlow's own CPU kernels are "
-            "used, several times slower; name another directory in $LIBAI_EXT_CACHE"
-        ) from error
+        verify(library)
+    except FileNotFoundError:
+        return None
+    except Untrusted as error:
+        return str(error)
+    return ""
+
+
+def _built_elsewhere(cache: Path, content: str) -> tuple[Path, str]:
+    """One built where there was a compiler, for the very same machine and source."""
+    faults = []
+    for library in sorted(cache.glob(f"{content}-*/{LIBRARY_NAME}")):
+        fault = _fault(library)
+        if fault == "":
+            return library, f"native kernels: {library}, built before"
+        faults.append(f"{fault}, and ")
+    wanted = os.environ.get("CXX", "g++")
+    raise BuildError(
+        f"{''.join(faults)}no C++ compiler ({wanted}) found: {_SLOWER}; install one "
+        "(`apt-get install g++`) or name one in $CXX"
+    )
 
 
 def main() -> int:

@@ -12,11 +12,12 @@ from omegaconf import OmegaConf
 
 from libai_ext import config, config_targets, config_yaml
 from libai_ext.config import instantiate
-from libai_ext.data.decode import Decoder
+from libai_ext.data.decode import MAX_BYTES, Decoder
 from libai_ext.data.image_folder import ImageFolder
 from libai_ext.data.transforms import Compose, EvalCrop, ToArray
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.placement import batch_sbp, to_global
+from libai_ext.regular import read_regular
 from projects.MAE import attention
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.masking import num_kept
@@ -107,7 +108,7 @@ def read_images(subject: Subject, paths: Sequence[str], samples: int) -> np.ndar
     images = []
     for file in _files(paths, samples):
         try:
-            data = Path(file).read_bytes()
+            data = read_regular(file, MAX_BYTES)
         except OSError as error:
             raise DataError(f"cannot open {file}: {error.strerror}") from error
         images.append(subject.transform(decode(data, file), rng))

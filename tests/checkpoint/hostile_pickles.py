@@ -6,6 +6,7 @@ Every function yields (name, content). Content that would run something touches 
 from __future__ import annotations
 
 import struct
+import zipfile
 
 from hostile_parts import NAME, legacy_file, state_dict, tensor, zip_file
 
@@ -102,8 +103,21 @@ def calls(sentinel):
     yield "call_as_dictionary_key", zip_file(b"\x80\x02}" + function + b"RK\1s.")
 
 
+def grown():
+    """Many names for few bytes: 3.3 GB as soon as each is copied."""
+    large = tensor(size=(2**20,), stride=(0,))
+    names = [text(f"blocks.{number}.norm1.weight") for number in range(800)]
+    apart = b"".join(name + large for name in names)
+    together = names[0] + large + b"q\x00" + b"".join(name + b"h\x00" for name in names[1:])
+    for name, items in (("tensors_expanded", apart), ("tensor_of_800_names", together)):
+        content = b"\x80\x02}(" + items + b"u."
+        yield name, zip_file(content, {"0": bytes(16)}, method=zipfile.ZIP_DEFLATED)
+        yield f"legacy_{name}", legacy_file(content, ["0"], struct.pack("<q", 4) + bytes(16))
+
+
 def bombs():
     """Pickles that cost more than they seem."""
+    yield from grown()
     doubled_tuple = b")" + b"q\x00h\x00\x86" * 1 + b"".join(
         struct.pack("<BIBI", ord("r"), i, ord("j"), i) + b"\x86" for i in range(1, 64)
     )  # fmt: skip

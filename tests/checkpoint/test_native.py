@@ -355,14 +355,14 @@ def test_input_output_error(folder, caplog, monkeypatch, number):
 
 def test_unreadable_file(folder, caplog, monkeypatch):
     """EIO while the checksums are compared."""
-    real = open
+    real = manifest.open_regular
 
-    def failing(path, *args, **options):
+    def failing(path):
         if str(path).endswith("model_0000007/model/tensor_0/out"):
             raise OSError(5, "Input/output error")
-        return real(path, *args, **options)
+        return real(path)
 
-    monkeypatch.setattr("builtins.open", failing)
+    monkeypatch.setattr(manifest, "open_regular", failing)
     latest = checkpointer_of(folder).get_checkpoint_file()
     assert latest == str(folder / "model_0000003")
     assert "tensor_0/out: Input/output error" in caplog.text

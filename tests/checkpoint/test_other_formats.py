@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -41,6 +42,25 @@ def test_safetensors_of_real_torch(golden):
 def test_safetensors_round_trip(tmp_path):
     safetensors_file.save(STATE, tmp_path / "state.safetensors")
     _same_bits(safetensors_file.load(tmp_path / "state.safetensors"))
+
+
+def test_special_files_are_not_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's name is short
+    os.mkfifo("pipe.pth")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind("socket.pth")
+    os.symlink("pipe.pth", "link.safetensors")
+    for path in ("pipe.pth", "socket.pth", "link.safetensors", "/dev/zero", "/dev/tty"):
+        for read in (formats.inspect, formats.load):
+            with pytest.raises(CheckpointError, match=f"{path}: not a regular file"):
+                read(path)
+    server.close()
+    oneflow_folder.save(STATE, tmp_path / "checkpoint")
+    meta = tmp_path / "checkpoint/model/tensor_0/meta"
+    meta.unlink()
+    os.mkfifo(meta)
+    with pytest.raises(CheckpointError, match="meta: not a regular file"):
+        formats.load(tmp_path / "checkpoint")
 
 
 def test_oneflow_folder_round_trip(tmp_path):

@@ -8,12 +8,13 @@ import os
 import pickle
 import tarfile
 
+import lmdb
 import numpy as np
 import pytest
 from image_files import encode, pixels
 from made_sets import write_lmdb, write_tar
 
-from libai_ext.data import lmdb_source, tar_shards, walk
+from libai_ext.data import tar_shards, walk
 from libai_ext.data.decode import BadImage
 from libai_ext.data.lmdb_source import LmdbImages
 from libai_ext.data.tar_shards import TarShards, expand_braces
@@ -96,21 +97,16 @@ def test_unusable_lmdbs(tmp_path):
     with pytest.raises(DataError, match="b has no usable|b/data.mdb has no usable key num-samples"):
         LmdbImages(write_lmdb(tmp_path / "b", []))
     short = write_lmdb(tmp_path / "short", [png(0), png(1), png(2)])
-    with lmdb_source.lmdb.open(short) as environment, environment.begin(write=True) as change:
+    with lmdb.open(short) as environment, environment.begin(write=True) as change:
         change.put(b"num-samples", b"2")
     with pytest.raises(DataError, match="num-samples is 2, but there is an image-000000003"):
         LmdbImages(short)
     (tmp_path / "c").mkdir()
     (tmp_path / "c/data.mdb").write_bytes(b"no database")
-    with pytest.raises(DataError, match="cannot open the LMDB in .*/c"):
+    with pytest.raises(
+        DataError, match="c/data.mdb: it is cut short: 11 bytes"
+    ):
         LmdbImages(str(tmp_path / "c"))
-
-
-def test_without_the_lmdb_package(tmp_path, monkeypatch):
-    root = write_lmdb(tmp_path / "a", [png(0)])
-    monkeypatch.setattr(lmdb_source, "lmdb", None)
-    with pytest.raises(DataError, match="is an LMDB: install the package lmdb"):
-        LmdbImages(root)
 
 
 def members(first, count):
@@ -297,7 +293,7 @@ def test_links_in_a_shard_would_lose_images(tmp_path, kind):
         link = tarfile.TarInfo("0009.png")
         link.type, link.linkname = kind, "0001.png"
         tar.addfile(link)
-    with pytest.raises(DataError, match="x.tar:0009.png is a link or a special file, .*pack"):
+    with pytest.raises(DataError, match="x.tar:0009.png is a link, a sparse or a special file"):
         TarShards(str(tmp_path / "x.tar"))
 
 

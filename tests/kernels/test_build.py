@@ -1,7 +1,11 @@
+import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +15,7 @@ from libai_ext.kernels.build import BuildError, build
 # Stands in for g++ where only the cache is tested: writes a line to the output after a moment.
 FAKE_COMPILER = """#!/bin/sh
 if [ "$1" = --version ]; then echo "fake {version}"; exit 0; fi
-sleep 0.5
+sleep {seconds}
 while [ $# -gt 1 ]; do
     if [ "$1" = -o ]; then echo run >> "$2"; echo run >> "{runs}"; fi
     shift
@@ -33,9 +37,9 @@ def runs(tmp_path):
 
 @pytest.fixture
 def use_compiler(tmp_path, runs, monkeypatch):
-    def use(version="1"):
+    def use(version="1", seconds=0.1):
         compiler = tmp_path / "c++"
-        compiler.write_text(FAKE_COMPILER.format(version=version, runs=runs))
+        compiler.write_text(FAKE_COMPILER.format(version=version, runs=runs, seconds=seconds))
         compiler.chmod(compiler.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("CXX", str(compiler))
 
@@ -86,6 +90,7 @@ def test_another_compiler_or_cpu_builds_anew(cache, use_compiler, runs, monkeypa
 
 
 def test_processes_that_start_together_build_once(cache, use_compiler, runs):
+    use_compiler(seconds=0.5)
     command = [sys.executable, "-m", "libai_ext.kernels.build"]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     lines = [process.communicate(timeout=60)[0] for process in processes]
@@ -126,6 +131,125 @@ def test_cache_that_cannot_be_written(tmp_path, use_compiler, monkeypatch):
     monkeypatch.setenv("LIBAI_EXT_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(BuildError, match="LIBAI_EXT_CACHE"):
         build()
+
+
+def truncated(library):
+    os.truncate(library, library.stat().st_size // 2)
+
+
+DAMAGES = {
+    "cut short": truncated,
+    "empty": lambda library: os.truncate(library, 0),
+    "changed": lambda library: library.write_text("nur\n"),
+    "removed": os.unlink,
+    "a folder": lambda library: (library.unlink(), library.mkdir()),
+    "a pipe": lambda library: (library.unlink(), os.mkfifo(library)),
+    "a link": lambda library: (
+        library.rename("moved"),
+        library.symlink_to(Path("moved").resolve()),
+    ),
+    "no checksum": lambda library: library.with_name("sha256").unlink(),
+    "another checksum": lambda library: library.with_name("sha256").write_text("0" * 64),
+    "for all to write": lambda library: library.chmod(0o722),
+    "for a group to write": lambda library: library.parent.chmod(0o770),
+    "a checksum for all to write": lambda library: library.with_name("sha256").chmod(0o666),
+    "another user's": lambda library: os.chown(library, 12345, -1),
+    "another user's folder": lambda library: os.chown(library.parent, 12345, -1),
+    "a file in its folder's place": lambda library: (
+        shutil.rmtree(library.parent),
+        library.parent.write_text(""),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_library_that_is_not_to_be_loaded_is_built_again(
+    cache, use_compiler, runs, tmp_path, monkeypatch, damage
+):
+    monkeypatch.chdir(tmp_path)
+    library, _ = build()
+    DAMAGES[damage](library)
+    again, done = build()
+    assert (again, _count(runs)) == (library, 2)
+    assert library.read_text() == "run\n" and not library.is_symlink()
+    assert (library.stat().st_uid, library.stat().st_mode & 0o777) == (os.geteuid(), 0o700)
+    assert damage in ("removed", "a file in its folder's place") or ", again: " in done
+    assert "built before" in build()[1]
+    assert sorted(path.name for path in cache.iterdir() if path.is_dir()) == [library.parent.name]
+
+
+def test_a_damaged_library_without_a_compiler(cache, use_compiler, monkeypatch):
+    library, _ = build()
+    truncated(library)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(BuildError, match="is not what was built .*, and no C\\+\\+ compiler"):
+        build()
+
+
+def test_the_cache_is_the_users_own(cache, use_compiler, runs, monkeypatch):
+    cache.mkdir(mode=0o777)
+    cache.chmod(0o777)  # whatever the umask
+    library, _ = build()
+    assert cache.stat().st_mode & 0o777 == 0o755
+    os.chown(cache, 12345, -1)
+    for compiler in (os.environ["CXX"], "no-such-compiler"):
+        monkeypatch.setenv("CXX", compiler)
+        with pytest.raises(BuildError, match="cache belongs to another user .number 12345.*CACHE"):
+            build()
+    assert _count(runs) == 1
+
+
+def test_what_the_superuser_built_serves_all(cache, use_compiler, monkeypatch):
+    library, _ = build()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert build()[0] == library
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_compiler_ends_with_the_process_that_started_it(cache, tmp_path, monkeypatch, number):
+    """And what it has started itself, as g++ starts cc1plus; its files go at the next build."""
+    compiler, pids = tmp_path / "c++", tmp_path / "pids"
+    compiler.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exit 0\nsleep 60 & echo $$ $! > {pids}.new\n'
+        f"mv {pids}.new {pids}\nwait\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    command = [sys.executable, "-m", "libai_ext.kernels.build"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    until(pids.exists)
+    started = [int(pid) for pid in pids.read_text().split()]
+    assert all(map(_alive, started))
+    process.send_signal(number)
+    assert process.wait(20) != 0
+    until(lambda: not any(map(_alive, started)))
+    left = len(list(cache.glob("building-*")))
+    assert left == (0 if number == signal.SIGINT else 1)
+    compiler.write_text(FAKE_COMPILER.format(version="1", runs=tmp_path / "runs", seconds=0))
+    build()
+    assert not list(cache.glob("building-*"))
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_compiler_that_never_ends(cache, use_compiler, monkeypatch):
+    use_compiler(seconds=60)
+    monkeypatch.setattr(build_module, "MAX_SECONDS", 0.3)
+    with pytest.raises(BuildError, match="took more than 0.3 s"):
+        build()
+    assert not list(cache.glob("building-*"))
 
 
 @pytest.mark.slow
