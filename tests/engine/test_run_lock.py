@@ -120,13 +120,22 @@ def test_a_killed_holder_is_followed_at_once(tmp_path, other):
 
 
 def test_a_data_worker_that_outlives_its_rank_does_not_hold_it(tmp_path):
-    program = PROGRAM.replace("    sys.stdin", "    import os, time\n    os.fork() or time.sleep(9)")
-    command = [sys.executable, "-c", program, str(tmp_path), "with"]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    program = PROGRAM.replace("    sys.stdin", "    import os; os.fork()\n    sys.stdin")
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path), "with"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
     assert process.stdout.readline() == b"held\n"
+    children = f"/proc/{process.pid}/task/{process.pid}/children"
+    while not open(children).read():
+        time.sleep(0.01)
     process.kill()
     process.wait()
     assert seconds_to_take(tmp_path) < 0.5
+    os.killpg(process.pid, signal.SIGKILL)  # fails where it did not outlive
+    process.stdin.close()
 
 
 def test_without_kernel_locks_a_beat_refuses(tmp_path, other, no_kernel_locks):
