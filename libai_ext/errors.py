@@ -11,3 +11,8 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A data set cannot be used."""
+
+
+class DataUnavailable(DataError):
+    """Data that can be used cannot be read for the present: the one error here that a user need
+    not mend. Programs end with status 74, and may be restarted."""

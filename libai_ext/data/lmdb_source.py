@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from libai_ext.data.decode import BadImage, Decoder
+from libai_ext.data.patience import away, patiently
 from libai_ext.errors import DataError
 
 try:
@@ -84,6 +85,8 @@ def _environment(root: str):
         return environment
     if lmdb is None:
         raise DataError(f"{root} is an LMDB: install the package lmdb (pip install lmdb)")
+    # LMDB's own errors do not say which of them pass.
+    patiently(lambda: os.stat(os.path.join(root, DATA_FILE)), root, away)
     if environment is not None:
         environment.close()  # the parent's, seen from this side of a fork
     try:

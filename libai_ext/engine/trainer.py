@@ -12,6 +12,7 @@ from libai.engine.trainer import TrainerBase
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
+from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.native import Checkpointer
 from libai_ext.config import fresh, instantiate
 from libai_ext.config_targets import check_targets
@@ -26,8 +27,10 @@ from libai_ext.engine.hang import HangReport
 from libai_ext.engine.nonfinite import StepGuard
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
+from libai_ext.engine.together import ELSEWHERE, together
 from libai_ext.engine.writers import Progress, Writing, is_line, writers
-from libai_ext.errors import ConfigError, DataError
+from libai_ext.errors import ConfigError, DataError, DataUnavailable
+from libai_ext.failure import DATA_UNAVAILABLE, tell
 from libai_ext.optim.ema import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -54,6 +57,8 @@ class Trainer(DefaultTrainer):
         self.steps = kind(self, StepGuard(self, cfg.train.max_nonfinite_steps))
         self.means = Means()
         self._batches = None
+        # Why the run has to end after this iteration, on every rank.
+        self.unavailable: DataUnavailable | None = None
         # Of the last evaluation: metric name -> value, on rank 0.
         self.results: dict[str, float] = {}
         if training:
@@ -165,19 +170,47 @@ class Trainer(DefaultTrainer):
             self.means.load_state_dict(progress.get("since_last_line", {}))
 
     def train(self) -> None:
-        """Run from ``start_iter`` to ``max_iter``."""
+        """Run from ``start_iter`` to ``max_iter``.
+
+        Raises:
+            SystemExit: with status 74, on all ranks: the data cannot be read for the present; what
+                was done is saved.
+        """
         if self.start_iter >= self.max_iter:
             logger.info(f"nothing to do: {self.start_iter} of {self.max_iter} iterations are done")
             return
         self.register_hooks(self.build_hooks())
         self.model.train()
-        super().train()
+        self.done = self.start_iter
+        try:
+            super().train()
+        except DataUnavailable as error:
+            self._save_and_leave(error)
 
     def before_step(self) -> None:
         """LiBai moves ``storage.iter`` on in the middle of a step: what the step itself measures
         would bear the same number as what the hooks of the step before did."""
         self.storage.iter = self.iter + 1
         super().before_step()
+
+    def after_step(self) -> None:
+        super().after_step()
+        self.done = self.iter + 1
+        if self.unavailable is not None:
+            raise self.unavailable
+
+    def _save_and_leave(self, error: DataUnavailable) -> None:
+        logger.error(f"{error}; ended after {self.done} iterations, --resume goes on from there")
+        if self.start_iter < self.done < self.max_iter:
+            iteration = self.done - 1
+            self.checkpointer.save(f"model_{iteration:07d}", iteration)
+            try:
+                self.checkpointer.finish()
+            except CheckpointError as failure:
+                logger.error(failure)
+        if str(error) != ELSEWHERE:
+            tell(f"error: {error}\n")
+        raise SystemExit(DATA_UNAVAILABLE)
 
     def run_step(self) -> None:
         start = time.perf_counter()
@@ -208,7 +241,7 @@ class Trainer(DefaultTrainer):
     def _endless_batches(self):
         train = self.cfg.train
         steps = 1 if self.cfg.graph.enabled else train.num_accumulation_steps
-        return iter(
+        return together(
             build_train_loader(
                 self.dataset,
                 self.order,
@@ -224,6 +257,8 @@ class Trainer(DefaultTrainer):
         start = time.perf_counter()
         try:
             batch = self.get_batch(next(self._batches))
+        except DataUnavailable:
+            raise
         except DataError as error:  # from a worker, with the worker's traceback as text
             raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
         if self.iter >= self.start_iter + WARM_UP:
