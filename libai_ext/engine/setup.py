@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
 
 import oneflow as flow
 from libai.utils import distributed as dist
@@ -13,6 +12,7 @@ from libai.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from libai_ext import device, kernels
+from libai_ext.engine.log_file import log_file
 from libai_ext.engine.memory import out_of_memory
 from libai_ext.failure import foresee_out_of_memory
 from libai_ext.placement import set_layout
@@ -27,11 +27,9 @@ def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
         pipeline_layers: how many layers the model numbers with ``layer_idx``.
     """
     train = cfg.train
-    if dist.is_main_process():
-        Path(train.output_dir).mkdir(parents=True, exist_ok=True)
-    dist.synchronize()
     for name in ("libai", "libai_ext", "projects"):
-        setup_logger(train.output_dir, distributed_rank=dist.get_rank(), name=name, abbrev_name="")
+        named = setup_logger(None, distributed_rank=dist.get_rank(), name=name, abbrev_name="")
+        named.addHandler(log_file(train.output_dir, dist.get_rank()))
     # It logs the exceptions that libai_ext.engine.main reports.
     logging.getLogger("libai.engine.trainer").setLevel(logging.CRITICAL)
     set_layout(train.dist, pipeline_layers)

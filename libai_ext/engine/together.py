@@ -1,15 +1,20 @@
-"""Batches that all ranks get, or none."""
+"""Batches that all ranks get, or none; and how a run ends that gets no more."""
 
 from __future__ import annotations
 
+import logging
 from typing import Iterable, Iterator
 
 import oneflow as flow
 from libai.utils import distributed as dist
 
+from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.errors import DataUnavailable
+from libai_ext.failure import DATA_UNAVAILABLE, tell
 
-ELSEWHERE = "another rank cannot read its data"
+logger = logging.getLogger(__name__)
+
+_ELSEWHERE = "another rank cannot read its data"
 
 
 def together(batches: Iterable) -> Iterator:
@@ -30,10 +35,29 @@ def together(batches: Iterable) -> Iterator:
         except DataUnavailable as error:
             batch, lost = None, error
         if _on_any_rank(lost is not None):
-            raise lost or DataUnavailable(ELSEWHERE)
+            raise lost or DataUnavailable(_ELSEWHERE)
         if batch is None:
             return
         yield batch
+
+
+def save_and_leave(trainer, error: DataUnavailable) -> None:
+    """Save what was done, and leave with status 74; on all ranks.
+
+    Raises:
+        SystemExit: always.
+    """
+    done, checkpointer = trainer.done, trainer.checkpointer
+    logger.error(f"{error}; ended after {done} iterations, --resume goes on from there")
+    if trainer.start_iter < done < trainer.max_iter:
+        checkpointer.save(f"model_{done - 1:07d}", done - 1)
+        try:
+            checkpointer.finish()
+        except CheckpointError as failure:
+            logger.error(failure)
+    if str(error) != _ELSEWHERE:
+        tell(f"error: {error}\n")
+    raise SystemExit(DATA_UNAVAILABLE)
 
 
 def _on_any_rank(answer: bool) -> bool:

@@ -12,7 +12,6 @@ from libai.engine.trainer import TrainerBase
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
-from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.native import Checkpointer
 from libai_ext.config import fresh, instantiate
 from libai_ext.config_targets import check_targets
@@ -27,10 +26,9 @@ from libai_ext.engine.hang import HangReport
 from libai_ext.engine.nonfinite import StepGuard
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
-from libai_ext.engine.together import ELSEWHERE, together
+from libai_ext.engine.together import save_and_leave, together
 from libai_ext.engine.writers import Progress, Writing, is_line, writers
 from libai_ext.errors import ConfigError, DataError, DataUnavailable
-from libai_ext.failure import DATA_UNAVAILABLE, tell
 from libai_ext.optim.ema import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -185,7 +183,7 @@ class Trainer(DefaultTrainer):
         try:
             super().train()
         except DataUnavailable as error:
-            self._save_and_leave(error)
+            save_and_leave(self, error)
 
     def before_step(self) -> None:
         """LiBai moves ``storage.iter`` on in the middle of a step: what the step itself measures
@@ -198,19 +196,6 @@ class Trainer(DefaultTrainer):
         self.done = self.iter + 1
         if self.unavailable is not None:
             raise self.unavailable
-
-    def _save_and_leave(self, error: DataUnavailable) -> None:
-        logger.error(f"{error}; ended after {self.done} iterations, --resume goes on from there")
-        if self.start_iter < self.done < self.max_iter:
-            iteration = self.done - 1
-            self.checkpointer.save(f"model_{iteration:07d}", iteration)
-            try:
-                self.checkpointer.finish()
-            except CheckpointError as failure:
-                logger.error(failure)
-        if str(error) != ELSEWHERE:
-            tell(f"error: {error}\n")
-        raise SystemExit(DATA_UNAVAILABLE)
 
     def run_step(self) -> None:
         start = time.perf_counter()
