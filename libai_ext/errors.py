@@ -16,3 +16,8 @@ class DataError(UserError):
 
     def __init__(self, message: str):
         super().__init__(printable(message))
+
+
+class DataUnavailable(DataError):
+    """Data that can be used cannot be read for the present: the one error here that a user need
+    not mend. Programs end with status 74, and may be restarted."""

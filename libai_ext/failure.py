@@ -19,6 +19,7 @@ ATTEMPT = "LIBAI_EXT_ATTEMPT"
 ON_TERMINAL = "LIBAI_EXT_ON_TERMINAL"
 # Exit statuses of a rank and of the launcher, beside 0, 1 and 128 + signal.
 USAGE_ERROR = 2
+DATA_UNAVAILABLE = 74
 SAVED_ON_SIGNAL = 75
 # The ways in which OneFlow 0.9.0 says so: CUDA's, the eager allocator's, cuBLAS's and cuDNN's.
 _OUT_OF_MEMORY = re.compile(r"out of memory|(?:CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.IGNORECASE)

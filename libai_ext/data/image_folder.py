@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import Iterator, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from libai_ext.data.decode import MAX_BYTES, Decoder
 from libai_ext.data.fingerprint import of_files, of_labels
+from libai_ext.data.patience import away, patiently
 from libai_ext.data.walk import EXTENSIONS, Walk, some, warn_once
 from libai_ext.errors import DataError
 from libai_ext.regular import read_regular
@@ -49,10 +51,11 @@ class ImageFiles:
         Raises:
             BadImage: the file is no readable image.
             DataError: the file itself cannot be read.
+            DataUnavailable: nor can what is around it, for a while.
         """
         path, label = self.samples[index]
         try:
-            data = read_regular(path, MAX_BYTES)
+            data = patiently(lambda: read_regular(path, MAX_BYTES), path, away)
         except OSError as error:
             raise DataError(f"cannot open {path}: {error.strerror}") from error
         return self.decode(data, path), label
@@ -136,11 +139,14 @@ def check_folder(path: str) -> None:
     Raises:
         DataError: there is no folder of this name.
     """
-    if os.path.isdir(path):
-        return
-    if os.path.exists(path):
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise DataError(f"data folder {path} does not exist (set data.train, data.test)") from error
+    except OSError as error:
+        raise DataError(f"data folder {path}: {error.strerror}") from error
+    if not stat.S_ISDIR(mode):
         raise DataError(
             f"{path} is a file, not a folder: roots of data are folders (that of an LMDB's "
             "data.mdb as well), plain .tar shards, or labels:FILE:FOLDER with a list of labels"
         )
-    raise DataError(f"data folder {path} does not exist (set data.train, data.test)")

@@ -11,6 +11,7 @@ from PIL import Image
 from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
 from libai_ext.data.fingerprint import of_labels
 from libai_ext.data.lmdb_file import LmdbError, LmdbFile
+from libai_ext.data.patience import away, patiently
 from libai_ext.errors import DataError
 
 DATA_FILE = "data.mdb"
@@ -34,31 +35,32 @@ class LmdbImages:
     def __init__(self, root: str, mode: str = "RGB", **decoding):
         self.root = os.path.realpath(root)
         self.decode = Decoder(mode, **decoding)
-        path = f"{self.root}/{DATA_FILE}"
+        self.path = f"{self.root}/{DATA_FILE}"
         try:
-            self._file = LmdbFile(path)
-            self.count = self._count()
+            self._file: LmdbFile | None = LmdbFile(self.path)
+            self.count = self._count(self._file)
         except LmdbError as error:
-            raise DataError(f"cannot read the LMDB {path}: {error}") from error
+            raise DataError(f"cannot read the LMDB {self.path}: {error}") from error
         except OSError as error:
-            raise DataError(f"cannot read the LMDB {path}: {error.strerror}") from error
+            raise DataError(f"cannot read the LMDB {self.path}: {error.strerror}") from error
 
-    def _count(self) -> int:
-        path = f"{self.root}/{DATA_FILE}"
-        count = self._file.get(b"num-samples", MAX_BYTES)
+    def _count(self, file: LmdbFile) -> int:
+        count = file.get(b"num-samples", MAX_BYTES)
         if count is None or not count.isdigit() or len(count) > _MAX_DIGITS or int(count) < 1:
             raise DataError(
-                f"{path} has no usable key num-samples (its value: {count!r:.40}); "
+                f"{self.path} has no usable key num-samples (its value: {count!r:.40}); "
                 "expected are num-samples and image-000000001, image-000000002 and so on"
             )
         # A key takes more bytes than these.
-        if int(count) > self._file.size() // 16:
-            raise DataError(f"{path}: num-samples is {int(count)}, more than its bytes can hold")
-        following = f"image-{int(count) + 1:09d}"
-        if self._file.get(following.encode(), MAX_BYTES) is not None:
+        if int(count) > file.size() // 16:
             raise DataError(
-                f"{path}: num-samples is {int(count)}, but there is an {following}: images would "
-                "be missing; set num-samples to their number"
+                f"{self.path}: num-samples is {int(count)}, more than its bytes can hold"
+            )
+        following = f"image-{int(count) + 1:09d}"
+        if file.get(following.encode(), MAX_BYTES) is not None:
+            raise DataError(
+                f"{self.path}: num-samples is {int(count)}, but there is an {following}: images "
+                "would be missing; set num-samples to their number"
             )
         return int(count)
 
@@ -70,7 +72,7 @@ class LmdbImages:
     def identity(self) -> Iterator[bytes]:
         """See :mod:`libai_ext.data.fingerprint`."""
         yield from of_labels(self)
-        yield b"%d" % self._file.size()
+        yield b"%d" % os.path.getsize(self.path)
 
     def __len__(self) -> int:
         return self.count
@@ -86,11 +88,20 @@ class LmdbImages:
         key = f"image-{index + 1:09d}"
         name = f"{self.root}:{key}"
         try:
-            data = self._file.get(key.encode(), MAX_BYTES)
+            data = patiently(lambda: self._get(key), self.path, away)
         except LmdbError as error:
             raise BadImage(name, f"the LMDB is damaged: {error}") from error
         except OSError as error:
-            raise DataError(f"cannot read {self.root}/{DATA_FILE}: {error.strerror}") from error
+            raise DataError(f"cannot read {self.path}: {error.strerror}") from error
         if data is None:
             raise BadImage(name, "the key is missing")
         return self.decode(data, name), 0
+
+    def _get(self, key: str) -> bytes | None:
+        if self._file is None:
+            self._file = LmdbFile(self.path)
+        try:
+            return self._file.get(key.encode(), MAX_BYTES)
+        except OSError:
+            self._file = None  # a stale one stays so
+            raise

@@ -11,7 +11,7 @@ from libai_ext.data.dataset import KeyedDataset, to_instance
 from libai_ext.data.handover import PREFETCH, Handover
 from libai_ext.data.host_memory import shares_memory
 from libai_ext.data.sampler import EvalSampler, GlobalOrder, TrainSampler
-from libai_ext.errors import DataError
+from libai_ext.errors import DataError, DataUnavailable
 from libai_ext.kernels.threads import available_cpus
 from libai_ext.placement import data_parallel_rank, local_process_count
 
@@ -68,6 +68,8 @@ def _without_traceback(batches: Iterator[Instance]) -> Iterator[Instance]:
     """A worker's error has the worker's traceback as its text."""
     try:
         yield from batches
+    except DataUnavailable as error:
+        raise DataUnavailable(str(error).rsplit("DataUnavailable: ", 1)[-1].strip()) from None
     except DataError as error:
         raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
 

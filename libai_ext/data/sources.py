@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Sequence
 
 from libai_ext.data.cifar import Cifar10, Cifar100
@@ -10,10 +11,12 @@ from libai_ext.data.concat import Concat
 from libai_ext.data.image_folder import ImageFolder
 from libai_ext.data.listed import ListedImages
 from libai_ext.data.lmdb_source import DATA_FILE, LmdbImages
+from libai_ext.data.patience import passing, patiently
 from libai_ext.data.stl10 import Stl10
 from libai_ext.data.tar_shards import TarShards
 from libai_ext.data.tolerant import Tolerant
 from libai_ext.errors import DataError
+from libai_ext.failure import restarted
 
 NAMED = {"cifar10": Cifar10, "cifar100": Cifar100, "stl10": Stl10}
 
@@ -46,6 +49,7 @@ def open_source(
 
     Raises:
         DataError: there is no root, or one cannot be used.
+        DataUnavailable: one cannot be read for the present.
     """
     decoding = dict(
         mode=mode,
@@ -54,7 +58,12 @@ def open_source(
         as_torchvision=as_torchvision,
     )
     roots = [roots] if isinstance(roots, str) else list(roots or [])
-    parts = [_open_root(str(root), download, decoding) for root in roots]
+    # After a restart, what cannot be used could be when the run began.
+    may_pass = (lambda error: True) if restarted() else passing
+    parts = [
+        patiently(partial(_open_root, str(root), download, decoding), str(root), may_pass)
+        for root in roots
+    ]
     if not parts:
         raise DataError("no data is given: set data.train (data.test) to a list of folders")
     return Tolerant(parts[0] if len(parts) == 1 else Concat(parts), max_bad_share)

@@ -20,6 +20,7 @@ from libai_ext.checkpoint.files import atomic_file
 from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
 from libai_ext.data.download import exclusive
 from libai_ext.data.fingerprint import of_labels
+from libai_ext.data.patience import away, patiently
 from libai_ext.data.tar_scan import NO_LABEL, ShardIndex, scan
 from libai_ext.data.walk import EXTENSIONS, PassedOver, warn_once
 from libai_ext.errors import DataError, UserError
@@ -75,12 +76,13 @@ class TarShards:
         Raises:
             BadImage: the member is cut off or no readable image.
             DataError: the shard cannot be read.
+            DataUnavailable: nor can what is around it, for a while.
         """
         shard, size = int(self._shard[index]), int(self._size[index])
         if size > MAX_BYTES:
             raise BadImage(self.name(index), f"{size:,} bytes, more than any image has")
         try:
-            data = os.pread(self._descriptor(shard), size, int(self._offset[index]))
+            data = patiently(lambda: self._read(index), self.shards[shard], away)
         except OSError as error:
             raise DataError(f"cannot read {self.shards[shard]}: {error.strerror}") from error
         if len(data) < size:
@@ -92,6 +94,17 @@ class TarShards:
         yield from of_labels(self)
         yield self._size.tobytes()
         yield from (names.tobytes() for names in self._names)
+    def _read(self, index: int) -> bytes:
+        shard = int(self._shard[index])
+        try:
+            return os.pread(
+                self._descriptor(shard), int(self._size[index]), int(self._offset[index])
+            )
+        except OSError:
+            descriptor = self._files[1].pop(shard, None)  # a stale one stays so
+            if descriptor is not None:
+                os.close(descriptor)
+            raise
 
     def name(self, index: int) -> str:
         shard = int(self._shard[index])

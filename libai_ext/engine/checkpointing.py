@@ -10,7 +10,7 @@ from oneflow.framework.check_point_v2 import _broadcast_py_object
 
 from libai_ext.checkpoint.native import Checkpointer
 from libai_ext.engine import names
-from libai_ext.errors import ConfigError
+from libai_ext.errors import ConfigError, DataUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ class Evaluation(HookBase):
     LiBai's ``EvalHook`` and ``BestCheckpointer`` forget the best result when a run is resumed and
     evaluate the end after ``model_final``, so that a run killed in between never does. Here the
     best result is part of every checkpoint, and the evaluation of an iteration comes before it. A
-    best result whose ``model_best`` could not be written does not count.
+    best result whose ``model_best`` could not be written does not count. An evaluation whose data
+    are away is left out, and the run ends after this iteration.
 
     Args:
         metric: the result that decides, None to keep no ``model_best``.
@@ -78,7 +79,12 @@ class Evaluation(HookBase):
         done = self.trainer.iter + 1
         if done % self.period and done != self.trainer.max_iter:
             return
-        results = _broadcast_py_object(self.trainer.test())
+        try:
+            results = _broadcast_py_object(self.trainer.test())
+        except DataUnavailable as error:
+            logger.error(f"the evaluation after {done} iterations is left out: {error}")
+            self.trainer.unavailable = error
+            return
         named = {names.of_result(name): value for name, value in results.items()}
         self.trainer.storage.put_scalars(**named, smoothing_hint=False)
         if self.metric is not None:

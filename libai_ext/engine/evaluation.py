@@ -10,6 +10,8 @@ import oneflow as flow
 from libai.evaluation.evaluator import inference_context
 from libai.utils import distributed as dist
 
+from libai_ext.engine.together import together
+
 
 def evaluate(
     model, loader, get_batch: Callable, evaluator, max_batches: int | None = None
@@ -26,9 +28,12 @@ def evaluate(
 
     Returns:
         The results on rank 0, an empty dict elsewhere.
+
+    Raises:
+        DataUnavailable: on all ranks, where one cannot read its data for the present.
     """
     with inference_context(model), flow.no_grad():
-        for number, data in enumerate(islice(loader, max_batches)):
+        for number, data in enumerate(islice(together(loader), max_batches)):
             inputs = get_batch(data)
             outputs = model(**inputs)
             valid = loader.batch_sampler.valid(number)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
 
 from libai.utils import distributed as dist
 from libai.utils.logger import setup_logger
 
+from libai_ext.engine.log_file import log_file
 from libai_ext.text import printable_lines
 
 # ``extra`` of a message that a terminal shows in another way.
@@ -17,17 +17,17 @@ FILES_ONLY = "files_only"
 def set_up_logs(output_dir: str) -> None:
     """Write what this project and LiBai log to ``output_dir/log.txt`` as well.
 
-    LiBai's loggers in the locale's encoding, which cannot write every name of a file, and pass on
-    what such names do to a terminal.
+    LiBai's own log files are in the locale's encoding, which cannot write every name of a file, and
+    its loggers pass on what such names do to a terminal.
     """
+    rank = dist.get_rank()
     for name in ("libai", "libai_ext", "projects"):
-        root = setup_logger(output_dir, distributed_rank=dist.get_rank(), name=name, abbrev_name="")
+        root = setup_logger(None, distributed_rank=rank, name=name, abbrev_name="")
+        for handler in root.handlers:  # the terminal
+            handler.addFilter(_not_shown_otherwise)
+        root.addHandler(log_file(output_dir, rank))
         for handler in root.handlers:
             handler.addFilter(_fit_to_be_shown)
-            if handler.stream is sys.stdout:
-                handler.addFilter(_not_shown_otherwise)
-            else:
-                handler.stream.reconfigure(encoding="utf-8")
     # It logs the exceptions that libai_ext.engine.main reports.
     logging.getLogger("libai.engine.trainer").setLevel(logging.CRITICAL)
 

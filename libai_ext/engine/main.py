@@ -14,8 +14,15 @@ from typing import Callable
 
 from libai_ext import config_targets
 from libai_ext.config_names import from_elsewhere
-from libai_ext.errors import ConfigError, UserError
-from libai_ext.failure import SAVED_ON_SIGNAL, USAGE_ERROR, out_of_memory, settle, tell
+from libai_ext.errors import ConfigError, DataUnavailable, UserError
+from libai_ext.failure import (
+    DATA_UNAVAILABLE,
+    SAVED_ON_SIGNAL,
+    USAGE_ERROR,
+    out_of_memory,
+    settle,
+    tell,
+)
 from libai_ext.text import printable_lines
 
 # For the last messages of the engine to arrive before their sender leaves.
@@ -62,7 +69,7 @@ def add_allow_targets(parser: argparse.ArgumentParser) -> None:
 
 def run(program: Callable[[], None]) -> None:
     """Run ``program`` and leave the process: status 2 and one message for what a user can mend,
-    1 and a traceback for anything else.
+    74 and one for data that are away at present, 1 and a traceback for anything else.
 
     Leaves by ``os._exit``, and while the exception is still held: a rank that raises would
     otherwise wait for its peers when its graphs are freed, and the launcher for it, for ever.
@@ -74,9 +81,9 @@ def run(program: Callable[[], None]) -> None:
         gc.disable()
         _meet_peers(0)
         _leave(0)
-    except SystemExit as error:  # --help, or saved on a signal
-        if error.code == SAVED_ON_SIGNAL:
-            _meet_peers(SAVED_ON_SIGNAL)
+    except SystemExit as error:  # --help, or saved on a signal or for want of data
+        if error.code in (SAVED_ON_SIGNAL, DATA_UNAVAILABLE):
+            _meet_peers(error.code)
         _leave(error.code if isinstance(error.code, int) else 1)
     except BaseException as error:
         _leave(_report(error))
@@ -104,7 +111,9 @@ def _meet_peers(status: int) -> None:
 def _report(error: BaseException) -> int:
     """Hand the error to the launcher, which shows the first one of all ranks at the end."""
     memory = out_of_memory(str(error))
-    if isinstance(error, UserError):
+    if isinstance(error, DataUnavailable):
+        status, text = DATA_UNAVAILABLE, f"error: {error}\n"
+    elif isinstance(error, UserError):
         status, text = USAGE_ERROR, f"error: {error}\n"
     elif memory:
         status, text = USAGE_ERROR, memory

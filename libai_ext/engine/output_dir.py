@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Mapping
+from typing import Iterator, Mapping
 
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
 from libai_ext.config import dump
 from libai_ext.engine import environment
+from libai_ext.engine.run_lock import LOCK, RunLock
 from libai_ext.errors import ConfigError
 from libai_ext.failure import restarted
 
@@ -32,10 +34,11 @@ _WRITTEN = (
 DEV_RUN = "fast_dev_run"
 
 
+@contextmanager
 def prepare_output_dir(
     cfg: DictConfig, resume: bool = False, start_over: bool = False, dev_run: bool = False
-) -> None:
-    """Make ``train.output_dir`` ready for a training run.
+) -> Iterator[None]:
+    """Make ``train.output_dir`` ready for a training run, and keep others out while it lasts.
 
     Called by all ranks; rank 0 touches the disk.
 
@@ -47,28 +50,32 @@ def prepare_output_dir(
 
     Raises:
         ConfigError: the directory holds results of an earlier run and neither is asked for, or
-            none to resume.
+            none to resume; another run is at work there; it cannot be written.
     """
     if dev_run:
         cfg.train.output_dir = str(Path(cfg.train.output_dir) / DEV_RUN)
     if not dist.is_main_process():
+        yield
         return
     folder = Path(cfg.train.output_dir)
-    if dev_run:
-        shutil.rmtree(folder, ignore_errors=True)
-    elif start_over and not restarted():
-        _move_aside(folder)
-    elif resume and not _written(folder):
+    if resume and not _written(folder) and not (folder / LOCK).exists():
         raise ConfigError(f"--resume: train.output_dir {folder} holds no run to go on with")
-    elif not resume and not restarted() and holds_results(folder):
-        raise ConfigError(
-            f"train.output_dir {folder} holds an earlier run: go on with it by --resume, keep it "
-            "and start anew by --start-over, or give another train.output_dir"
-        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(folder)
     except OSError as error:
         raise _unwritable(folder, error) from None
+    with lock:
+        if dev_run:
+            _empty(folder)
+        elif start_over and not restarted():
+            _move_aside(folder)
+        elif not resume and not restarted() and holds_results(folder):
+            raise ConfigError(
+                f"train.output_dir {folder} holds an earlier run: go on with it by --resume, keep "
+                "it and start anew by --start-over, or give another train.output_dir"
+            )
+        yield
 
 
 def write_record(
@@ -109,6 +116,14 @@ def holds_results(folder: Path) -> bool:
 def _written(folder: Path) -> list[Path]:
     """What a run wrote into it."""
     return sorted(path for pattern in _WRITTEN for path in folder.glob(pattern))
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def _move_aside(folder: Path) -> None:

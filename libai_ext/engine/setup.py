@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
 
 import oneflow as flow
 from libai.utils import distributed as dist
@@ -27,9 +26,6 @@ def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
         pipeline_layers: how many layers the model numbers with ``layer_idx``.
     """
     train = cfg.train
-    if dist.is_main_process():
-        Path(train.output_dir).mkdir(parents=True, exist_ok=True)
-    dist.synchronize()
     set_up_logs(train.output_dir)
     set_layout(train.dist, pipeline_layers)
     if device.current().type == "cuda":

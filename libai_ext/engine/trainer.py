@@ -26,8 +26,9 @@ from libai_ext.engine.hang import HangReport
 from libai_ext.engine.nonfinite import StepGuard
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
+from libai_ext.engine.together import save_and_leave, together
 from libai_ext.engine.writers import Progress, Writing, is_line, place_of, writers
-from libai_ext.errors import ConfigError, DataError
+from libai_ext.errors import ConfigError, DataError, DataUnavailable
 from libai_ext.optim.ema import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,8 @@ class Trainer(DefaultTrainer):
         self.steps = kind(self, StepGuard(self, cfg.train.max_nonfinite_steps))
         self.means = Means()
         self._batches = None
+        # Why the run has to end after this iteration, on every rank.
+        self.unavailable: DataUnavailable | None = None
         if training:
             self._build_order()
         flow.manual_seed(cfg.train.seed)
@@ -163,19 +166,34 @@ class Trainer(DefaultTrainer):
             self.means.load_state_dict(progress.get("since_last_line", {}))
 
     def train(self) -> None:
-        """Run from ``start_iter`` to ``max_iter``."""
+        """Run from ``start_iter`` to ``max_iter``.
+
+        Raises:
+            SystemExit: with status 74, on all ranks: the data cannot be read for the present; what
+                was done is saved.
+        """
         if self.start_iter >= self.max_iter:
             logger.info(f"nothing to do: {self.start_iter} of {self.max_iter} iterations are done")
             return
         self.register_hooks(self.build_hooks())
         self.model.train()
-        super().train()
+        self.done = self.start_iter
+        try:
+            super().train()
+        except DataUnavailable as error:
+            save_and_leave(self, error)
 
     def before_step(self) -> None:
         """LiBai moves ``storage.iter`` on in the middle of a step: what the step itself measures
         would bear the same number as what the hooks of the step before did."""
         self.storage.iter = self.iter + 1
         super().before_step()
+
+    def after_step(self) -> None:
+        super().after_step()
+        self.done = self.iter + 1
+        if self.unavailable is not None:
+            raise self.unavailable
 
     def run_step(self) -> None:
         start = time.perf_counter()
@@ -206,7 +224,7 @@ class Trainer(DefaultTrainer):
     def _endless_batches(self):
         train = self.cfg.train
         steps = 1 if self.cfg.graph.enabled else train.num_accumulation_steps
-        return iter(
+        return together(
             build_train_loader(
                 self.dataset,
                 self.order,
@@ -222,6 +240,8 @@ class Trainer(DefaultTrainer):
         start = time.perf_counter()
         try:
             batch = self.get_batch(next(self._batches))
+        except DataUnavailable:
+            raise
         except DataError as error:  # from a worker, with the worker's traceback as text
             raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
         if self.iter >= self.start_iter + WARM_UP:

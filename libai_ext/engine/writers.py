@@ -6,6 +6,8 @@ import datetime
 import json
 import logging
 import os
+import re
+import socket
 import sys
 import time
 from itertools import chain
@@ -16,9 +18,9 @@ from libai.engine.hooks import PeriodicWriter
 from libai.engine.trainer import HookBase
 from libai.utils.events import EventStorage, EventWriter, get_event_storage
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
 from libai_ext.engine import names
@@ -27,6 +29,7 @@ from libai_ext.failure import ON_TERMINAL
 
 logger = logging.getLogger(__name__)
 _INTERNAL = ("eta_seconds",)
+_EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 
 
 def latest_scalars(storage: EventStorage) -> dict[str, float]:
@@ -93,6 +96,7 @@ class MetricsFile(_File):
         if self.start_iter is not None:
             self._rewind(self.start_iter)
             self.start_iter = None
+        self._find()
         with open(self.path, "r+b") as file:
             # Half a line, where the disk was full in the middle.
             file.truncate(self.size)
@@ -101,6 +105,18 @@ class MetricsFile(_File):
             file.flush()
             os.fsync(file.fileno())
             self.size = file.tell()
+
+    def _find(self) -> None:
+        """The file as this run left it, or what others left of it."""
+        path = Path(self.path)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            self.size = 0
+            logger.warning(f"{self.path} was removed while the run is on: it begins anew")
+        elif path.stat().st_size < self.size:
+            self.size = path.read_bytes().rfind(b"\n") + 1
+            logger.warning(f"{self.path} was cut while the run is on: {self.size} bytes are left")
 
     def _rewind(self, iteration: int) -> None:
         path = Path(self.path)
@@ -134,7 +150,8 @@ class TensorBoard(_File):
     def __init__(self, folder: str, start_iter: int):
         super().__init__(folder)
         self.first_step = start_iter + 1
-        self.writer: EventsWriter | None = None
+        self.file = ""
+        self.writer: RecordWriter | None = None
 
     def record(self, storage: EventStorage) -> list[Event]:
         scalars = [summary.scalar(name, value) for name, value in latest_scalars(storage).items()]
@@ -148,40 +165,72 @@ class TensorBoard(_File):
         return events
 
     def append(self, records: list[list[Event]]) -> None:
+        if self.writer is not None and not os.path.exists(self.file):
+            logger.warning(f"{self.file} was removed while the run is on: another file begins")
+            self._give_up(records)
         try:
             if self.writer is None:
                 self._open()
             for event in chain.from_iterable(records):
-                self.writer.write_event(event)
+                self.writer.write(event.SerializeToString())
             self.writer.flush()
         except OSError:
-            # Readers stop at half an event: go on in another file, which takes back what this
-            # one may have of the steps that are given again.
-            self.writer = None
-            self.first_step = records[0][0].step if records else self.first_step
+            self._give_up(records)
             raise
+
+    def _give_up(self, records: list[list[Event]]) -> None:
+        """Readers stop at half an event: go on in another file, which takes back what this one
+        may have of the steps that are given again."""
+        self.writer = None
+        self.first_step = records[0][0].step if records else self.first_step
 
     def _open(self) -> None:
         os.makedirs(self.path, exist_ok=True)
-        # The name has seconds only, and a file of the same name would be emptied.
-        suffix = f".{time.time_ns()}"
+        self.file = os.path.join(self.path, self._new_name())
+        version = Event(wall_time=time.time(), file_version="brain.Event:2")
         start = SessionLog(status=SessionLog.START)
+        started = Event(wall_time=time.time(), step=self.first_step, session_log=start)
         try:
-            writer = EventsWriter(os.path.join(self.path, "events"), filename_suffix=suffix)
-            writer.write_event(
-                Event(wall_time=time.time(), step=self.first_step, session_log=start)
-            )
+            writer = RecordWriter(self.file)
+            for event in (version, started):
+                writer.write(event.SerializeToString())
             writer.flush()
         except OSError:
-            for empty in Path(self.path).glob(f"*{suffix}"):
-                empty.unlink()
+            Path(self.file).unlink(missing_ok=True)
             raise
         self.writer = writer
+
+    def _new_name(self) -> str:
+        """TensorBoard reads files in the order of their names: the seconds in it go on from those
+        there, also where the clock was set back."""
+        found = (_EVENT_FILE.match(name) for name in os.listdir(self.path))
+        seconds = max([int(time.time()), *(int(match[1]) + 1 for match in found if match)])
+        # A file of the same name would be emptied.
+        suffix = f"{socket.gethostname()}.{time.time_ns()}"
+        return f"events.out.tfevents.{seconds:010d}.{suffix}"
 
     def close(self) -> None:
         super().close()
         if self.writer is not None:
             self.writer.close()
+
+
+class KeptFile(_File):
+    """A file of the run's beginning, written again where it was removed."""
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self.content = Path(path).read_bytes()
+
+    def record(self, storage: EventStorage) -> None:
+        return None
+
+    def append(self, records: list) -> None:
+        path = Path(self.path)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.content)
+            logger.warning(f"{self.path} was removed while the run is on: written again")
 
 
 def place_of(trainer) -> str:
@@ -267,7 +316,9 @@ class Writing(PeriodicWriter):
 
 def writers(output_dir: str, start_iter: int):
     """The file writers of a run."""
+    kept = [os.path.join(output_dir, name) for name in ("config.yaml", "environment.json")]
     return [
+        *(KeptFile(path) for path in kept if os.path.exists(path)),  # not in a dry run
         MetricsFile(os.path.join(output_dir, "metrics.jsonl"), start_iter),
         TensorBoard(os.path.join(output_dir, "tensorboard"), start_iter),
     ]

@@ -113,18 +113,24 @@ def run(args: argparse.Namespace) -> None:
             _dry_run(_build(cfg, notes))
         return
     given = _given(args) if dist.is_main_process() else None  # starting over may move CONFIG away
-    if not args.eval_only:
-        prepare_output_dir(cfg, args.resume, args.start_over, args.fast_dev_run)
-    trainer = _build(cfg, notes, training=not args.eval_only)
-    _set_state(trainer, args)
-    summary = log_summary(trainer)
     if args.eval_only:
+        trainer = _prepared(cfg, notes, args)
+        log_summary(trainer)
         trainer.test()
         return
-    write_record(cfg.train.output_dir, given, summary)
-    trainer.train()
-    if args.fast_dev_run:
-        trainer.test(max_batches=2)
+    with prepare_output_dir(cfg, args.resume, args.start_over, args.fast_dev_run):
+        trainer = _prepared(cfg, notes, args)
+        write_record(cfg.train.output_dir, given, log_summary(trainer))
+        trainer.train()
+        if args.fast_dev_run:
+            trainer.test(max_batches=2)
+
+
+def _prepared(cfg: DictConfig, notes: Sequence[str], args: argparse.Namespace) -> TaskTrainer:
+    """A trainer with its weights, about to do what the options say."""
+    trainer = _build(cfg, notes, training=not args.eval_only)
+    _set_state(trainer, args)
+    return trainer
 
 
 def _given(args: argparse.Namespace) -> DictConfig:

@@ -35,8 +35,13 @@ def files(folder):
 
 def start(cfg, **how):
     """What a run does first."""
-    prepare_output_dir(cfg, **how)
-    write_record(cfg.train.output_dir, cfg)
+    with prepare_output_dir(cfg, **how):
+        write_record(cfg.train.output_dir, cfg)
+
+
+def prepare(cfg, **how):
+    with prepare_output_dir(cfg, **how):
+        pass
 
 
 def test_a_new_directory_gets_the_config(cfg, tmp_path):
@@ -52,8 +57,8 @@ def test_what_lost_nothing_may_be_repeated(cfg, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/notes.md").write_text("mine")
     (tmp_path / "run/metrics.jsonl").touch()
-    prepare_output_dir(cfg)
-    prepare_output_dir(cfg)
+    prepare(cfg)
+    prepare(cfg)
     assert (tmp_path / "run/notes.md").read_text() == "mine"
 
 
@@ -63,13 +68,13 @@ def test_a_second_run_is_refused(cfg, run, left):
         (run / name).rename(run.parent / name)
     before = files(run)
     with pytest.raises(ConfigError, match="holds an earlier run: go on with it by --resume"):
-        prepare_output_dir(cfg)
+        prepare(cfg)
     assert files(run) == before
 
 
 def test_resume_keeps_everything(cfg, run):
     before = files(run)
-    prepare_output_dir(cfg, resume=True)
+    prepare(cfg, resume=True)
     assert files(run) == before
     write_record(str(run), cfg)
     after = files(run)
@@ -79,11 +84,11 @@ def test_resume_keeps_everything(cfg, run):
 
 def test_there_must_be_a_run_to_resume(cfg, tmp_path):
     with pytest.raises(ConfigError, match="--resume: train.output_dir .*/run holds no run"):
-        prepare_output_dir(cfg, resume=True)
+        prepare(cfg, resume=True)
     assert not (tmp_path / "run").exists()
     (tmp_path / "run").mkdir()
     (tmp_path / "run/log.txt").touch()  # one that ended before its first checkpoint
-    prepare_output_dir(cfg, resume=True)
+    prepare(cfg, resume=True)
 
 
 def test_start_over_moves_the_earlier_run_aside(cfg, run):
@@ -110,4 +115,4 @@ def test_a_trial_touches_nothing_of_the_run(cfg, run):
 def test_a_directory_that_cannot_be_written(cfg, tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(ConfigError, match="cannot be written: File exists"):
-        prepare_output_dir(cfg)
+        prepare(cfg)

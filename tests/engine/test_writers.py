@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import time
 from pathlib import Path
 
 import pytest
 from libai.utils.events import EventStorage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from libai_ext.engine.writers import MetricsFile, TensorBoard
+from libai_ext.engine.writers import MetricsFile, TensorBoard, writers
 
 
 def log(writer, steps, close=True):
@@ -121,3 +123,63 @@ def test_a_file_in_the_way(tmp_path, caplog):
         log(writer, [2])
     assert points(tmp_path / "t") == [(1, 1), (2, 2)]
     assert [line["iteration"] for line in lines(tmp_path / "m")] == [1, 2]
+
+
+MAKE = {
+    "m": lambda path: MetricsFile(str(path), 0),
+    "t": lambda path: TensorBoard(str(path), 0),
+}
+
+
+@pytest.mark.parametrize("removed", ["run", "run/m", "run/t", "event file"])
+def test_removed_in_mid_run_it_comes_back_and_says_so(tmp_path, removed, caplog):
+    run = tmp_path / "run"
+    run.mkdir()
+    made = {name: make(run / name) for name, make in MAKE.items()}
+    for writer in made.values():
+        log(writer, [1, 2], close=False)
+    place = next((run / "t").iterdir()) if removed == "event file" else tmp_path / removed
+    (place.unlink if place.is_file() else lambda: shutil.rmtree(place))()
+    with caplog.at_level(logging.WARNING):
+        for writer in made.values():
+            log(writer, [3, 4])
+    lost = {"run": "mt", "run/m": "m"}.get(removed, "t")
+    found = {"m": [line["iteration"] for line in lines(run / "m")]}
+    found["t"] = [step for step, _ in points(run / "t")]
+    assert found == {name: [3, 4] if name in lost else [1, 2, 3, 4] for name in "mt"}
+    assert caplog.text.count("was removed while the run is on") == len(lost)
+
+
+def test_metrics_that_were_cut(tmp_path, caplog):
+    path = tmp_path / "m"
+    writer = MetricsFile(str(path), 0)
+    log(writer, [1, 2, 3], close=False)
+    path.write_bytes(path.read_bytes()[:-10])
+    log(writer, [4])
+    assert [line["iteration"] for line in lines(path)] == [1, 2, 4]
+    assert "was cut while the run is on" in caplog.text
+
+
+def test_the_config_comes_back(tmp_path, caplog):
+    for name in ("config.yaml", "environment.json"):
+        (tmp_path / name).write_text(name)
+    made = writers(str(tmp_path), 0)
+    for name in ("config.yaml", "environment.json"):
+        (tmp_path / name).unlink()
+    for writer in made:
+        log(writer, [1])
+    assert (tmp_path / "config.yaml").read_text() == "config.yaml"
+    assert (tmp_path / "environment.json").read_text() == "environment.json"
+    assert caplog.text.count("written again") == 2
+
+
+def test_a_clock_that_was_set_back_hides_nothing(tmp_path, monkeypatch):
+    log(TensorBoard(str(tmp_path), 0), [1, 2, 3])
+    now = time.time()
+    for seconds in (3600, 1e9, now - 5):
+        monkeypatch.setattr(time, "time", lambda: now - seconds)  # noqa: B023
+        log(TensorBoard(str(tmp_path), 2), [3, 4])
+        monkeypatch.undo()
+        assert points(tmp_path) == [(step, step) for step in (1, 2, 3, 4)]
+    log(TensorBoard(str(tmp_path), 4), [5])
+    assert points(tmp_path)[-1] == (5, 5)

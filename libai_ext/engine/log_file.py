@@ -1,0 +1,61 @@
+"""``log.txt``: a file that training can do without for a while, and that comes back."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
+_DATE = "%Y-%m-%d %H:%M:%S"
+
+
+class LogFile(logging.FileHandler):
+    """Appends to a file, and makes it anew where it was removed or moved, which the first line
+    says. What cannot be written is lost, which the standard error says, once in a row."""
+
+    def __init__(self, path: str):
+        super().__init__(path, delay=True)
+        self.setFormatter(logging.Formatter(_FORMAT, _DATE))
+        self.failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if self.stream is not None and not self._is_there():
+                self.stream.close()
+                self.stream = None
+                self.stream = self._open()
+                logger.warning(
+                    f"{self.baseFilename} was removed while the run is on: it begins anew"
+                )
+            super().emit(record)
+        except OSError:  # it cannot be opened
+            self.handleError(record)
+        else:
+            self.failed = self.stream is None
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.baseFilename), os.fstat(self.stream.fileno()))
+        except OSError:
+            return False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (its name there)
+        if not self.failed:
+            error = sys.exc_info()[1]
+            print(f"warning: {self.baseFilename} cannot be written: {error}", file=sys.stderr)
+        self.failed, self.stream = True, None
+
+    def _open(self):
+        os.makedirs(os.path.dirname(self.baseFilename), exist_ok=True)
+        return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace")
+
+
+@functools.lru_cache(maxsize=None)
+def log_file(folder: str, rank: int) -> LogFile:
+    """The one of a rank, the same at each call."""
+    name = f"log.txt.rank{rank}" if rank else "log.txt"
+    return LogFile(os.path.join(folder, name))
