@@ -28,11 +28,14 @@ from libai_ext.failure import (
     ATTEMPT,
     FAILURE_FILE,
     MEMORY,
+    MOMENT_SECONDS,
     ON_TERMINAL,
     SAVED_ON_SIGNAL,
     SETTLED,
     USAGE_ERROR,
+    Insistence,
     out_of_memory,
+    stop_signals,
 )
 from libai_ext.kernels.threads import configure_environment
 from libai_ext.last_words import StandardError
@@ -51,14 +54,13 @@ _FULL_AT_ONCE = (
     "CUDA_VISIBLE_DEVICES chooses another GPU"
 )
 _PR_SET_PDEATHSIG = 1
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job, again after a crash if asked to; returns its exit status."""
     args = _parse(argv)
     if args.hosts:
-        return nodes.Hosts(args.hosts, args.arguments, args.master_port).run(_FORWARDED)
+        return nodes.Hosts(args.hosts, args.arguments, args.master_port).run(stop_signals())
     if args.leash:
         threading.Thread(target=_follow_leash, daemon=True).start()
     for attempt in range(args.restarts + 1):
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         if job.final or status in (0, USAGE_ERROR, SAVED_ON_SIGNAL):
             break
         if attempt < args.restarts:
-            print(f"launch: restart {attempt + 1} of {args.restarts}", file=sys.stderr, flush=True)
+            _say(f"launch: restart {attempt + 1} of {args.restarts}\n")
     return status
 
 
@@ -139,13 +141,14 @@ class Job:
         self.ranks: list[subprocess.Popen] = []
         self.errors: list[StandardError] = []
         self.stop_signal: int | None = None
+        self.insistence = Insistence()
         self.stop_now = False
         # Whether there is no point in another attempt.
         self.final = False
         self.peers: Peers | None = None
 
     def run(self) -> int:
-        for number in _FORWARDED:
+        for number in stop_signals():
             signal.signal(number, self._on_signal)
         with tempfile.TemporaryDirectory(prefix="launch-") as folder:
             self.failures = [Path(folder, str(i)) for i in range(self.args.nproc_per_node)]
@@ -163,8 +166,7 @@ class Job:
                 self._end()
             for error in self.errors:
                 error.end(shown=status not in (0, USAGE_ERROR, SAVED_ON_SIGNAL))
-            if message:
-                print(message, end="", file=sys.stderr, flush=True)
+            _say(message)
         return status
 
     def _meet(self) -> None:
@@ -243,7 +245,7 @@ class Job:
         """Said at once: the words of the rank that failed come last, from the launcher of its
         node."""
         status, text, self.final = self.peers.verdict
-        print(text, end="", file=sys.stderr, flush=True)
+        _say(text)
         return status, ""
 
     def _cause(self) -> tuple[int, str]:
@@ -292,13 +294,18 @@ class Job:
         return self.peers.verdict is not None
 
     def _on_signal(self, number, frame) -> None:
-        """The ranks may save; a second signal leaves at once."""
-        if self.stop_signal is not None:
+        """The ranks may save; only the same signal again, after a moment, leaves at once."""
+        if self.insistence.add(number):
             self.stop_now = True
-            return
-        self.stop_signal = number
-        self.final = True
-        self._forward(number)
+        if self.stop_signal is None:
+            self.stop_signal = number
+            self.final = True
+            name = signal.Signals(number).name
+            _say(
+                f"launch: {name}: the ranks are told to end; {name} again after "
+                f"{MOMENT_SECONDS} s ends them at once\n"
+            )
+            self._forward(number)
 
     def _forward(self, number: int) -> None:
         for rank in self.ranks:
@@ -315,6 +322,14 @@ class Job:
         for rank in self.ranks:
             _signal_group(rank, signal.SIGKILL)
             rank.wait()
+
+
+def _say(text: str) -> None:
+    """Also from a signal handler, and where the terminal is gone."""
+    try:
+        os.write(2, text.encode())
+    except OSError:
+        pass
 
 
 def _signal_group(process: subprocess.Popen, number: int) -> None:

@@ -41,7 +41,7 @@ train = DictConfig(
         max_nonfinite_steps=0,
         # A step that takes factor times the median and min_seconds is stuck: every rank's stack.
         hang_report=dict(factor=20, min_seconds=120),
-        # SIGTERM, SIGINT and SIGUSR1: a checkpoint after the iteration, then exit status 75.
+        # SIGTERM, SIGINT, SIGUSR1, SIGHUP: a checkpoint after the iteration, then exit status 75.
         save_on_signal=True,
         # Every so many iterations or epochs, and after the last one. model_best is kept by the
         # result eval_metric; unset: no model_best.
