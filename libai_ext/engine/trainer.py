@@ -27,7 +27,7 @@ from libai_ext.engine.nonfinite import StepGuard
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
 from libai_ext.engine.writers import Progress, Writing, is_line, writers
-from libai_ext.errors import ConfigError, DataError
+from libai_ext.errors import ConfigError
 from libai_ext.optim.ema import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -222,10 +222,7 @@ class Trainer(DefaultTrainer):
     def next_batch(self) -> dict:
         """The next (micro-)batch, on the device."""
         start = time.perf_counter()
-        try:
-            batch = self.get_batch(next(self._batches))
-        except DataError as error:  # from a worker, with the worker's traceback as text
-            raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
+        batch = self.get_batch(next(self._batches))
         if self.iter >= self.start_iter + WARM_UP:
             self.means.add(data_time=time.perf_counter() - start)
         return batch
