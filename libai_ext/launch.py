@@ -40,6 +40,7 @@ from libai_ext.failure import (
 from libai_ext.kernels.threads import configure_environment
 from libai_ext.last_words import StandardError
 from libai_ext.peers import Peers
+from libai_ext.watch import Watchman, show_stacks
 
 # What a rank gets to end by itself: after its peer failed, and after it was told to save and leave.
 GRACE_SECONDS = 5
@@ -152,6 +153,7 @@ class Job:
             signal.signal(number, self._on_signal)
         with tempfile.TemporaryDirectory(prefix="launch-") as folder:
             self.failures = [Path(folder, str(i)) for i in range(self.args.nproc_per_node)]
+            self.watchman = Watchman(self.failures)
             try:
                 self._meet()
                 for local_rank in range(self.args.nproc_per_node):
@@ -224,6 +226,9 @@ class Job:
                 return max(ended), ""
             if len(ended) == len(states):
                 break
+            late = self.watchman.late(self.ranks)
+            if late:
+                return self._too_late(late)
             if self.stop_signal is not None or SAVED_ON_SIGNAL in ended:
                 leave_by = leave_by or time.monotonic() + SAVE_SECONDS
                 if time.monotonic() > leave_by:
@@ -240,6 +245,15 @@ class Job:
         if settled:
             states = [state and int(settled[0]) for state in states]
         return states
+
+    def _too_late(self, late: dict[int, str]) -> tuple[int, str]:
+        show_stacks([self.ranks[local_rank] for local_rank in late])
+        first = self.args.node_rank * self.args.nproc_per_node
+        text = "".join(
+            f"launch: the job is ended, for rank {first + local_rank}: {what}\n"
+            for local_rank, what in late.items()
+        )
+        return 1 if self.stop_signal is None else 128 + self.stop_signal, text
 
     def _obey(self) -> tuple[int, str]:
         """Said at once: the words of the rank that failed come last, from the launcher of its

@@ -261,6 +261,22 @@ def test_a_job_under_nohup_outlives_its_terminal(program, tmp_path):
     assert job.wait(20) == 128 + signal.SIGTERM
 
 
+def test_a_start_that_takes_too_long_is_ended_with_a_message(program, tmp_path):
+    """Rank 1 does not come; rank 0 waits for it in the engine, which holds the interpreter."""
+    path = program(
+        f"sys.path.insert(0, {os.getcwd()!r})\n"
+        "if rank == 1: time.sleep(600)\n"
+        "from libai_ext import startup\n"
+        "startup.START_SECONDS = 4\n"
+        "startup.start()\n"
+    )
+    out = subprocess.run([*LAUNCH, "2", path], capture_output=True, text=True, timeout=60)
+    said = "launch: the job is ended, for rank 0: the start of OneFlow (2 ranks meet at 127.0.0.1"
+    assert (out.returncode, out.stderr.count(said)) == (1, 1), out.stderr
+    assert "in GetEnvContext" in out.stderr
+    assert alive(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

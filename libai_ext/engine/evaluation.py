@@ -10,6 +10,8 @@ import oneflow as flow
 from libai.evaluation.evaluator import inference_context
 from libai.utils import distributed as dist
 
+from libai_ext.engine import watchdog
+
 
 def evaluate(
     model, loader, get_batch: Callable, evaluator, max_batches: int | None = None
@@ -28,7 +30,9 @@ def evaluate(
         The results on rank 0, an empty dict elsewhere.
     """
     with inference_context(model), flow.no_grad():
+        watchdog.begin("the start of an evaluation")
         for number, data in enumerate(islice(loader, max_batches)):
+            watchdog.begin(f"batch {number} of an evaluation")
             inputs = get_batch(data)
             outputs = model(**inputs)
             valid = loader.batch_sampler.valid(number)
@@ -38,6 +42,7 @@ def evaluate(
             ]
             if dist.is_main_process():
                 evaluator.process(*rows)
+    watchdog.begin("the work after an evaluation")
     return evaluator.results() if dist.is_main_process() else {}
 
 

@@ -13,6 +13,7 @@ from libai.utils.logger import setup_logger
 from omegaconf import DictConfig
 
 from libai_ext import device, kernels
+from libai_ext.engine import watchdog
 from libai_ext.engine.memory import out_of_memory
 from libai_ext.failure import foresee_out_of_memory
 from libai_ext.placement import set_layout
@@ -27,6 +28,8 @@ def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
         pipeline_layers: how many layers the model numbers with ``layer_idx``.
     """
     train = cfg.train
+    watchdog.start(train.watchdog.end_seconds)
+    watchdog.begin("building the run")
     if dist.is_main_process():
         Path(train.output_dir).mkdir(parents=True, exist_ok=True)
     dist.synchronize()

@@ -22,10 +22,10 @@ from libai_ext.engine.checkpointing import Checkpointing, Evaluation
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.gauges import BadImageReport, Gauges, Means
-from libai_ext.engine.hang import HangReport
 from libai_ext.engine.nonfinite import StepGuard
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
+from libai_ext.engine.watchdog import StepWatch
 from libai_ext.engine.writers import Progress, Writing, is_line, writers
 from libai_ext.errors import ConfigError
 from libai_ext.optim.ema import WeightAverage
@@ -230,7 +230,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self):
         train = self.cfg.train
         evaluation = train.evaluation
-        built = [HangReport(**train.hang_report)]
+        built = [StepWatch(train.watchdog.factor, train.watchdog.min_seconds)]
         built += [hooks.IterationTimer(), Schedule(), BadImageReport()]
         periods = [train.log_period]
         if evaluation.enabled:
