@@ -40,7 +40,7 @@ from libai_ext.failure import (
 from libai_ext.kernels.threads import configure_environment
 from libai_ext.last_words import StandardError
 from libai_ext.peers import Peers
-from libai_ext.watch import Watchman, show_stacks
+from libai_ext.watch import WATCH_FILE, Watchman, show_stacks
 
 # What a rank gets to end by itself: after its peer failed, and after it was told to save and leave.
 GRACE_SECONDS = 5
@@ -153,7 +153,7 @@ class Job:
             signal.signal(number, self._on_signal)
         with tempfile.TemporaryDirectory(prefix="launch-") as folder:
             self.failures = [Path(folder, str(i)) for i in range(self.args.nproc_per_node)]
-            self.watchman = Watchman(self.failures)
+            self.watchman = Watchman(self.args.nproc_per_node)
             try:
                 self._meet()
                 for local_rank in range(self.args.nproc_per_node):
@@ -197,6 +197,8 @@ class Job:
         )
         env[FAILURE_FILE] = str(self.failures[local_rank])
         env[ATTEMPT] = str(self.attempt)
+        watched = self.watchman.files[local_rank].fileno()
+        env[WATCH_FILE] = str(watched)
         if os.isatty(2):
             columns, lines = os.get_terminal_size(2)
             env.update({ON_TERMINAL: "1", "COLUMNS": str(columns), "LINES": str(lines)})
@@ -207,6 +209,7 @@ class Job:
             env=env,
             stdin=subprocess.DEVNULL if args.leash else None,
             stderr=subprocess.PIPE,
+            pass_fds=[watched],
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )

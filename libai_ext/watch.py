@@ -9,14 +9,13 @@ import math
 import os
 import signal
 import subprocess
+import tempfile
 import time
-from pathlib import Path
 from typing import NamedTuple, Sequence
 
-from libai_ext.failure import FAILURE_FILE
-
-# The end of the name of a rank's file: when it began, for how many seconds it may, what it does.
-WATCH = ".watch"
+# Set by the launcher: the descriptor of a file without a name, in which the rank writes when it
+# began, how many seconds it may take, and what it does.
+WATCH_FILE = "LIBAI_EXT_WATCH_FILE"
 # Has a rank write the stacks of its threads to its standard error.
 STACKS = signal.SIGUSR2
 _STACKS_SECONDS = 1
@@ -59,21 +58,22 @@ def open_file() -> None:
     """Let the launcher know, if there is one; also the stacks, even where the engine has taken the
     standard error away."""
     global _file
-    path = os.environ.get(FAILURE_FILE)
-    if path and _file is None:
+    number = os.environ.pop(WATCH_FILE, None)  # it is no other program's
+    if number is not None:
+        _file = int(number)
+        os.set_inheritable(_file, False)
         faulthandler.register(STACKS, file=os.dup(2))
-        _file = os.open(path + WATCH, os.O_WRONLY | os.O_CREAT, 0o600)
 
 
 class Watchman:
     """Looks at the ranks of a launcher.
 
-    Args:
-        files: what ``FAILURE_FILE`` is for each of them.
+    Attributes:
+        files: one a rank, for it to inherit.
     """
 
-    def __init__(self, files: Sequence[Path]):
-        self.files = [file.with_name(file.name + WATCH) for file in files]
+    def __init__(self, ranks: int):
+        self.files = [tempfile.TemporaryFile() for _ in range(ranks)]
         self.looked = self.continued = time.monotonic()
 
     def late(self, ranks: Sequence[subprocess.Popen]) -> dict[int, str]:
@@ -87,11 +87,12 @@ class Watchman:
         found = (self._late(file, now) for file in self.files)
         return {i: what for i, what in enumerate(found) if what and ranks[i].poll() is None}
 
-    def _late(self, file: Path, now: float) -> str:
+    def _late(self, file, now: float) -> str:
         try:
-            start, end, what = file.read_text().split(maxsplit=2)
+            line = os.pread(file.fileno(), _LINE, 0).decode(errors="replace")
+            start, end, what = line.split(maxsplit=2)
             seconds, limit = now - max(float(start), self.continued), float(end)
-        except (OSError, ValueError):  # nothing is said, or nothing is done
+        except ValueError:  # nothing is said, or nothing is done
             return ""
         if seconds <= limit:
             return ""

@@ -22,27 +22,28 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def tell(tmp_path, monkeypatch):
+def man():
+    return watch.Watchman(5)
+
+
+@pytest.fixture
+def tell(man, monkeypatch):
     """Lets a rank say what it does."""
 
     def say(rank, what, end):
-        path = tmp_path / str(rank)
-        monkeypatch.setenv(watch.FAILURE_FILE, str(path))
-        monkeypatch.setattr(watch, "_file", None)
-        watch.open_file()
+        monkeypatch.setattr(watch, "_file", man.files[rank].fileno())
         watch.expect(what, end=end)
 
     return say
 
 
-def test_late_are_ranks_that_run_and_take_longer_than_they_said(clock, tell, tmp_path):
+def test_late_are_ranks_that_run_and_take_longer_than_they_said(clock, man, tell):
     tell(0, "iteration 7", 30)
     tell(1, "saving with a name that is long" * 20, 60)
     tell(2, "iteration 7", 30)
     tell(3, "a short one", 5)
     tell(3, "", float("inf"))
-    man = watch.Watchman([tmp_path / str(rank) for rank in range(5)])  # 4 says nothing
-    ranks = [Runs(), Runs(), Runs(0), Runs(), Runs()]
+    ranks = [Runs(), Runs(), Runs(0), Runs(), Runs()]  # the last says nothing
     for second in range(1, 31):
         clock[0] = 1000.0 + second
         assert man.late(ranks) == {}
@@ -54,13 +55,12 @@ def test_late_are_ranks_that_run_and_take_longer_than_they_said(clock, tell, tmp
     assert list(man.late(ranks)) == [0]
 
 
-def test_a_job_that_was_suspended_gets_its_time_again(clock, tell, tmp_path):
+def test_a_job_that_was_suspended_gets_its_time_again(clock, man, tell):
     tell(0, "iteration 7", 30)
-    man = watch.Watchman([tmp_path / "0"])
     clock[0] = 9000.0
-    assert man.late([Runs()]) == {}
+    assert man.late([Runs()] * 5) == {}
     for second in range(1, 31):
         clock[0] = 9000.0 + second
-        assert man.late([Runs()]) == {}
+        assert man.late([Runs()] * 5) == {}
     clock[0] = 9031.0
-    assert list(man.late([Runs()])) == [0]
+    assert list(man.late([Runs()] * 5)) == [0]
