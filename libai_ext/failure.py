@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import time
 
 # Set by the launcher: a file of each rank's own. What it holds is shown once, at the end.
 FAILURE_FILE = "LIBAI_EXT_FAILURE_FILE"
@@ -21,9 +23,39 @@ ON_TERMINAL = "LIBAI_EXT_ON_TERMINAL"
 USAGE_ERROR = 2
 DATA_UNAVAILABLE = 74
 SAVED_ON_SIGNAL = 75
+# What a terminal, a cluster's scheduler and a cluster's warning send: save and leave.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# A cluster signals the ranks and the launcher one after the other: that is one request.
+MOMENT_SECONDS = 2
 # The ways in which OneFlow 0.9.0 says so: CUDA's, the eager allocator's, cuBLAS's and cuDNN's.
 _OUT_OF_MEMORY = re.compile(r"out of memory|(?:CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.IGNORECASE)
 _memory_words = ""
+
+
+def stop_signals() -> list[int]:
+    """``STOP_SIGNALS`` without SIGHUP where ``nohup`` has had it ignored: the run is to outlive
+    its terminal."""
+    return [
+        number
+        for number in STOP_SIGNALS
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    ]
+
+
+class Insistence:
+    """Whether a signal says for the second time, after ``MOMENT_SECONDS``, what it said before."""
+
+    def __init__(self):
+        self._first: dict[int, float] = {}
+
+    def add(self, number: int) -> bool:
+        now = time.monotonic()
+        return now - self._first.setdefault(number, now) >= MOMENT_SECONDS
+
+
+def launched() -> bool:
+    """Whether this process is a rank of the launcher."""
+    return FAILURE_FILE in os.environ
 
 
 def restarted() -> bool:

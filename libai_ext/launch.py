@@ -31,15 +31,19 @@ from libai_ext.failure import (
     FAILURE_FILE,
     JOB,
     MEMORY,
+    MOMENT_SECONDS,
     ON_TERMINAL,
     SAVED_ON_SIGNAL,
     SETTLED,
     USAGE_ERROR,
+    Insistence,
     out_of_memory,
+    stop_signals,
 )
 from libai_ext.kernels.threads import configure_environment
 from libai_ext.last_words import StandardError
 from libai_ext.peers import SECRET, Peers
+from libai_ext.watch import WATCH_FILE, Watchman, show_stacks
 
 # What a rank gets to end by itself: after its peer failed, and after it was told to save and leave.
 GRACE_SECONDS = 5
@@ -59,14 +63,13 @@ _NO_SECRET = (
 )
 _LAST_PORT = 65535
 _PR_SET_PDEATHSIG = 1
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the job, again after a crash if asked to; returns its exit status."""
     args = _parse(argv)
     if args.hosts:
-        return nodes.Hosts(args.hosts, args.arguments, args.master_port).run(_FORWARDED)
+        return nodes.Hosts(args.hosts, args.arguments, args.master_port).run(stop_signals())
     if args.leash:
         args.secret = os.fsdecode(_leash().readline()).strip()
         threading.Thread(target=_follow_leash, daemon=True).start()
@@ -81,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         if job.final or status in (0, USAGE_ERROR, SAVED_ON_SIGNAL):
             break
         if attempt < args.restarts:
-            print(f"launch: restart {attempt + 1} of {args.restarts}", file=sys.stderr, flush=True)
+            _say(f"launch: restart {attempt + 1} of {args.restarts}\n")
     return status
 
 
@@ -187,6 +190,7 @@ class Job:
         self.ranks: list[subprocess.Popen] = []
         self.errors: list[StandardError] = []
         self.stop_signal: int | None = None
+        self.insistence = Insistence()
         self.stop_now = False
         # Whether there is no point in another attempt.
         self.final = False
@@ -195,10 +199,11 @@ class Job:
         self.number = secrets.token_hex(8)
 
     def run(self) -> int:
-        for number in _FORWARDED:
+        for number in stop_signals():
             signal.signal(number, self._on_signal)
         with tempfile.TemporaryDirectory(prefix="launch-") as folder:
             self.failures = [Path(folder, str(i)) for i in range(self.args.nproc_per_node)]
+            self.watchman = Watchman(self.args.nproc_per_node)
             try:
                 self._meet()
                 for local_rank in range(self.args.nproc_per_node):
@@ -213,8 +218,7 @@ class Job:
                 self._end()
             for error in self.errors:
                 error.end(shown=status not in (0, USAGE_ERROR, SAVED_ON_SIGNAL))
-            if message:
-                print(message, end="", file=sys.stderr, flush=True)
+            _say(message)
         return status
 
     def _meet(self) -> None:
@@ -252,6 +256,8 @@ class Job:
         env[JOB] = self.number
         env[FAILURE_FILE] = str(self.failures[local_rank])
         env[ATTEMPT] = str(self.attempt)
+        watched = self.watchman.files[local_rank].fileno()
+        env[WATCH_FILE] = str(watched)
         if os.isatty(2):
             columns, lines = os.get_terminal_size(2)
             env.update({ON_TERMINAL: "1", "COLUMNS": str(columns), "LINES": str(lines)})
@@ -262,6 +268,7 @@ class Job:
             env=env,
             stdin=subprocess.DEVNULL if args.leash else None,
             stderr=subprocess.PIPE,
+            pass_fds=[watched],
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
@@ -281,6 +288,9 @@ class Job:
                 return max(ended), ""
             if len(ended) == len(states):
                 break
+            late = self.watchman.late(self.ranks)
+            if late:
+                return self._too_late(late)
             if self.stop_signal is not None or SAVED_ON_SIGNAL in ended:
                 leave_by = leave_by or time.monotonic() + SAVE_SECONDS
                 if time.monotonic() > leave_by:
@@ -298,11 +308,20 @@ class Job:
             states = [state and int(settled[0]) for state in states]
         return states
 
+    def _too_late(self, late: dict[int, str]) -> tuple[int, str]:
+        show_stacks([self.ranks[local_rank] for local_rank in late])
+        first = self.args.node_rank * self.args.nproc_per_node
+        text = "".join(
+            f"launch: the job is ended, for rank {first + local_rank}: {what}\n"
+            for local_rank, what in late.items()
+        )
+        return 1 if self.stop_signal is None else 128 + self.stop_signal, text
+
     def _obey(self) -> tuple[int, str]:
         """Said at once: the words of the rank that failed come last, from the launcher of its
         node."""
         status, text, self.final = self.peers.verdict
-        print(text, end="", file=sys.stderr, flush=True)
+        _say(text)
         return status, ""
 
     def _cause(self) -> tuple[int, str]:
@@ -351,13 +370,18 @@ class Job:
         return self.peers.verdict is not None
 
     def _on_signal(self, number, frame) -> None:
-        """The ranks may save; a second signal leaves at once."""
-        if self.stop_signal is not None:
+        """The ranks may save; only the same signal again, after a moment, leaves at once."""
+        if self.insistence.add(number):
             self.stop_now = True
-            return
-        self.stop_signal = number
-        self.final = True
-        self._forward(number)
+        if self.stop_signal is None:
+            self.stop_signal = number
+            self.final = True
+            name = signal.Signals(number).name
+            _say(
+                f"launch: {name}: the ranks are told to end; {name} again after "
+                f"{MOMENT_SECONDS} s ends them at once\n"
+            )
+            self._forward(number)
 
     def _forward(self, number: int) -> None:
         for rank in self.ranks:
@@ -374,6 +398,14 @@ class Job:
         for rank in self.ranks:
             _signal_group(rank, signal.SIGKILL)
             rank.wait()
+
+
+def _say(text: str) -> None:
+    """Also from a signal handler, and where the terminal is gone."""
+    try:
+        os.write(2, text.encode())
+    except OSError:
+        pass
 
 
 def _signal_group(process: subprocess.Popen, number: int) -> None:

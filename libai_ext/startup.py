@@ -9,15 +9,18 @@ import contextlib
 import faulthandler
 import os
 import socket
+import string
 import sys
 import tempfile
 import time
 
-from libai_ext import device, kernels
+from libai_ext import device, kernels, watch
 from libai_ext.errors import ConfigError
 from libai_ext.failure import JOB
 from libai_ext.kernels.threads import configure_environment
 
+# How long OneFlow may take to come up; it waits for all ranks.
+START_SECONDS = 600
 # How long a rank waits for rank 0 before it leaves that to the engine.
 _FIRST_RANK_SECONDS = 60
 # For all ranks to hear what the last one has sent: the engine aborts those whose peer is gone.
@@ -43,15 +46,31 @@ def start() -> None:
         # warnings are shown. This and the threading variables are read at import.
         os.environ.setdefault("GLOG_minloglevel", "1" if device.hardware() else "3")
         configure_environment()
+        _let_ranks_meet_without_proxy()
+        watch.open_file()
+        watch.expect(_what_is_waited_for(), end=START_SECONDS)
         _wait_for_first_rank()
         with _drop_noise_on_stderr():
             import oneflow
 
         _know_each_other(oneflow._oneflow_internal.cpu_broadcast)
+        watch.idle()
     kernels.load()
     from libai_ext.compat import repairs
 
     repairs.apply()
+
+
+def _what_is_waited_for() -> str:
+    env = os.environ
+    place = f"{env.get('MASTER_ADDR')} port {env.get('MASTER_PORT')}"
+    return f"the start of OneFlow ({env.get('WORLD_SIZE', 1)} ranks meet at {place})"
+
+
+def _let_ranks_meet_without_proxy() -> None:
+    """The engine's gRPC, and nothing else, reads this variable: hosts that a proxy is not for. It
+    compares the ends of their names, which these are. Downloads go through the proxy as before."""
+    os.environ["no_grpc_proxy"] = ",".join(string.digits + string.ascii_lowercase + "]")
 
 
 def _wait_for_first_rank() -> None:

@@ -13,6 +13,8 @@ import time
 
 import pytest
 
+from libai_ext.failure import MOMENT_SECONDS
+
 LAUNCH = [sys.executable, "-m", "libai_ext.launch", "--nproc-per-node"]
 
 
@@ -215,7 +217,7 @@ def test_restarts_after_a_crash(program, tmp_path):
     assert alive(tmp_path) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_ending_the_launcher_ends_the_job(program, tmp_path, number):
     """Children of the ranks included, but for SIGKILL, which only the ranks hear of."""
     child = "" if number == signal.SIGKILL else "subprocess.Popen(['sleep', '600'])\n"
@@ -226,6 +228,56 @@ def test_ending_the_launcher_ends_the_job(program, tmp_path, number):
     status = job.wait(30)
     assert status == (-number if number == signal.SIGKILL else 128 + number)
     wait_for(lambda: alive(tmp_path) == [])
+
+
+def test_one_request_in_many_signals(program, tmp_path):
+    """The rank notes those that the launcher passes on."""
+    path = program(
+        "def note(number, frame): print(signal.Signals(number).name, flush=True)\n"
+        "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, note)\n"
+        "print('ready', flush=True)\n"
+        "while True: time.sleep(600)\n"
+    )
+    job = subprocess.Popen([*LAUNCH, "1", path], stdout=-1, stderr=-1, text=True)
+    assert job.stdout.readline() == "ready\n"
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        job.send_signal(number)
+        time.sleep(0.1)
+    time.sleep(MOMENT_SECONDS)
+    assert job.poll() is None
+    job.send_signal(signal.SIGTERM)
+    out, said = job.communicate(timeout=20)
+    # The first one, and that of the end if there was time to note it.
+    assert (job.returncode, set(out.split())) == (128 + signal.SIGTERM, {"SIGTERM"})
+    assert said.startswith("launch: SIGTERM: the ranks are told to end; SIGTERM again after 2 s")
+
+
+def test_a_job_under_nohup_outlives_its_terminal(program, tmp_path):
+    path = program("time.sleep(600)\n")
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    job = subprocess.Popen([*LAUNCH, "1", path], stderr=subprocess.DEVNULL, preexec_fn=ignore)
+    wait_for(lambda: (tmp_path / "pids").exists() and len(alive(tmp_path)) == 1)
+    job.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert (job.poll(), len(alive(tmp_path))) == (None, 1)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait(20) == 128 + signal.SIGTERM
+
+
+def test_a_start_that_takes_too_long_is_ended_with_a_message(program, tmp_path):
+    """Rank 1 does not come; rank 0 waits for it in the engine, which holds the interpreter."""
+    path = program(
+        f"sys.path.insert(0, {os.getcwd()!r})\n"
+        "if rank == 1: time.sleep(600)\n"
+        "from libai_ext import startup\n"
+        "startup.START_SECONDS = 4\n"
+        "startup.start()\n"
+    )
+    out = subprocess.run([*LAUNCH, "2", path], capture_output=True, text=True, timeout=60)
+    said = "launch: the job is ended, for rank 0: the start of OneFlow (2 ranks meet at 127.0.0.1"
+    assert (out.returncode, out.stderr.count(said)) == (1, 1), out.stderr
+    assert "in GetEnvContext" in out.stderr
+    assert alive(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,11 @@ train = DictConfig(
         # Steps that may be left out because their loss or gradients are not finite; one more ends
         # the run. The state without these steps is saved.
         max_nonfinite_steps=0,
-        # A step that takes factor times the median and min_seconds is stuck: every rank's stack.
-        hang_report=dict(factor=20, min_seconds=120),
-        # SIGTERM, SIGINT and SIGUSR1: a checkpoint after the iteration, then exit status 75.
+        # A step that takes factor times the median and min_seconds is reported with every rank's
+        # stack. A step, a batch of an evaluation, a save or the building of the run that takes
+        # end_seconds (a step also twice what is reported) ends the job; null: never.
+        watchdog=dict(factor=20, min_seconds=120, end_seconds=1800),
+        # SIGTERM, SIGINT, SIGUSR1, SIGHUP: a checkpoint after the iteration, then exit status 75.
         save_on_signal=True,
         # Every so many iterations or epochs, and after the last one. model_best is kept by the
         # result eval_metric; unset: no model_best.

@@ -7,7 +7,6 @@ engine. Here workers make NumPy arrays, in memory that goes with the last proces
 
 from __future__ import annotations
 
-import itertools
 import math
 import mmap
 import os
@@ -15,10 +14,8 @@ import tempfile
 from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
-from oneflow.utils.data import get_worker_info
 
-# Batches of a worker that may lie ready: what OneFlow's DataLoader asks for by default, and must
-# without workers.
+# Batches of a worker that may lie ready.
 PREFETCH = 2
 _ALIGNMENT = 64
 
@@ -48,15 +45,14 @@ class Handover:
         self.collate = collate
         self.copy = copy
         self.slots = [[_Slot() for _ in range(PREFETCH + 1)] for _ in range(workers)]
-        self.turn = itertools.cycle(range(PREFETCH + 1))
 
-    def pack(self, samples: Sequence[dict]) -> Packed:
-        """Collate, in a worker."""
-        worker, number = get_worker_info().id, next(self.turn)
-        slot = self.slots[worker][number]
+    def pack(self, worker: int, number: int, samples: Sequence[dict]) -> Packed:
+        """Collate batch ``number`` of a worker, in it."""
+        turn = number % (PREFETCH + 1)
+        slot = self.slots[worker][turn]
         slot.clear()
         arrays = self.collate(samples, slot.empty)
-        return Packed(worker, number, slot.used, list(zip(arrays, slot.places)))
+        return Packed(worker, turn, slot.used, list(zip(arrays, slot.places)))
 
     def unpack(self, packed: Packed) -> dict[str, np.ndarray]:
         """A batch's arrays, in the training process."""
@@ -66,16 +62,20 @@ class Handover:
         return {name: array.copy() for name, array in arrays.items()} if self.copy else arrays
 
 
+def nameless_file(name: str):
+    """A file in memory, for forked processes to share; ``name`` shows in /proc alone."""
+    # A file object, so that the descriptor is closed with the last reference. Pythons built for
+    # C libraries older than 2.27, such as conda's, have no memfd_create.
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create(name), "r+b", buffering=0)
+    return tempfile.TemporaryFile(dir="/dev/shm", buffering=0)
+
+
 class _Slot:
     """Memory that forked processes share; it grows with what is put into it."""
 
     def __init__(self):
-        # A file object, so that the descriptor is closed with the last reference. Pythons built
-        # for C libraries older than 2.27, such as conda's, have no memfd_create.
-        if hasattr(os, "memfd_create"):
-            self.file = os.fdopen(os.memfd_create("batch"), "r+b", buffering=0)
-        else:
-            self.file = tempfile.TemporaryFile(dir="/dev/shm", buffering=0)
+        self.file = nameless_file("batch")
         self.memory: mmap.mmap | None = None
         self.clear()
 

@@ -1,17 +1,16 @@
-"""Data loaders: OneFlow's worker processes around the project's sampling order."""
+"""Data loaders: batches in the project's sampling order, by worker processes or without."""
 
 from __future__ import annotations
 
 from typing import Iterator
 
 from libai.data.structures import Instance
-from oneflow.utils.data import DataLoader
 
 from libai_ext.data.dataset import KeyedDataset, to_instance
-from libai_ext.data.handover import PREFETCH, Handover
+from libai_ext.data.handover import PREFETCH, Handover, Packed
 from libai_ext.data.host_memory import shares_memory
 from libai_ext.data.sampler import EvalSampler, GlobalOrder, TrainSampler
-from libai_ext.errors import DataError, DataUnavailable
+from libai_ext.data.workers import made_ahead
 from libai_ext.kernels.threads import available_cpus
 from libai_ext.placement import data_parallel_rank, local_process_count
 
@@ -29,18 +28,23 @@ class Loader:
         self.num_workers = default_workers() if num_workers is None else num_workers
 
     def __iter__(self) -> Iterator[Instance]:
-        collate, unpack = self.dataset.collate, dict
-        if self.num_workers > 0:
-            handover = Handover(collate, self.num_workers, copy=shares_memory())
-            collate, unpack = handover.pack, handover.unpack
-        batches = DataLoader(
-            self.dataset,
-            batch_sampler=self.batch_sampler,
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            prefetch_factor=PREFETCH,
-        )
-        return _without_traceback(to_instance(unpack(batch)) for batch in batches)
+        return map(to_instance, self._made() if self.num_workers > 0 else self._made_here())
+
+    def _made_here(self) -> Iterator[dict]:
+        for keys in self.batch_sampler:
+            yield self.dataset.collate(self._samples(keys))
+
+    def _made(self) -> Iterator[dict]:
+        handover = Handover(self.dataset.collate, self.num_workers, copy=shares_memory())
+
+        def make(worker: int, number: int, keys) -> Packed:
+            return handover.pack(worker, number, self._samples(keys))
+
+        batches = made_ahead(make, self.batch_sampler, self.num_workers, PREFETCH)
+        return map(handover.unpack, batches)
+
+    def _samples(self, keys) -> list[dict]:
+        return [self.dataset[key] for key in keys]
 
 
 def build_train_loader(
@@ -62,16 +66,6 @@ def build_eval_loader(
     """One pass in order over every sample; ``loader.batch_sampler.valid`` counts real rows."""
     sampler = EvalSampler(len(dataset), micro_batch, data_parallel_rank(), data_parallel_size)
     return Loader(dataset, sampler, num_workers)
-
-
-def _without_traceback(batches: Iterator[Instance]) -> Iterator[Instance]:
-    """A worker's error has the worker's traceback as its text."""
-    try:
-        yield from batches
-    except DataUnavailable as error:
-        raise DataUnavailable(str(error).rsplit("DataUnavailable: ", 1)[-1].strip()) from None
-    except DataError as error:
-        raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
 
 
 def default_workers() -> int:

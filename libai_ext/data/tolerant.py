@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
 import multiprocessing
 from typing import Iterator, Sequence
@@ -10,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from libai_ext.data.decode import BadImage
+from libai_ext.data.handover import nameless_file
 from libai_ext.data.walk import some
 from libai_ext.errors import DataError
 
@@ -138,18 +141,30 @@ class Tolerant:
 
 
 class _SharedCounts:
-    """Numbers that a process and its forks add to. A pickled copy starts anew."""
+    """Numbers that a process and its forks add to. A pickled copy starts anew.
+
+    The lock is the kernel's on a file, by process: it ends with one that is killed.
+    """
 
     def __init__(self, count: int):
-        self._numbers = multiprocessing.Array("q", count)
+        self._numbers = multiprocessing.RawArray("q", count)
+        self._lock = nameless_file("counts")
 
     def __reduce__(self):
         return _SharedCounts, (len(self._numbers),)
 
     def add(self, which: int) -> None:
-        with self._numbers.get_lock():
+        with self._locked():
             self._numbers[which] += 1
 
     def values(self) -> tuple[int, ...]:
-        with self._numbers.get_lock():
+        with self._locked():
             return tuple(self._numbers)
+
+    @contextlib.contextmanager
+    def _locked(self):
+        fcntl.lockf(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._lock, fcntl.LOCK_UN)

@@ -10,6 +10,7 @@ import oneflow as flow
 from libai.evaluation.evaluator import inference_context
 from libai.utils import distributed as dist
 
+from libai_ext.engine import watchdog
 from libai_ext.engine.together import together
 
 
@@ -33,7 +34,9 @@ def evaluate(
         DataUnavailable: on all ranks, where one cannot read its data for the present.
     """
     with inference_context(model), flow.no_grad():
+        watchdog.begin("the start of an evaluation")
         for number, data in enumerate(islice(together(loader), max_batches)):
+            watchdog.begin(f"batch {number} of an evaluation")
             inputs = get_batch(data)
             outputs = model(**inputs)
             valid = loader.batch_sampler.valid(number)
@@ -43,6 +46,7 @@ def evaluate(
             ]
             if dist.is_main_process():
                 evaluator.process(*rows)
+    watchdog.begin("the work after an evaluation")
     return evaluator.results() if dist.is_main_process() else {}
 
 

@@ -11,6 +11,7 @@ from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
 from libai_ext import device, kernels
+from libai_ext.engine import watchdog
 from libai_ext.engine.logs import set_up_logs
 from libai_ext.engine.memory import out_of_memory
 from libai_ext.failure import foresee_out_of_memory
@@ -26,6 +27,8 @@ def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
         pipeline_layers: how many layers the model numbers with ``layer_idx``.
     """
     train = cfg.train
+    watchdog.start(train.watchdog.end_seconds)
+    watchdog.begin("building the run")
     set_up_logs(train.output_dir)
     set_layout(train.dist, pipeline_layers)
     if device.current().type == "cuda":

@@ -10,20 +10,20 @@ import oneflow as flow
 from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 
-from libai_ext.failure import SAVED_ON_SIGNAL
+from libai_ext.failure import SAVED_ON_SIGNAL, Insistence, launched, stop_signals
 
 logger = logging.getLogger(__name__)
-
-# What a terminal, a cluster's scheduler and a cluster's warning send.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class SaveOnSignal(HookBase):
     """Save after the iteration in which any rank was signalled, and leave with status 75.
 
-    A second signal ends the process at once. Ranks hear of a signal at different moments, so they
-    add up a flag after each step; the sum is read one step later, when it has long arrived, and
-    costs no waiting.
+    Further signals change nothing, but for the same one after a moment where there is no launcher:
+    it ends the process at once. A launcher passes its first signal on, which the ranks may have
+    received long before, and ends them itself.
+
+    Ranks hear of a signal at different moments, so they add up a flag after each step; the sum is
+    read one step later, when it has long arrived, and costs no waiting.
     """
 
     def __init__(self, checkpointer):
@@ -34,7 +34,8 @@ class SaveOnSignal(HookBase):
 
     def before_train(self) -> None:
         self.main_process = os.getpid()
-        self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        self.insistence = Insistence()
+        self.previous = {number: signal.signal(number, self._receive) for number in stop_signals()}
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
@@ -55,7 +56,7 @@ class SaveOnSignal(HookBase):
         if os.getpid() != self.main_process:
             # A data worker, signalled along with its rank: it ends when the rank does.
             return
-        if self.received is not None:
+        if self.insistence.add(number) and not launched():
             os._exit(128 + number)
         self.received = number
 

@@ -22,13 +22,13 @@ from libai_ext.engine.checkpointing import Checkpointing, Evaluation
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.gauges import BadImageReport, Gauges, Means
-from libai_ext.engine.hang import HangReport
 from libai_ext.engine.nonfinite import StepGuard
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
 from libai_ext.engine.together import save_and_leave, together
+from libai_ext.engine.watchdog import StepWatch
 from libai_ext.engine.writers import Progress, Writing, is_line, place_of, writers
-from libai_ext.errors import ConfigError, DataError, DataUnavailable
+from libai_ext.errors import ConfigError, DataUnavailable
 from libai_ext.optim.ema import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -238,12 +238,7 @@ class Trainer(DefaultTrainer):
     def next_batch(self) -> dict:
         """The next (micro-)batch, on the device."""
         start = time.perf_counter()
-        try:
-            batch = self.get_batch(next(self._batches))
-        except DataUnavailable:
-            raise
-        except DataError as error:  # from a worker, with the worker's traceback as text
-            raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
+        batch = self.get_batch(next(self._batches))
         if self.iter >= self.start_iter + WARM_UP:
             self.means.add(names.DATA_SECONDS, time.perf_counter() - start)
         return batch
@@ -251,7 +246,7 @@ class Trainer(DefaultTrainer):
     def build_hooks(self):
         train = self.cfg.train
         evaluation = train.evaluation
-        built = [HangReport(**train.hang_report)]
+        built = [StepWatch(train.watchdog.factor, train.watchdog.min_seconds)]
         built += [hooks.IterationTimer(), Schedule(), BadImageReport()]
         periods = [train.log_period]
         if evaluation.enabled:

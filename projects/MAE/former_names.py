@@ -171,6 +171,18 @@ MAE_CODE = {
     "ckpt": "finetune.path",
 }
 
-NAMES = {"the official code": OFFICIAL, "timm": TIMM, "LiBai": LIBAI, "MAE-code": MAE_CODE}
+EARLIER = {
+    "train.hang_report": "train.watchdog",
+    "train.hang_report.factor": "train.watchdog.factor",
+    "train.hang_report.min_seconds": "train.watchdog.min_seconds",
+}
+
+NAMES = {
+    "the official code": OFFICIAL,
+    "timm": TIMM,
+    "LiBai": LIBAI,
+    "MAE-code": MAE_CODE,
+    "an earlier version": EARLIER,
+}
 for _whose, _names in NAMES.items():
     know(_whose, _names)

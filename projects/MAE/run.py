@@ -11,7 +11,7 @@ from typing import Sequence
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
-from libai_ext import config, device
+from libai_ext import config, device, watch
 from libai_ext.config import instantiate
 from libai_ext.engine.derive import derive_batch, derive_layout, refuse_idle
 from libai_ext.engine.memory import fullest
@@ -20,6 +20,7 @@ from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
 from libai_ext.errors import ConfigError
 from libai_ext.failure import restarted
+from libai_ext.startup import START_SECONDS
 from projects.MAE.layout import fit_layout
 from projects.MAE.modeling.archs import resolve_arch
 from projects.MAE.rules import check_heads, read_config
@@ -94,6 +95,7 @@ def resolve(
 
 def run(args: argparse.Namespace) -> None:
     """Do what the options say."""
+    watch.expect("reading the config", end=START_SECONDS)
     notes: list[str] = []
     cfg = resolve(
         args.config_file,

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
+import termios
 import time
 from pathlib import Path
 
 import pytest
+
+from libai_ext.failure import MOMENT_SECONDS
 
 pytestmark = pytest.mark.slow  # real launches
 
@@ -54,13 +58,12 @@ def run(tmp_path, digits):
     """Starts a run and waits until it is under way."""
     started = []
 
-    def start(processes, *options, launcher=()):
+    def start(processes, *options, launcher=(), **popen):
         job = subprocess.Popen(
             command(tmp_path / "run", digits, processes, *options, launcher=launcher),
             cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
             text=True,
+            **(popen or dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT)),
         )
         started.append(job)
         wait_for(lambda: len(lines(tmp_path / "run")) >= 3 or job.poll() is not None)
@@ -71,11 +74,25 @@ def run(tmp_path, digits):
         job.kill()
 
 
+def signal_to(job, to, number):
+    """``to``: one of the ranks, or the launcher, or as a cluster does the ranks and a moment later
+    the launcher, more than once."""
+    ranks = ranks_of(job.pid)
+    if to == "rank 1":
+        os.kill(ranks[1], number)
+    for _ in range(2 if to == "all" else 0):
+        for pid in ranks:
+            os.kill(pid, number)
+        time.sleep(0.1)
+        job.send_signal(number)
+    if to == "launcher":
+        job.send_signal(number)
+
+
 @pytest.mark.parametrize(
     "processes, mode, number, to",
     [
-        (1, "eager", signal.SIGTERM, "launcher"),
-        (2, "graph", signal.SIGTERM, "launcher"),
+        (2, "graph", signal.SIGTERM, "all"),
         (2, "eager", signal.SIGUSR1, "rank 1"),
         (1, "graph", signal.SIGINT, "launcher"),
     ],
@@ -83,33 +100,50 @@ def run(tmp_path, digits):
 def test_a_signal_saves_and_a_resume_goes_on(
     run, launch, digits, tmp_path, processes, mode, number, to
 ):
-    folder = tmp_path / "run"
     iterations = ITERATIONS // processes
     options = [f"graph.enabled={mode == 'graph'}", f"train.train_iter={iterations}"]
     job = run(processes, *options)
     before = time.monotonic()
-    os.kill(ranks_of(job.pid)[1] if to == "rank 1" else job.pid, number)
+    signal_to(job, to, number)
     out = job.communicate(timeout=60)[0]
     assert (job.returncode, time.monotonic() - before < 30) == (75, True), out
     assert "Traceback" not in out
+    saved(tmp_path / "run", iterations)
+    launch(*command(tmp_path / "run", digits, processes, "--resume", *options))
+    assert [line["iteration"] for line in lines(tmp_path / "run")] == [*range(1, iterations + 1)]
 
+
+def saved(folder, iterations):
     done = len(lines(folder))
     assert done < iterations
-    assert f"ended by a signal after {done} iterations" in out
-    name = f"model_{done - 1:07d}"
-    assert (folder / "last_checkpoint").read_text().startswith(name)
-
-    launch(*command(folder, digits, processes, "--resume", *options))
-    assert [line["iteration"] for line in lines(folder)] == list(range(1, iterations + 1))
+    assert f"ended by a signal after {done} iterations" in (folder / "log.txt").read_text()
+    assert (folder / "last_checkpoint").read_text().startswith(f"model_{done - 1:07d}")
 
 
-def test_a_second_signal_leaves_at_once(run, tmp_path):
+def test_a_terminal_that_is_closed_saves(run, tmp_path):
+    """Standard output and error are gone with it."""
+    ours, theirs = os.openpty()
+
+    def lead():
+        os.setsid()
+        fcntl.ioctl(1, termios.TIOCSCTTY)
+
+    job = run(1, "graph.enabled=False", stdout=theirs, stderr=theirs, preexec_fn=lead)
+    os.close(theirs)
+    os.close(ours)
+    assert job.wait(60) == 75
+    saved(tmp_path / "run", ITERATIONS)
+
+
+def test_the_same_signal_after_a_moment_leaves_at_once(run, tmp_path):
     """The ranks are stopped, so that they cannot save."""
     job = run(2)
     ranks = ranks_of(job.pid)
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
     job.send_signal(signal.SIGTERM)
+    time.sleep(MOMENT_SECONDS + 0.2)
+    job.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert job.poll() is None
     job.send_signal(signal.SIGTERM)

@@ -1,0 +1,185 @@
+"""Processes that make batches ahead, and are started again when they end.
+
+OneFlow's DataLoader raises when a worker is killed, wherever the training process just is; it
+notices one that left with status 0 after five seconds, and never one that is stopped; a worker that
+is killed while it writes to the queue of all of them keeps the others waiting. Here each has a
+connection of its own, and what a worker is asked for depends on nothing but the request: the one in
+its place makes the same batches.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import traceback
+from collections import deque
+from pathlib import Path
+from typing import Any, Callable, Iterable, Iterator
+
+import numpy as np
+import oneflow as flow
+
+from libai_ext.errors import UserError
+from libai_ext.failure import STOP_SIGNALS
+
+logger = logging.getLogger(__name__)
+
+# Starts of a worker for the same batch; then it is the batch's fault.
+MAX_STARTS = 4
+# How often in a row, a second apart, a worker that is waited for is seen stopped before it is
+# ended. A debugger, or a cluster that suspends a job, continues it or stops this process too.
+LOOKS = 10
+_LOOK_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
+
+
+def made_ahead(
+    make: Callable[[int, int, Any], Any], requests: Iterable, workers: int, ahead: int
+) -> Iterator:
+    """``make(worker, number, request)`` of each request, in their order. Request i is for worker
+    i modulo ``workers``, whose requests are numbered from 0.
+
+    Args:
+        ahead: requests of each worker that are under way while a result is used.
+
+    Raises:
+        UserError: as it was raised in a worker.
+        RuntimeError: another error in a worker, or it ended ``MAX_STARTS`` times at one request.
+    """
+    pool = [_Worker(number, make) for number in range(workers)]
+    requests = iter(requests)
+    try:
+        for worker, request in zip(pool * ahead, requests):
+            worker.ask(request)
+        for worker in itertools.cycle(pool):
+            if not worker.asked:
+                return
+            result = worker.answer()
+            for request in itertools.islice(requests, 1):
+                worker.ask(request)
+            if isinstance(result, Exception):
+                raise result
+            yield result
+    finally:
+        for worker in pool:
+            worker.end()
+
+
+class _Worker:
+    """One process after the other."""
+
+    def __init__(self, number: int, make: Callable):
+        self.number = number
+        self.make = make
+        # Requests without an answer, each with its number.
+        self.asked: deque = deque()
+        self.count = itertools.count()
+        # How the processes ended that were asked for the first of these.
+        self.ends: list[str] = []
+        self.parent = os.getpid()
+        self._start()
+
+    def ask(self, request) -> None:
+        self.asked.append((next(self.count), request))
+        self._send(self.asked[-1])
+
+    def answer(self):
+        """The result of the oldest request, or the error in its place."""
+        stopped = 0
+        while stopped < LOOKS:
+            try:
+                if self.connection.poll(_LOOK_SECONDS):
+                    result = self.connection.recv()
+                    self.asked.popleft()
+                    self.ends.clear()
+                    return result
+            except (EOFError, OSError):
+                self._start_again()
+            stopped = stopped + 1 if self._stopped() else 0
+        self._start_again(f"was stopped for {LOOKS * _LOOK_SECONDS:.0f} s")
+        return self.answer()
+
+    def end(self) -> None:
+        """Nothing is left when it returns."""
+        if os.getpid() != self.parent:  # collected as garbage in a forked process
+            return
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+    def _start(self) -> None:
+        self.connection, theirs = multiprocessing.Pipe()
+        context = multiprocessing.get_context("fork")
+        arguments = self.number, self.make, theirs, self.connection, self.parent
+        self.process = context.Process(target=_work, args=arguments, daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def _start_again(self, how: str | None = None) -> None:
+        self.end()
+        code = self.process.exitcode
+        if how is None:
+            how = f"ended with status {code}" if code >= 0 else f"ended by {_name(-code)}"
+        self.ends.append(how)
+        text = f"data worker {self.number} (process {self.process.pid}) {how}"
+        if len(self.ends) == MAX_STARTS:
+            raise RuntimeError(f"{text}, as did {MAX_STARTS - 1} before it: {self.ends}")
+        logger.warning(f"{text}; another one makes its batches")
+        self._start()
+        for request in self.asked:
+            self._send(request)
+
+    def _send(self, request) -> None:
+        try:
+            self.connection.send(request)
+        except OSError:  # it has ended, which its answer shows
+            pass
+
+    def _stopped(self) -> bool:
+        try:
+            stat = Path(f"/proc/{self.process.pid}/stat").read_text()
+        except OSError:
+            return False
+        return stat.rpartition(")")[2].split()[0] == "T"
+
+
+def _name(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    return name + " (a person, or the kernel for want of memory)" * (number == signal.SIGKILL)
+
+
+def _work(number: int, make: Callable, connection, theirs, parent: int) -> None:
+    """Runs in the worker."""
+    theirs.close()
+    # Signals to the job reach every process of it: the rank decides, and ends this one.
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return
+    flow.set_num_threads(1)
+    random.seed(number)
+    np.random.seed(number)
+    while True:
+        try:
+            asked, request = connection.recv()
+        except EOFError:
+            return
+        connection.send(_result(make, number, asked, request))
+
+
+def _result(make: Callable, number: int, asked: int, request):
+    try:
+        return make(number, asked, request)
+    except UserError as error:
+        return error
+    except Exception:
+        return RuntimeError(f"in data worker {number}:\n{traceback.format_exc()}")
