@@ -113,7 +113,7 @@ RULES: Mapping[str, Rule] = {
     "train.evaluation.eval_period": whole(1),
     "train.evaluation.eval_epoch": number(0, unset=True, above=True),
     "train.evaluation.eval_metric": text(unset=True),
-    "train.evaluation.eval_mode": one_of("max", "min"),
+    "train.evaluation.eval_mode": one_of("max", "min")._replace(unset=True),
     "train.ema.enabled": switch,
     "train.ema.decay": number(0, 1),
     "train.amp.enabled": switch,

@@ -11,7 +11,7 @@ from libai_ext.data.dataset import KeyedDataset, to_instance
 from libai_ext.data.handover import PREFETCH, Handover
 from libai_ext.data.host_memory import shares_memory
 from libai_ext.data.sampler import EvalSampler, GlobalOrder, TrainSampler
-from libai_ext.errors import DataError
+from libai_ext.errors import UserError
 from libai_ext.kernels.threads import available_cpus
 from libai_ext.placement import data_parallel_rank, local_process_count
 
@@ -68,8 +68,9 @@ def _without_traceback(batches: Iterator[Instance]) -> Iterator[Instance]:
     """A worker's error has the worker's traceback as its text."""
     try:
         yield from batches
-    except DataError as error:
-        raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
+    except UserError as error:
+        kind = type(error)
+        raise kind(str(error).rsplit(f"{kind.__name__}: ", 1)[-1].strip()) from None
 
 
 def default_workers() -> int:

@@ -84,7 +84,7 @@ class StepGuard:
         text = f"{_what(bad, norms)} not finite {_when(bad, faults, first, iteration)}"
         if self.trainer.cfg.train.amp.enabled and not bad:
             text += f", at the lowest loss scale ({self.trainer.steps.loss_scale:g})"
-        if dist.is_main_process():
+        if dist.is_main_process() and self.trainer.keeps:
             named = bad or range(first, iteration + 1)
             path = self._report(named, losses[named[0] - first], norms)
             text += f"; samples (epoch:index), lr and gradient norms are in {path}"
@@ -121,7 +121,7 @@ class StepGuard:
         """Where one step was read, the state is the one before it, and a resumed run tries that
         step again; else the steps that follow the bad one are in it."""
         last = iteration - 1 if first == iteration else iteration
-        if last < self.trainer.start_iter:
+        if last < self.trainer.start_iter or not self.trainer.keeps:
             return ""
         self.trainer.checkpointer.save(f"model_{last:07d}", last)
         return f"; the state after iteration {last} is saved, without what was left out"

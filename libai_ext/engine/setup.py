@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from pathlib import Path
 
 import oneflow as flow
 from libai.utils import distributed as dist
@@ -14,24 +13,31 @@ from omegaconf import DictConfig
 
 from libai_ext import device, kernels
 from libai_ext.engine.memory import out_of_memory
+from libai_ext.engine.output_dir import unwritable
 from libai_ext.failure import foresee_out_of_memory
 from libai_ext.placement import set_layout
 
 logger = logging.getLogger(__name__)
 
 
-def set_up(cfg: DictConfig, pipeline_layers: int) -> None:
+def set_up(cfg: DictConfig, pipeline_layers: int, log_files: bool = True) -> None:
     """Ranks and log files; LiBai's ``default_setup`` without its compiler run.
 
     Args:
         pipeline_layers: how many layers the model numbers with ``layer_idx``.
+        log_files: write ``log.txt`` into the output directory, which is there.
+
+    Raises:
+        ConfigError: it cannot be written.
     """
     train = cfg.train
-    if dist.is_main_process():
-        Path(train.output_dir).mkdir(parents=True, exist_ok=True)
     dist.synchronize()
-    for name in ("libai", "libai_ext", "projects"):
-        setup_logger(train.output_dir, distributed_rank=dist.get_rank(), name=name, abbrev_name="")
+    folder = train.output_dir if log_files else None
+    try:
+        for name in ("libai", "libai_ext", "projects"):
+            setup_logger(folder, distributed_rank=dist.get_rank(), name=name, abbrev_name="")
+    except OSError as error:
+        raise unwritable(train.output_dir, error) from None
     # It logs the exceptions that libai_ext.engine.main reports.
     logging.getLogger("libai.engine.trainer").setLevel(logging.CRITICAL)
     set_layout(train.dist, pipeline_layers)
