@@ -151,6 +151,29 @@ _CALLED = (
 )
 
 
+def complete(cfg: DictConfig) -> list[str]:
+    """Give the keys of ``train`` that a config lacks their defaults. The ``config.yaml`` of a run
+    has those that there were at the time.
+
+    Returns:
+        A sentence that names them, where there are any.
+    """
+    node, filled = cfg.get("train"), []
+    if isinstance(node, DictConfig):
+        _fill(node, get_config("common/train.py").train, "train", filled)
+    return [f"keys that the config lacks, by default: {', '.join(filled)}"] if filled else []
+
+
+def _fill(node: DictConfig, defaults: DictConfig, prefix: str, filled: list[str]) -> None:
+    for name in defaults:
+        inner, default = node._get_node(name), defaults._get_node(name)
+        if inner is None:
+            node[name] = default
+            filled.append(f"{prefix}.{name}={_shown(defaults[name])}")
+        elif isinstance(inner, DictConfig) and "_target_" not in default:
+            _fill(inner, default, f"{prefix}.{name}", filled)
+
+
 def check(
     cfg: DictConfig, rules: Mapping[str, Rule] | None = None, called: Sequence[str] = ()
 ) -> None:
@@ -224,9 +247,6 @@ def _check_names(node: DictConfig, known: DictConfig, prefix: str) -> None:
             if not isinstance(inner, DictConfig):
                 raise ConfigError(f"{prefix}.{name} is a group of keys: {', '.join(model)}")
             _check_names(inner, model, f"{prefix}.{name}")
-    for name in known:
-        if name not in node:
-            raise ConfigError(f"the config has no key '{prefix}.{name}'")
 
 
 def _shown(value) -> str:

@@ -23,7 +23,7 @@ from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.gauges import BadImageReport, Gauges, Means
 from libai_ext.engine.hang import HangReport
-from libai_ext.engine.nonfinite import StepGuard
+from libai_ext.engine.nonfinite import StepGuard, refuse_nonfinite
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
 from libai_ext.engine.writers import Progress, Writing, is_line, writers
@@ -171,6 +171,7 @@ class Trainer(DefaultTrainer):
         prefix = "" if self.optimizer is not None else "model."
         agreement.check(progress.get("settings", {}), checkpointer.plain["settings"], path, prefix)
         checkpointer.load(path)
+        refuse_nonfinite(self.model, path)
         checkpointer.plain["best"] = progress.get("best")
         self.start_iter = progress["iteration"] + 1
         if self.optimizer is not None:

@@ -89,15 +89,15 @@ def resolve(
         opts: ``key=value`` overrides.
         go_on, evaluate: which weights it starts from, see
             :func:`projects.MAE.weights.adopt.starting_point`.
-        notes: gets what the weights say of the model, a sentence each.
+        notes: gets what was taken from elsewhere than the config, a sentence each.
         train: keys of ``train`` to be set after the overrides.
     """
-    cfg = read_config(config_file, opts)
+    notes = [] if notes is None else notes
+    cfg = read_config(config_file, opts, notes)
     device.choose(cfg.train.device)
     start = starting_point(cfg, go_on, evaluate)
     if start is not None:
-        taken = adopt(cfg, opts, start)
-        (notes if notes is not None else []).extend(taken)
+        notes += adopt(cfg, opts, start)
     derive_layout(cfg)
     refuse_idle(cfg, opts)
     cfg.train.update(train)
