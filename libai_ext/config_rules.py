@@ -114,7 +114,7 @@ RULES: Mapping[str, Rule] = {
     "train.evaluation.eval_period": whole(1),
     "train.evaluation.eval_epoch": number(0, unset=True, above=True),
     "train.evaluation.eval_metric": text(unset=True),
-    "train.evaluation.eval_mode": one_of("max", "min"),
+    "train.evaluation.eval_mode": one_of("max", "min")._replace(unset=True),
     "train.ema.enabled": switch,
     "train.ema.decay": number(0, 1),
     "train.amp.enabled": switch,
@@ -150,6 +150,29 @@ _CALLED = (
     "graph.train_graph",
     "graph.eval_graph",
 )
+
+
+def complete(cfg: DictConfig) -> list[str]:
+    """Give the keys of ``train`` that a config lacks their defaults. The ``config.yaml`` of a run
+    has those that there were at the time.
+
+    Returns:
+        A sentence that names them, where there are any.
+    """
+    node, filled = cfg.get("train"), []
+    if isinstance(node, DictConfig):
+        _fill(node, get_config("common/train.py").train, "train", filled)
+    return [f"keys that the config lacks, by default: {', '.join(filled)}"] if filled else []
+
+
+def _fill(node: DictConfig, defaults: DictConfig, prefix: str, filled: list[str]) -> None:
+    for name in defaults:
+        inner, default = node._get_node(name), defaults._get_node(name)
+        if inner is None:
+            node[name] = default
+            filled.append(f"{prefix}.{name}={_shown(defaults[name])}")
+        elif isinstance(inner, DictConfig) and "_target_" not in default:
+            _fill(inner, default, f"{prefix}.{name}", filled)
 
 
 def check(
@@ -225,9 +248,6 @@ def _check_names(node: DictConfig, known: DictConfig, prefix: str) -> None:
             if not isinstance(inner, DictConfig):
                 raise ConfigError(f"{prefix}.{name} is a group of keys: {', '.join(model)}")
             _check_names(inner, model, f"{prefix}.{name}")
-    for name in known:
-        if name not in node:
-            raise ConfigError(f"the config has no key '{prefix}.{name}'")
 
 
 def _shown(value) -> str:

@@ -90,6 +90,12 @@ OVERRIDES = [
     ("train.dist.data_parallel_size=2", "= 2 processes, but 1 are running"),
     ("data.mean='${data.average}'", "data.mean"),
     ("optim._target_=os.system", "optim._target_ 'os.system' is not among what a config may call"),
+    ("train.evaluation.eval_metric=top1", "eval_metric 'top1' is none of the results: loss"),
+    ("train.evaluation.eval_metric=loss train.evaluation.eval_mode=max", "the minimum is best"),
+    ("train.evaluation.eval_mode=best", "train.evaluation.eval_mode must be one of ('max', 'min')"),
+    ("model.mask_ratio=0", "model.mask_ratio 0 leaves 64 of 64 patches visible"),
+    ("model.mask_ratio=1e-20", "model.mask_ratio 1e-20 leaves 64 of 64 patches"),
+    ("model.mask_ratio=0.99", "model.mask_ratio 0.99 leaves 0 of 64 patches visible"),
     ("model.arch=mae_vit_base", "model.arch 'mae_vit_base' is unknown: did you mean"),
 ]
 
@@ -123,7 +129,6 @@ FILES = [
     ("del optim.params", "optim.params must be a group of keys with a _target_"),
     ("dataloader.test.dataset = 1", "dataloader.test.dataset must be a group of keys with a"),
     ("model.arch = None", "model.arch must be a text, not None"),
-    ("del train.seed", "the config has no key 'train.seed'"),
     ("del train", "the config has no node 'train'"),
     ("model.depth = = 1", "config.py, line 2: invalid syntax"),
     ("\nmodle.depth = 1", "config.py, line 3: NameError: name 'modle' is not defined"),
@@ -137,6 +142,30 @@ def test_bad_files(line, message, tmp_path):
     with pytest.raises(UserError) as caught:
         resolve(str(path), [])
     assert message in str(caught.value)
+
+
+OLDER = {
+    "train.seed": ["train.seed=0"],
+    "train.amp.min_scale train.load_grid": ["train.load_grid=None", "train.amp.min_scale=1.0"],
+    "train.ema train.hang_report.factor": [
+        "train.hang_report.factor=20",
+        "train.ema={'enabled': False, 'decay': 0.9999}",
+    ],
+}
+
+
+@pytest.mark.parametrize("absent", OLDER)
+def test_what_an_older_config_lacks_is_by_default(absent, kept, tmp_path):
+    older = config.load(kept)
+    for key in absent.split():
+        parent, _, name = key.rpartition(".")
+        del OmegaConf.select(older, parent)[name]
+    path = tmp_path / "config.yaml"
+    path.write_text(config.dump(older))
+    notes = []
+    found = resolve(str(path), ["train.seed=3"], notes=notes)
+    assert notes == [f"keys that the config lacks, by default: {', '.join(OLDER[absent])}"]
+    assert found == resolve(kept, [])
 
 
 def _head():

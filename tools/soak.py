@@ -79,7 +79,6 @@ class Job:
             "train.evaluation.enabled=True",
             f"train.evaluation.eval_period={2 * PERIOD}",
             "train.evaluation.eval_metric=loss",
-            "train.evaluation.eval_mode=min",
             "dataloader.train.num_workers=1",
             "dataloader.test.num_workers=0",
         ]

@@ -46,9 +46,9 @@ train = DictConfig(
         # SIGTERM, SIGINT, SIGUSR1, SIGHUP: a checkpoint after the iteration, then exit status 75.
         save_on_signal=True,
         # Every so many iterations or epochs, and after the last one. model_best is kept by the
-        # result eval_metric; unset: no model_best.
+        # result eval_metric; unset: no model_best. eval_mode, "max" or "min", follows from it.
         evaluation=dict(
-            enabled=False, eval_period=5000, eval_epoch=None, eval_metric=None, eval_mode="max"
+            enabled=False, eval_period=5000, eval_epoch=None, eval_metric=None, eval_mode=None
         ),
         # Moving average of the weights, evaluated beside them.
         ema=dict(enabled=False, decay=0.9999),

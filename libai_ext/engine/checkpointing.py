@@ -10,13 +10,12 @@ from oneflow.framework.check_point_v2 import _broadcast_py_object
 
 from libai_ext.checkpoint.native import Checkpointer
 from libai_ext.engine import names
-from libai_ext.errors import ConfigError, DataUnavailable
+from libai_ext.errors import DataUnavailable
 
 logger = logging.getLogger(__name__)
 
 BEST = "model_best"
 FINAL = "model_final"
-MODES = ("max", "min")
 
 
 class Checkpointing(HookBase):
@@ -59,17 +58,16 @@ class Evaluation(HookBase):
 
     Args:
         metric: the result that decides, None to keep no ``model_best``.
-        mode: ``"max"`` or ``"min"``: which way is better.
-
-    Raises:
-        ConfigError: another mode.
+        mode: ``"max"`` or ``"min"``: which way the metric is better.
     """
 
     def __init__(
-        self, checkpointer: Checkpointer, period: int, metric: str | None = None, mode: str = "max"
+        self,
+        checkpointer: Checkpointer,
+        period: int,
+        metric: str | None = None,
+        mode: str | None = None,
     ):
-        if mode not in MODES:
-            raise ConfigError(f"train.evaluation.eval_mode must be one of {MODES}, not {mode!r}")
         self.checkpointer = checkpointer
         self.period = period
         self.metric = metric
@@ -91,15 +89,6 @@ class Evaluation(HookBase):
             self._compare(results)
 
     def _compare(self, results: dict[str, float]) -> None:
-        """
-        Raises:
-            ConfigError: the metric is none of the results.
-        """
-        if self.metric not in results:
-            raise ConfigError(
-                f"train.evaluation.eval_metric {self.metric!r} is none of the results: "
-                f"{', '.join(results)}"
-            )
         value, iteration = results[self.metric], self.trainer.iter
         # Rank 0 alone knows whether the best so far could be written.
         if _broadcast_py_object(self._is_best(value)):
@@ -110,5 +99,7 @@ class Evaluation(HookBase):
     def _is_best(self, value: float) -> bool:
         self.checkpointer.join()
         best = self.checkpointer.plain.get("best")
+        if best is not None and best["metric"] != self.metric:  # of the run before it was resumed
+            best = None
         sign = 1 if self.mode == "max" else -1
         return math.isfinite(value) and (best is None or sign * value > sign * best["value"])

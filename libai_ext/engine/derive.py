@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Iterable
+from typing import Iterable, Mapping
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -99,6 +99,35 @@ def derive_batch(cfg: DictConfig) -> None:
         if train.base_lr is None:
             raise ConfigError("set train.base_lr (lr = base_lr x global batch / 256) or optim.lr")
         cfg.optim.lr = train.base_lr * train.global_batch_size / 256
+
+
+def derive_best(cfg: DictConfig, directions: Mapping[str, str]) -> None:
+    """Which way ``train.evaluation.eval_metric`` is better.
+
+    Args:
+        directions: "max" or "min" for each result of an evaluation.
+
+    Raises:
+        ConfigError: the metric is none of the results, or ``eval_mode`` is the other way.
+    """
+    evaluation = cfg.train.evaluation
+    metric, mode = evaluation.eval_metric, evaluation.eval_mode
+    if metric is None:
+        return
+    if cfg.train.ema.enabled:
+        directions = {**directions, **{f"ema_{name}": way for name, way in directions.items()}}
+    if metric not in directions:
+        raise ConfigError(
+            f"train.evaluation.eval_metric {metric!r} is none of the results: "
+            f"{', '.join(directions)}"
+        )
+    better = directions[metric]
+    if mode not in (None, better):
+        raise ConfigError(
+            f"train.evaluation.eval_mode={mode} would keep the worst model: of {metric} the "
+            f"{better}imum is best; leave eval_mode out"
+        )
+    evaluation.eval_mode = better
 
 
 def derive_schedule(cfg: DictConfig, order: GlobalOrder) -> None:

@@ -14,8 +14,8 @@ from libai_ext.text import printable_lines
 FILES_ONLY = "files_only"
 
 
-def set_up_logs(output_dir: str) -> None:
-    """Write what this project and LiBai log to ``output_dir/log.txt`` as well.
+def set_up_logs(output_dir: str | None) -> None:
+    """Write what this project and LiBai log to ``output_dir/log.txt`` as well; None: nowhere.
 
     LiBai's own log files are in the locale's encoding, which cannot write every name of a file, and
     its loggers pass on what such names do to a terminal.
@@ -25,7 +25,8 @@ def set_up_logs(output_dir: str) -> None:
         root = setup_logger(None, distributed_rank=rank, name=name, abbrev_name="")
         for handler in root.handlers:  # the terminal
             handler.addFilter(_not_shown_otherwise)
-        root.addHandler(log_file(output_dir, rank))
+        if output_dir is not None:
+            root.addHandler(log_file(output_dir, rank))
         for handler in root.handlers:
             handler.addFilter(_fit_to_be_shown)
     # It logs the exceptions that libai_ext.engine.main reports.

@@ -43,7 +43,7 @@ def parse_args(description: str) -> argparse.Namespace:
         "--fast-dev-run", action="store_true", help="a few iterations, in output_dir/fast_dev_run"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="build all, run one step, report, write nothing"
+        "--dry-run", action="store_true", help="check and build all, run one step, write nothing"
     )
     parser.add_argument(
         "--print-config", action="store_true", help="show the resolved config and stop"
@@ -51,10 +51,10 @@ def parse_args(description: str) -> argparse.Namespace:
     add_allow_targets(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
     args = parser.parse_intermixed_args()
-    modes = ("resume", "start_over", "fast_dev_run")
-    chosen = [f"--{mode.replace('_', '-')}" for mode in modes if getattr(args, mode)]
-    if len(chosen) > 1:
-        raise ConfigError(f"{' and '.join(chosen)} exclude each other")
+    for modes in (("resume", "start_over", "fast_dev_run"), ("dry_run", "fast_dev_run")):
+        chosen = [f"--{mode.replace('_', '-')}" for mode in modes if getattr(args, mode)]
+        if len(chosen) > 1:
+            raise ConfigError(f"{' and '.join(chosen)} exclude each other")
     return args
 
 

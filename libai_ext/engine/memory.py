@@ -43,7 +43,7 @@ def out_of_memory(cfg: DictConfig) -> str:
     train, gpu = cfg.train, device.current()
     micro, steps = train.train_micro_batch_size, train.num_accumulation_steps
     ways = [gpu.in_use()] if gpu.in_use() else []
-    if micro > 1:
+    if (micro or 1) > 1:  # unset in an evaluation
         parts = next(n for n in range(2, micro + 1) if micro % n == 0)
         ways.append(
             f"train.train_micro_batch_size={micro // parts} with train.num_accumulation_steps="

@@ -12,6 +12,7 @@ import numpy as np
 import oneflow as flow
 from libai.utils import distributed as dist
 
+from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,22 @@ def gradient_norms(model) -> dict[str, float]:
     named = [(name, p.grad.detach()) for name, p in model.named_parameters() if p.grad is not None]
     norms = np.sqrt(sum_of_squares([gradient for _, gradient in named]))
     return {name: float(norm) for (name, _), norm in zip(named, norms)}
+
+
+def refuse_nonfinite(model, path: str) -> None:
+    """Refuse weights that hold NaN or infinity; by all ranks together.
+
+    Raises:
+        CheckpointError: names the tensors, and ``path``, where they come from.
+    """
+    state = model.state_dict()
+    sums = sum_of_squares([tensor.detach() for tensor in state.values()])
+    broken = [name for name, value in zip(state, sums) if not math.isfinite(value)]
+    if broken:
+        raise CheckpointError(
+            f"{path}: {len(broken)} of {len(state)} tensors hold NaN or infinity: {broken[0]}"
+            + (" and others" if len(broken) > 1 else "")
+        )
 
 
 def is_finite(values: dict[str, float]) -> bool:
@@ -84,7 +101,7 @@ class StepGuard:
         text = f"{_what(bad, norms)} not finite {_when(bad, faults, first, iteration)}"
         if self.trainer.cfg.train.amp.enabled and not bad:
             text += f", at the lowest loss scale ({self.trainer.steps.loss_scale:g})"
-        if dist.is_main_process():
+        if dist.is_main_process() and self.trainer.keeps:
             named = bad or range(first, iteration + 1)
             path = self._report(named, losses[named[0] - first], norms)
             text += f"; samples (epoch:index), lr and gradient norms are in {path}"
@@ -121,7 +138,7 @@ class StepGuard:
         """Where one step was read, the state is the one before it, and a resumed run tries that
         step again; else the steps that follow the bad one are in it."""
         last = iteration - 1 if first == iteration else iteration
-        if last < self.trainer.start_iter:
+        if last < self.trainer.start_iter or not self.trainer.keeps:
             return ""
         self.trainer.checkpointer.save(f"model_{last:07d}", last)
         return f"; the state after iteration {last} is saved, without what was left out"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,23 +61,74 @@ def prepare_output_dir(
         return
     folder = Path(cfg.train.output_dir)
     if resume and not _written(folder) and not (folder / LOCK).exists():
-        raise ConfigError(f"--resume: train.output_dir {folder} holds no run to go on with")
+        raise ConfigError(_refusal(folder, resume))
+    make_output_dir(cfg)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         lock = RunLock(folder)
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        raise unwritable(folder, error) from None
     with lock:
         if dev_run:
             _empty(folder)
         elif start_over and not restarted():
             _move_aside(folder)
-        elif not resume and not restarted() and holds_results(folder):
-            raise ConfigError(
-                f"train.output_dir {folder} holds an earlier run: go on with it by --resume, keep "
-                "it and start anew by --start-over, or give another train.output_dir"
-            )
+        elif not resume and _refusal(folder, resume):
+            raise ConfigError(_refusal(folder, resume))
         yield
+
+
+def make_output_dir(cfg: DictConfig) -> None:
+    """Make ``train.output_dir`` where it is missing; called by all ranks.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    if not dist.is_main_process():
+        return
+    folder = Path(cfg.train.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    _check_writable(folder)
+
+
+def check_output_dir(cfg: DictConfig, resume: bool = False, start_over: bool = False) -> list[str]:
+    """Judge ``train.output_dir`` as :func:`prepare_output_dir` does, and touch nothing.
+
+    Returns:
+        What a run would be refused for: an earlier run lies there. A trial does it no harm.
+
+    Raises:
+        ConfigError: there is nothing to resume, or the directory cannot be written.
+    """
+    if not dist.is_main_process():
+        return []
+    folder = Path(cfg.train.output_dir)
+    _check_writable(folder)
+    refusal = None if start_over else _refusal(folder, resume)
+    if refusal and resume:
+        raise ConfigError(refusal)
+    return [refusal] if refusal else []
+
+
+def _refusal(folder: Path, resume: bool) -> str | None:
+    if resume and not _written(folder):
+        return f"--resume: train.output_dir {folder} holds no run to go on with"
+    if not resume and not restarted() and holds_results(folder):
+        return (
+            f"train.output_dir {folder} holds an earlier run: go on with it by --resume, keep it "
+            "and start anew by --start-over, or give another train.output_dir"
+        )
+    return None
+
+
+def _check_writable(folder: Path) -> None:
+    """Of a folder that is missing: whether it can be made."""
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    number = errno.EACCES if os.path.isdir(there) else errno.ENOTDIR
+    if number == errno.ENOTDIR or not os.access(there, os.W_OK | os.X_OK):
+        raise unwritable(folder, OSError(number, os.strerror(number)))
 
 
 def write_record(
@@ -100,10 +153,10 @@ def write_record(
         Path(output_dir, "config.yaml").write_text(dump(cfg), encoding="utf-8")
         environment.write(output_dir, run)
     except OSError as error:
-        raise _unwritable(output_dir, error) from None
+        raise unwritable(output_dir, error) from None
 
 
-def _unwritable(folder, error: OSError) -> ConfigError:
+def unwritable(folder, error: OSError) -> ConfigError:
     return ConfigError(f"train.output_dir {folder} cannot be written: {error.strerror}")
 
 

@@ -22,7 +22,7 @@ from libai_ext.engine.checkpointing import Checkpointing, Evaluation
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.gauges import BadImageReport, Gauges, Means
-from libai_ext.engine.nonfinite import StepGuard
+from libai_ext.engine.nonfinite import StepGuard, refuse_nonfinite
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
 from libai_ext.engine.together import save_and_leave, together
@@ -40,7 +40,14 @@ class Trainer(DefaultTrainer):
     LiBai's own counts micro-batches in eager mode, and starts its data workers before it knows
     where to resume; what is built and in which order is therefore written anew here, how each
     piece is built is LiBai's.
+
+    Attributes:
+        test_batches: how many batches an evaluation takes; None: all of them.
+        keeps: whether files are written; False for a run that is only tried out.
     """
+
+    test_batches: int | None = None
+    keeps = True
 
     def __init__(self, cfg: DictConfig, training: bool = True):
         """
@@ -50,7 +57,7 @@ class Trainer(DefaultTrainer):
         """
         TrainerBase.__init__(self)
         self.cfg = cfg
-        self.dataset = self.order = self.optimizer = self.lr_scheduler = None
+        self.dataset = self.order = self.optimizer = self.lr_scheduler = self.test_set = None
         kind = GraphSteps if cfg.graph.enabled else EagerSteps
         self.steps = kind(self, StepGuard(self, cfg.train.max_nonfinite_steps))
         self.means = Means()
@@ -59,6 +66,8 @@ class Trainer(DefaultTrainer):
         self.unavailable: DataUnavailable | None = None
         if training:
             self._build_order()
+        if not training or cfg.train.evaluation.enabled:
+            self.open_test_set()
         flow.manual_seed(cfg.train.seed)
         self.model = self.build_model(cfg)
         ema = cfg.train.ema
@@ -77,6 +86,10 @@ class Trainer(DefaultTrainer):
         derive_schedule(self.cfg, self.order)
         self.max_iter = train.train_iter
         self.global_batch_size = train.global_batch_size
+
+    def open_test_set(self) -> None:
+        """Make :meth:`test` possible; before the first step, so that a mistake shows there."""
+        self.test_set = self.build_dataset("test")
 
     def build_dataset(self, split: str):
         """The data set of ``dataloader.<split>``.
@@ -159,6 +172,7 @@ class Trainer(DefaultTrainer):
         prefix = "" if self.optimizer is not None else "model."
         agreement.check(progress.get("settings", {}), checkpointer.plain["settings"], path, prefix)
         checkpointer.load(path)
+        refuse_nonfinite(self.model, path)
         checkpointer.plain["best"] = progress.get("best")
         self.start_iter = progress["iteration"] + 1
         if self.optimizer is not None:
@@ -255,14 +269,17 @@ class Trainer(DefaultTrainer):
                 Evaluation(
                     self.checkpointer,
                     evaluation.eval_period,
-                    evaluation.eval_metric,
+                    evaluation.eval_metric if self.keeps else None,
                     evaluation.eval_mode,
                 )
             )
         built.append(Gauges(self.means, self.global_batch_size, *periods))
         if dist.is_main_process():
-            built.append(Writing(writers(train.output_dir, self.start_iter), *periods))
+            if self.keeps:
+                built.append(Writing(writers(train.output_dir, self.start_iter), *periods))
             built.append(Progress(train.log_period))
+        if not self.keeps:
+            return built
         built.append(Checkpointing(self.checkpointer, train.checkpointer.period, train.log_period))
         if train.save_on_signal:
             # It may end the run: whatever else there is to do after a step comes before it.
@@ -276,37 +293,43 @@ class Trainer(DefaultTrainer):
     def report(self, evaluator, dataset) -> None:
         """What a task writes after an evaluation, on rank 0."""
 
-    def test(self, max_batches: int | None = None) -> dict[str, float]:
-        """Evaluate on ``dataloader.test``; results on rank 0, an empty dict elsewhere.
+    def test(self) -> dict[str, float]:
+        """Evaluate on the test set; results on rank 0, an empty dict elsewhere.
 
         Where weights are averaged, the results of the averages have names that begin with
         ``ema_``.
         """
-        dataset = self.build_dataset("test")
-        evaluator = self.build_evaluator(dataset)
-        results = self._evaluate(dataset, evaluator, max_batches)
-        if self.average is not None:
-            with self.average.in_model():
-                averaged = self._evaluate(dataset, self.build_evaluator(dataset), max_batches)
-            results.update({f"ema_{name}": value for name, value in averaged.items()})
-        if dist.is_main_process():
-            text = ", ".join(f"{name} {value:.6g}" for name, value in results.items())
-            place = f"{place_of(self)} " if self._batches is not None else ""
-            logger.info(f"{place}evaluation on {len(dataset)} samples: {text}")
-            if max_batches is None:
-                self.report(evaluator, dataset)
-        return results
-
-    def _evaluate(self, dataset, evaluator, max_batches: int | None) -> dict[str, float]:
-        train = self.cfg.train
+        dataset, train = self.test_set, self.cfg.train
         loader = build_eval_loader(
             dataset,
             train.test_micro_batch_size,
             train.dist.data_parallel_size,
             self.cfg.dataloader.test.num_workers,
         )
+        evaluator = self.build_evaluator(dataset)
+        results = self._evaluate(loader, evaluator)
+        if self.average is not None:
+            with self.average.in_model():
+                averaged = self._evaluate(loader, self.build_evaluator(dataset))
+            results.update({f"ema_{name}": value for name, value in averaged.items()})
+        if dist.is_main_process():
+            text = ", ".join(f"{name} {value:.6g}" for name, value in results.items())
+            place = f"{place_of(self)} " if self._batches is not None else ""
+            logger.info(f"{place}evaluation on {self._tested(loader)} samples: {text}")
+            if self.test_batches is None:
+                self.report(evaluator, dataset)
+        return results
+
+    def _tested(self, loader) -> str:
+        """How many samples an evaluation takes."""
+        sampler = loader.batch_sampler
+        batches = len(sampler) if self.test_batches is None else self.test_batches
+        seen = min(batches * sampler.global_batch, sampler.num_samples)
+        return str(seen) if seen == sampler.num_samples else f"{seen} of {sampler.num_samples}"
+
+    def _evaluate(self, loader, evaluator) -> dict[str, float]:
         model = self.graph_eval if self.cfg.graph.enabled else self.model
-        return evaluate(model, loader, self.get_batch, evaluator, max_batches=max_batches)
+        return evaluate(model, loader, self.get_batch, evaluator, max_batches=self.test_batches)
 
 
 class Schedule(hooks.LRScheduler):

@@ -9,7 +9,17 @@ from omegaconf import DictConfig
 
 from libai_ext import config
 from libai_ext.config_rules import RULES as COMMON
-from libai_ext.config_rules import check, each, either, number, one_of, switch, text, whole
+from libai_ext.config_rules import (
+    check,
+    complete,
+    each,
+    either,
+    number,
+    one_of,
+    switch,
+    text,
+    whole,
+)
 from libai_ext.errors import ConfigError
 from projects.MAE import former_names  # noqa: F401 (messages know its table)
 
@@ -56,16 +66,23 @@ RECIPES = Path(__file__).resolve().parent / "configs"
 _HEADS = (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads"))
 
 
-def read_config(config_file: str, opts: Sequence[str]) -> DictConfig:
+def read_config(
+    config_file: str, opts: Sequence[str], notes: list[str] | None = None
+) -> DictConfig:
     """A config with ``key=value`` overrides, checked; nothing is derived.
 
     Args:
         config_file: see :func:`find_recipe`.
+        notes: gets which keys took their defaults, a sentence.
 
     Raises:
         ConfigError: no config, or one that no run can use.
     """
-    cfg = config.override(config.load(find_recipe(config_file)), opts, {**COMMON, **RULES})
+    cfg = config.load(find_recipe(config_file))
+    missing = complete(cfg)
+    if notes is not None:
+        notes += missing
+    config.override(cfg, opts, {**COMMON, **RULES})
     check_config(cfg)
     return cfg
 

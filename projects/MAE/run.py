@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import argparse
 import logging
-import tempfile
 import time
-from typing import Sequence
+from contextlib import nullcontext
+from typing import ContextManager, Sequence
 
 from libai.utils import distributed as dist
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from libai_ext import config, device, watch
 from libai_ext.config import instantiate
-from libai_ext.engine.derive import derive_batch, derive_layout, refuse_idle
+from libai_ext.engine.derive import derive_batch, derive_best, derive_layout, refuse_idle
 from libai_ext.engine.memory import fullest
-from libai_ext.engine.output_dir import prepare_output_dir, write_record
+from libai_ext.engine.output_dir import (
+    check_output_dir,
+    make_output_dir,
+    prepare_output_dir,
+    write_record,
+)
 from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
 from libai_ext.errors import ConfigError
@@ -29,6 +34,8 @@ from projects.MAE.weights.adopt import adopt, starting_point
 logger = logging.getLogger(__name__)
 
 _DEV_RUN = dict(train_iter=4, warmup_iter=1, log_period=1)
+# Of an evaluation, where a run is only tried out.
+_TRIAL_BATCHES = 2
 
 
 class TaskTrainer(Trainer):
@@ -39,6 +46,17 @@ class TaskTrainer(Trainer):
         super().__init__(cfg, training)
 
     def build_dataset(self, split: str):
+        """The data set of ``data.<split>``, its classes numbered.
+
+        Raises:
+            ConfigError, DataError: it cannot be used.
+        """
+        if (
+            OmegaConf.select(self.cfg, f"dataloader.{split}.dataset.source.roots", default="")
+            is None
+        ):
+            advice = "" if self.dataset is None else ", or train.evaluation.enabled=False"
+            raise ConfigError(f"data.{split} is unset: set it to a list of folders{advice}")
         dataset = super().build_dataset(split)
         self.task.check_data(dataset, self.cfg, f"data.{split}", trained_on=self.dataset)
         return dataset
@@ -73,28 +91,36 @@ def resolve(
         opts: ``key=value`` overrides.
         go_on, evaluate: which weights it starts from, see
             :func:`projects.MAE.weights.adopt.starting_point`.
-        notes: gets what the weights say of the model, a sentence each.
+        notes: gets what was taken from elsewhere than the config, a sentence each.
         train: keys of ``train`` to be set after the overrides.
     """
-    cfg = read_config(config_file, opts)
+    notes = [] if notes is None else notes
+    cfg = read_config(config_file, opts, notes)
     device.choose(cfg.train.device)
     start = starting_point(cfg, go_on, evaluate)
     if start is not None:
-        taken = adopt(cfg, opts, start)
-        (notes if notes is not None else []).extend(taken)
+        notes += adopt(cfg, opts, start)
     derive_layout(cfg)
     refuse_idle(cfg, opts)
     cfg.train.update(train)
     resolve_arch(cfg.model)
     check_heads(cfg.model)
+    if evaluate:  # no step is taken: what a step asks of the batch is no matter
+        cfg.train.update(global_batch_size=None, train_micro_batch_size=None)
     fit_layout(cfg)
-    derive_batch(cfg)
-    instantiate(cfg.task).prepare(cfg)
+    if not evaluate:
+        derive_batch(cfg)
+    task = instantiate(cfg.task)
+    derive_best(cfg, task.metrics)
+    task.prepare(cfg)
     return cfg
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the options say."""
+    """Do what the options say.
+
+    Whatever a run will need is opened and checked before its first step, in a trial as well.
+    """
     watch.expect("reading the config", end=START_SECONDS)
     notes: list[str] = []
     cfg = resolve(
@@ -109,30 +135,32 @@ def run(args: argparse.Namespace) -> None:
         if dist.is_main_process():
             print(config.dump(cfg), end="")
         return
-    if args.dry_run:
-        with tempfile.TemporaryDirectory() as scratch:
-            cfg.train.output_dir = scratch
-            _dry_run(_build(cfg, notes))
-        return
     given = _given(args) if dist.is_main_process() else None  # starting over may move CONFIG away
-    if args.eval_only:
-        trainer = _prepared(cfg, notes, args)
-        log_summary(trainer)
-        trainer.test()
-        return
-    with prepare_output_dir(cfg, args.resume, args.start_over, args.fast_dev_run):
-        trainer = _prepared(cfg, notes, args)
-        write_record(cfg.train.output_dir, given, log_summary(trainer))
-        trainer.train()
-        if args.fast_dev_run:
-            trainer.test(max_batches=2)
+    with _output_dir(cfg, args, notes):
+        trainer = _build(cfg, notes, args)
+        _set_state(trainer, args)
+        rows = log_summary(trainer)
+        if args.dry_run:
+            _dry_run(trainer)
+        elif args.eval_only:
+            trainer.test()
+        else:
+            write_record(cfg.train.output_dir, given, rows)
+            trainer.train()
+            unevaluated = trainer.test_set is not None and not cfg.train.evaluation.enabled
+            if args.fast_dev_run and unevaluated:
+                trainer.test()
 
 
-def _prepared(cfg: DictConfig, notes: Sequence[str], args: argparse.Namespace) -> TaskTrainer:
-    """A trainer with its weights, about to do what the options say."""
-    trainer = _build(cfg, notes, training=not args.eval_only)
-    _set_state(trainer, args)
-    return trainer
+def _output_dir(cfg: DictConfig, args: argparse.Namespace, notes: list[str]) -> ContextManager:
+    """The output directory as the options need it."""
+    if args.dry_run:
+        notes += check_output_dir(cfg, args.resume, args.start_over)
+    elif args.eval_only:
+        make_output_dir(cfg)
+    else:
+        return prepare_output_dir(cfg, args.resume, args.start_over, args.fast_dev_run)
+    return nullcontext()
 
 
 def _given(args: argparse.Namespace) -> DictConfig:
@@ -143,11 +171,20 @@ def _given(args: argparse.Namespace) -> DictConfig:
     return cfg
 
 
-def _build(cfg: DictConfig, notes: Sequence[str], training: bool = True) -> TaskTrainer:
-    set_up(cfg, instantiate(cfg.task).pipeline_layers(cfg.model))
+def _build(cfg: DictConfig, notes: Sequence[str], args: argparse.Namespace) -> TaskTrainer:
+    set_up(cfg, instantiate(cfg.task).pipeline_layers(cfg.model), log_files=not args.dry_run)
     for note in notes:
         logger.info(note)
-    return TaskTrainer(cfg, training)
+    trainer = TaskTrainer(cfg, training=not args.eval_only)
+    trainer.keeps = not args.dry_run
+    if args.dry_run or args.fast_dev_run:
+        trainer.test_batches = _TRIAL_BATCHES
+    if args.fast_dev_run and trainer.test_set is None:
+        if OmegaConf.select(cfg, "data.test") is None:
+            logger.info("nothing is evaluated: data.test is unset")
+        else:
+            trainer.open_test_set()
+    return trainer
 
 
 def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
@@ -176,13 +213,32 @@ def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
 
 
 def _dry_run(trainer: TaskTrainer) -> None:
-    log_summary(trainer)
-    cfg = trainer.cfg
-    cfg.train.log_period = 1
-    trainer.max_iter = 1
-    for name, value in trainer.dataset[trainer.order.batch(0)[0]].items():
-        logger.info(f"input {name}: {list(value.shape)} {value.dtype} a sample")
+    """One step from where the run would start, or the beginning of an evaluation; nothing is
+    written."""
     start = time.perf_counter()
-    trainer.train()
+    if trainer.order is None:
+        trainer.test()
+        done = "the beginning of the evaluation"
+    elif trainer.start_iter >= trainer.max_iter:
+        trainer.train()
+        return
+    else:
+        _say_inputs(trainer)
+        trainer.cfg.train.log_period = 1
+        trainer.max_iter = trainer.start_iter + 1
+        trainer.train()
+        done = "one step"
+        if trainer.test_set is not None:
+            done += " and the beginning of the evaluation"
     seconds = time.perf_counter() - start
-    logger.info(f"one step: {seconds:.1f} s (compilation included), memory {fullest()}")
+    logger.info(
+        f"{done}: {seconds:.1f} s (compilation included), memory {fullest()}; nothing was written"
+    )
+
+
+def _say_inputs(trainer: TaskTrainer) -> None:
+    """What the model gets of a sample: two of them, since a mixer mixes pairs."""
+    keys = trainer.order.batch(trainer.start_iter)[:2]
+    batch = trainer.dataset.collate([trainer.dataset[key] for key in keys])
+    for name, value in batch.items():
+        logger.info(f"input {name}: {list(value.shape[1:])} {value.dtype} a sample")

@@ -14,6 +14,7 @@ from libai_ext.engine.evaluation import MeanOf
 from libai_ext.engine.metrics import Classification as ClassificationMetrics
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.layers.patch_embedding import grid_of
+from projects.MAE.modeling.masking import num_kept
 from projects.MAE.picture_hook import PictureHook
 from projects.MAE.weights.load import load_weights
 from projects.MAE.weights.match import REPLACED
@@ -30,6 +31,9 @@ class Pretraining:
         picture_samples: how many samples they show.
     """
 
+    # Results of an evaluation, and which way each is better.
+    metrics = {"loss": "min"}
+
     def __init__(self, picture_period: int = 200, picture_samples: int = 5):
         self.picture_period = picture_period
         self.picture_samples = picture_samples
@@ -38,6 +42,12 @@ class Pretraining:
         """Write what follows from the model into a config whose sizes and batch are
         derived."""
         rows, columns = grid_of(cfg.model.img_size, cfg.model.patch_size)
+        kept = num_kept(rows * columns, cfg.model.mask_ratio)
+        if not 0 < kept < rows * columns:
+            raise ConfigError(
+                f"model.mask_ratio {cfg.model.mask_ratio} leaves {kept} of {rows * columns} "
+                "patches visible: the model sees some and is judged by the others"
+            )
         for split in ("train", "test"):
             if cfg.dataloader.get(split) is not None:
                 cfg.dataloader[split].dataset.fields[0].num_patches = rows * columns
@@ -79,6 +89,8 @@ class Classification:
         classes: a file of class names, one a line, in the order of the head's outputs.
     """
 
+    metrics = {"top1": "max", "top5": "max", "loss": "min"}
+
     def __init__(
         self,
         per_class: bool = False,
@@ -95,9 +107,10 @@ class Classification:
         dataset, train = cfg.dataloader.train.dataset, cfg.train
         for field in dataset.fields:
             field.depth = cfg.model.depth
-        if dataset.mixer is not None and train.train_micro_batch_size % 2:
+        micro = train.train_micro_batch_size  # unset in an evaluation
+        if dataset.mixer is not None and micro and micro % 2:
             raise ConfigError(
-                f"train.train_micro_batch_size {train.train_micro_batch_size} is odd: mixup pairs "
+                f"train.train_micro_batch_size {micro} is odd: mixup pairs "
                 "the samples of a micro-batch (dataloader.train.dataset.mixer=null switches it off)"
             )
 

@@ -4,7 +4,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from libai_ext.data.sampler import GlobalOrder
-from libai_ext.engine.derive import derive_batch, derive_schedule
+from libai_ext.engine.derive import derive_batch, derive_best, derive_schedule
 from libai_ext.errors import ConfigError
 
 
@@ -95,3 +95,43 @@ def test_evaluation_every_epoch():
     cfg.train.evaluation.eval_epoch = 2
     derive_schedule(cfg, GlobalOrder(1000, 64, 0))
     assert cfg.train.evaluation.eval_period == 32  # 31.25 iterations, the last one begun
+
+
+WAYS = {"top1": "max", "loss": "min"}
+
+
+def judged(metric, mode=None, ema=False):
+    cfg = config(evaluation=dict(eval_metric=metric, eval_mode=mode), ema=dict(enabled=ema))
+    derive_best(cfg, WAYS)
+    return cfg.train.evaluation.eval_mode
+
+
+@pytest.mark.parametrize(
+    "metric, mode, ema, derived",
+    [
+        ("loss", None, False, "min"),
+        ("loss", "min", False, "min"),
+        ("top1", None, False, "max"),
+        ("ema_loss", None, True, "min"),
+        ("ema_top1", "max", True, "max"),
+        (None, "max", False, "max"),
+    ],
+)
+def test_the_better_way_is_the_metrics(metric, mode, ema, derived):
+    assert judged(metric, mode, ema) == derived
+
+
+@pytest.mark.parametrize(
+    "metric, mode, ema, message",
+    [
+        ("loss", "max", False, "eval_mode=max .* of loss the minimum is best"),
+        ("top1", "min", False, "eval_mode=min .* of top1 the maximum is best"),
+        ("ema_loss", "max", True, "of ema_loss the minimum"),
+        ("accuracy", None, False, "eval_metric 'accuracy' is none of the results: top1, loss$"),
+        ("ema_top1", None, False, "'ema_top1' is none of the results: top1, loss$"),
+        ("top5", None, True, "none of the results: top1, loss, ema_top1, ema_loss$"),
+    ],
+)
+def test_a_metric_that_keeps_no_model_or_the_worst(metric, mode, ema, message):
+    with pytest.raises(ConfigError, match=message):
+        judged(metric, mode, ema)

@@ -103,8 +103,9 @@ def match(
             as the model has are taken for tables of its grid.
 
     Raises:
-        CheckpointError: names every tensor that is missing, unexpected or ill-shaped; or a table
-            has another number of patches, and its grid is not known.
+        CheckpointError: names every tensor that is missing, unexpected, ill-shaped or holds values
+            that are not finite; or a table has another number of patches, and its grid is not
+            known.
     """
     result = Match()
     replaced = tuple(replaced)
@@ -130,7 +131,21 @@ def match(
     unexpected = [name for name in superfluous if not name.startswith(replaced)]
     result.left_out += [name for name in superfluous if name.startswith(replaced)]
     _raise_if_any(missing, unexpected, ill_shaped, expected, given)
+    _refuse_nonfinite(result.weights)
     return result
+
+
+def _refuse_nonfinite(weights: Mapping[str, np.ndarray]) -> None:
+    broken = [
+        f"{name} ({np.count_nonzero(~np.isfinite(array)):,} of {array.size:,} values)"
+        for name, array in weights.items()
+        if not np.isfinite(array).all()
+    ]
+    if broken:
+        raise CheckpointError(
+            f"{len(broken)} tensors hold NaN or infinity: {some(broken)}; a model that starts from "
+            "them learns and predicts nothing"
+        )
 
 
 def _resize(
