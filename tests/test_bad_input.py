@@ -147,7 +147,7 @@ def test_bad_files(line, message, tmp_path):
 OLDER = {
     "train.seed": ["train.seed=0"],
     "train.amp.min_scale train.load_grid": ["train.load_grid=None", "train.amp.min_scale=1.0"],
-    "train.ema train.hang_report.factor": [
+    "train.ema train.watchdog.factor": [
         "train.hang_report.factor=20",
         "train.ema={'enabled': False, 'decay': 0.9999}",
     ],
