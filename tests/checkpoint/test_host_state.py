@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-import weakref
+import sys
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 
@@ -87,9 +87,7 @@ def test_nothing_that_was_read_stays_in_memory(tmp_path):
     try:
         found = restored(tmp_path / "saved")
         assert str(tmp_path) not in Path("/proc/self/maps").read_text()
-        tensor = weakref.ref(found["float32"])
-        del found
-        assert tensor() is None
+        assert sys.getrefcount(found["float32"]) == 2  # of the dictionary, and of the question
     finally:
         gc.enable()
 
