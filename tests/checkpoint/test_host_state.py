@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import pickle
-import sys
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 
@@ -80,14 +79,13 @@ def test_the_same_as_the_engine_reads(tmp_path, written_by):
     assert found["optimizer"]["state"][0] is not found["optimizer"]["state"][7]
 
 
-def test_nothing_that_was_read_stays_in_memory(tmp_path):
+def test_no_file_stays_mapped(tmp_path):
     host_state.write(host_state.gather(state()), tmp_path / "saved")
     gc.collect()
     gc.disable()
     try:
-        found = restored(tmp_path / "saved")
+        restored(tmp_path / "saved")
         assert str(tmp_path) not in Path("/proc/self/maps").read_text()
-        assert sys.getrefcount(found["float32"]) == 2  # of the dictionary, and of the question
     finally:
         gc.enable()
 
