@@ -79,28 +79,26 @@ def map_leaves(tree: Any, convert: Callable[[Any], Any]) -> Any:
     Raises:
         CheckpointError: containers hold themselves, or are nested too deep for a checkpoint.
     """
-    built: dict[int, Any] = {}
+    return _build(tree, 0, convert, {})
 
-    def build(node: Any, depth: int) -> Any:
-        if id(node) in built:
-            return built[id(node)]
-        if depth > MAX_NESTING:
-            raise CheckpointError(f"containers are nested more than {MAX_NESTING} deep")
-        if isinstance(node, dict):
-            result = type(node)()
-            for key, value in node.items():
-                result[key] = build(value, depth + 1)
-        elif isinstance(node, (list, tuple)):
-            result = type(node)(build(item, depth + 1) for item in node)
-        else:
-            result = convert(node)
-        built[id(node)] = result
-        return result
 
-    try:
-        return build(tree, 0)
-    finally:
-        built.clear()  # build refers to itself: what it holds would wait for the collector
+# Not a function inside the other: it would refer to itself, and what it holds wait for the garbage
+# collector.
+def _build(node: Any, depth: int, convert: Callable[[Any], Any], built: dict[int, Any]) -> Any:
+    if id(node) in built:
+        return built[id(node)]
+    if depth > MAX_NESTING:
+        raise CheckpointError(f"containers are nested more than {MAX_NESTING} deep")
+    if isinstance(node, dict):
+        result = type(node)()
+        for key, value in node.items():
+            result[key] = _build(value, depth + 1, convert, built)
+    elif isinstance(node, (list, tuple)):
+        result = type(node)(_build(item, depth + 1, convert, built) for item in node)
+    else:
+        result = convert(node)
+    built[id(node)] = result
+    return result
 
 
 def total(tree: Any, size: Callable[[Any], int]) -> int:
@@ -110,19 +108,15 @@ def total(tree: Any, size: Callable[[Any], int]) -> int:
         CheckpointError: containers hold themselves, or are nested too deep for a checkpoint.
     """
     sums: dict[int, int] = {}
+    map_leaves(tree, lambda leaf: sums.setdefault(id(leaf), size(leaf)))
+    return _sum(tree, sums)
 
-    def add(node: Any, depth: int) -> int:
-        if depth > MAX_NESTING:
-            raise CheckpointError(f"containers are nested more than {MAX_NESTING} deep")
-        if id(node) not in sums:
-            inner = node.values() if isinstance(node, dict) else node
-            if isinstance(node, (dict, list, tuple)):
-                sums[id(node)] = sum(add(item, depth + 1) for item in inner)
-            else:
-                sums[id(node)] = size(node)
-        return sums[id(node)]
 
-    return add(tree, 0)
+def _sum(node: Any, sums: dict[int, int]) -> int:
+    if id(node) not in sums:
+        inner = node.values() if isinstance(node, dict) else node
+        sums[id(node)] = sum(_sum(item, sums) for item in inner)
+    return sums[id(node)]
 
 
 def dictionary_keys(tree: Any) -> Iterator[Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 from collections import OrderedDict, defaultdict
+from pathlib import Path
 
 import numpy as np
 import oneflow as flow
@@ -75,6 +77,17 @@ def test_the_same_as_the_engine_reads(tmp_path, written_by):
     assert_same(found, flow.load(str(tmp_path / "saved"), global_src_rank=0))
     assert_same(found, state())
     assert found["optimizer"]["state"][0] is not found["optimizer"]["state"][7]
+
+
+def test_no_file_stays_mapped(tmp_path):
+    host_state.write(host_state.gather(state()), tmp_path / "saved")
+    gc.collect()
+    gc.disable()
+    try:
+        restored(tmp_path / "saved")
+        assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    finally:
+        gc.enable()
 
 
 class Call:

@@ -113,6 +113,7 @@ def png(width, height, color=2, depth=8, data=b""):
     return b"\x89PNG\r\n\x1a\n" + chunks
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("size", [(90_000_000, 1), (1, 90_000_000), (65_536, 1000)])
 @pytest.mark.parametrize("color, depth", [(0, 8), (2, 8), (6, 16), (3, 1)])
 def test_images_with_a_side_beyond_all_formats(size, color, depth):
