@@ -12,8 +12,11 @@ leave; 128 + the signal when it ended them without one; else that of the rank th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
+import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +25,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Iterator
 
 from libai_ext import nodes
 from libai_ext.failure import (
@@ -147,7 +151,7 @@ class Job:
     def run(self) -> int:
         for number in _FORWARDED:
             signal.signal(number, self._on_signal)
-        with tempfile.TemporaryDirectory(prefix="launch-") as folder:
+        with _folder_of_words() as folder:
             self.failures = [Path(folder, str(i)) for i in range(self.args.nproc_per_node)]
             try:
                 self._meet()
@@ -315,6 +319,17 @@ class Job:
         for rank in self.ranks:
             _signal_group(rank, signal.SIGKILL)
             rank.wait()
+
+
+@contextlib.contextmanager
+def _folder_of_words() -> Iterator[str]:
+    """Where the ranks leave their words. They make it, should they have any: a launcher that is
+    killed leaves nothing behind."""
+    folder = os.path.join(tempfile.gettempdir(), f"launch-{secrets.token_hex(8)}")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _signal_group(process: subprocess.Popen, number: int) -> None:

@@ -16,6 +16,7 @@ import argparse
 import json
 import logging
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,10 @@ KILLS_PER_JOB = 5
 MAX_GROWTH = 0.02  # of memory after warm-up
 # Differ from run to run.
 MEASURED = ("time", "data_time", "images_per_second", "data_wait", "memory_gib")
+
+
+# Ended with this program.
+_started: list[subprocess.Popen] = []
 
 
 def make_images(folder: Path) -> None:
@@ -92,7 +97,9 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         resume = ["--resume"] if any(self.folder.iterdir()) else []
         log = self.folder.with_suffix(".txt").open("ab")
-        return subprocess.Popen([*self.command, *resume], stdout=log, stderr=log)
+        running = subprocess.Popen([*self.command, *resume], stdout=log, stderr=log)
+        _started.append(running)
+        return running
 
     def finish(self) -> float:
         """Run to the end; returns seconds.
@@ -288,12 +295,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep what the runs leave, here")
     args = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
-        if args.iterations:
-            good = watch(folder, args.iterations)
-        else:
-            good = kill_test(folder, args.kills, args.processes, args.seed)
+        try:
+            if args.iterations:
+                good = watch(folder, args.iterations)
+            else:
+                good = kill_test(folder, args.kills, args.processes, args.seed)
+        finally:
+            for launcher in _started:
+                launcher.kill()  # its ranks end with it
+                launcher.wait()
     return 0 if good else 1
 
 
