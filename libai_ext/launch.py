@@ -5,8 +5,9 @@
 ended and its own traceback is shown last, when the launcher is told to stop or is killed nothing
 stays behind. Of several nodes, each has a launcher; they end together as well.
 
-Exit status: 0; 2 for what the user can mend; 75 when a signal made the ranks save a checkpoint and
-leave; 128 + the signal when it ended them without one; else that of the rank that failed first.
+Exit status: 0; 2 for what the user can mend; 74 when data cannot be read for the present; 75 when a
+signal made the ranks save a checkpoint and leave; 128 + the signal when it ended them without one;
+else that of the rank that failed first.
 """
 
 from __future__ import annotations
