@@ -101,16 +101,10 @@ class OneFlowWheel:
 
 
 def cache_dir() -> Path:
-    """The directory that holds all built libraries.
-
-    Raises:
-        BuildError: the user has none.
-    """
+    """The directory that holds all built libraries."""
     if "LIBAI_EXT_CACHE" in os.environ:
         return Path(os.environ["LIBAI_EXT_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if base.startswith("~"):
-        raise BuildError("this user has no home: set HOME, or LIBAI_EXT_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "libai_ext"
 
 
