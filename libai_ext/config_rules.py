@@ -34,15 +34,21 @@ def whole(least: int, unset: bool = False) -> Rule:
 
 
 def number(
-    least: float = -math.inf, most: float = math.inf, unset: bool = False, above: bool = False
+    least: float = -math.inf,
+    most: float = math.inf,
+    unset: bool = False,
+    above: bool = False,
+    below: bool = False,
 ) -> Rule:
-    """A finite number in [least, most], without ``least`` itself if ``above``."""
+    """A finite number in [least, most], without ``least`` itself if ``above``, without ``most`` if
+    ``below``."""
     bounds = [f"above {least:g}" if above else f"of at least {least:g}"] * (least > -math.inf)
-    bounds += [f"at most {most:g}"] * (most < math.inf)
+    bounds += [f"below {most:g}" if below else f"at most {most:g}"] * (most < math.inf)
 
     def holds(value) -> bool:
-        finite = _is_number(value) and math.isfinite(value)
-        return finite and least <= value <= most and not (above and value == least)
+        if not _is_number(value) or not math.isfinite(value) or not least <= value <= most:
+            return False
+        return not (above and value == least or below and value == most)
 
     return Rule(f"a finite number {' and '.join(bounds)}".rstrip(), holds, unset)
 
@@ -131,7 +137,7 @@ RULES: Mapping[str, Rule] = {
     "train.nccl_fusion_max_ops": whole(0),
     "optim.lr": number(0, unset=True),
     "optim.eps": number(0, above=True),
-    "optim.betas": each(number(0, 1), length=2),
+    "optim.betas": each(number(0, 1, below=True), length=2),
     "optim.params.weight_decay": number(0),
     "optim.params.decay": number(0, 1, above=True),
     "optim.momentum": number(0, 1),

@@ -98,6 +98,7 @@ def _leave_word(text: str, suffix: str) -> bool:
     if not path:
         return False
     try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         with open(path + suffix, "w", encoding="utf-8", errors="replace") as file:
             file.write(text)
     except OSError:

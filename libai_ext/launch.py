@@ -6,16 +6,19 @@ ended and its own traceback is shown last, when the launcher is told to stop or 
 stays behind. Of several nodes, each has a launcher; they end together as well. The variables NODE,
 NODE_RANK, ADDR and PORT stand for options that are not given.
 
-Exit status: 0; 2 for what the user can mend; 75 when a signal made the ranks save a checkpoint and
-leave; 128 + the signal when it ended them without one; else that of the rank that failed first.
+Exit status: 0; 2 for what the user can mend; 74 when data cannot be read for the present; 75 when a
+signal made the ranks save a checkpoint and leave; 128 + the signal when it ended them without one;
+else that of the rank that failed first.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +26,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Iterator
 
 from libai_ext import nodes, ports
 from libai_ext.errors import ConfigError
@@ -201,7 +205,7 @@ class Job:
     def run(self) -> int:
         for number in stop_signals():
             signal.signal(number, self._on_signal)
-        with tempfile.TemporaryDirectory(prefix="launch-") as folder:
+        with _folder_of_words() as folder:
             self.failures = [Path(folder, str(i)) for i in range(self.args.nproc_per_node)]
             self.watchman = Watchman(self.args.nproc_per_node)
             try:
@@ -398,6 +402,17 @@ class Job:
         for rank in self.ranks:
             _signal_group(rank, signal.SIGKILL)
             rank.wait()
+
+
+@contextlib.contextmanager
+def _folder_of_words() -> Iterator[str]:
+    """Where the ranks leave their words. They make it, should they have any: a launcher that is
+    killed leaves nothing behind."""
+    folder = os.path.join(tempfile.gettempdir(), f"launch-{secrets.token_hex(8)}")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _say(text: str) -> None:

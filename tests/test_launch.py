@@ -94,6 +94,18 @@ def test_an_abort_after_the_work_is_done_is_no_failure(program, status):
     assert (out.returncode, "launch:" in out.stderr) == (status, False)
 
 
+def test_a_killed_launcher_leaves_no_folder(program, tmp_path):
+    path = program("time.sleep(600)\n")
+    (tmp_path / "tmp").mkdir()
+    env = dict(os.environ, TMPDIR=str(tmp_path / "tmp"))
+    job = subprocess.Popen([*LAUNCH, "2", path], env=env)
+    wait_for(lambda: (tmp_path / "pids").exists() and len(alive(tmp_path)) == 2)
+    job.kill()
+    job.wait()
+    wait_for(lambda: not alive(tmp_path))
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_a_killed_rank_ends_the_job(program, tmp_path):
     path = program("if rank == 0: os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(600)\n")
     out = subprocess.run([*LAUNCH, "2", path], capture_output=True, text=True, timeout=60)

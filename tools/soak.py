@@ -1,13 +1,15 @@
 """Kill training runs at random moments, resume them, and compare with runs left alone.
 
     python tools/soak.py [--kills N] [--processes 1 2] [--folder FOLDER]
+    python tools/soak.py --faults
     python tools/soak.py --iterations N
 
 Jobs of a small MAE on made images are killed by SIGKILL, every third time inside a save, and
 resumed; after several kills a job may end. Then its weights, optimizer state, metrics and
 TensorBoard steps must be those of the job that nobody killed, to the bit. After every kill each
-checkpoint must be whole. With --iterations one job runs that long, and its memory, files and
-processes are watched. Exit status 1 when anything differs.
+checkpoint must be whole. With --faults nothing is random and nothing is trained: every operation on
+the disk of saving and pruning fails in turn, see tools/disk_faults. With --iterations one job runs
+that long, and its memory, files and processes are watched. Exit status 1 when anything differs.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import argparse
 import json
 import logging
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from disk_faults.build import enumerate_faults
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -36,6 +40,10 @@ KILLS_PER_JOB = 5
 MAX_GROWTH = 0.02  # of memory after warm-up
 # Differ from run to run.
 MEASURED = ("time", "data_time", "images_per_second", "data_wait", "memory_gib")
+
+
+# Ended with this program.
+_started: list[subprocess.Popen] = []
 
 
 def make_images(folder: Path) -> None:
@@ -91,7 +99,9 @@ class Job:
         self.folder.mkdir(parents=True, exist_ok=True)
         resume = ["--resume"] if any(self.folder.iterdir()) else []
         log = self.folder.with_suffix(".txt").open("ab")
-        return subprocess.Popen([*self.command, *resume], stdout=log, stderr=log)
+        running = subprocess.Popen([*self.command, *resume], stdout=log, stderr=log)
+        _started.append(running)
+        return running
 
     def finish(self) -> float:
         """Run to the end; returns seconds.
@@ -283,16 +293,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--faults", action="store_true", help="enumerate faults of the disk")
     parser.add_argument("--iterations", type=int, help="watch one job of so many instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep what the runs leave, here")
     args = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.folder or Path(scratch)
-        if args.iterations:
-            good = watch(folder, args.iterations)
-        else:
-            good = kill_test(folder, args.kills, args.processes, args.seed)
+        try:
+            if args.faults:
+                good = enumerate_faults(folder)
+            elif args.iterations:
+                good = watch(folder, args.iterations)
+            else:
+                good = kill_test(folder, args.kills, args.processes, args.seed)
+        finally:
+            for launcher in _started:
+                launcher.kill()  # its ranks end with it
+                launcher.wait()
     return 0 if good else 1
 
 

@@ -137,8 +137,10 @@ class Checkpointer(LiBaiCheckpointer):
         replace_folder(str(partial), str(target))
 
     def _remove_partial(self) -> None:
-        """What a crash or an error left half written."""
-        for path in Path(self.save_dir).glob("*.partial"):
+        """What a crash or an error left half written, or of a checkpoint that was replaced."""
+        folder = Path(self.save_dir)
+        replaced = [path for path in folder.glob("model_*.old") if path.with_suffix("").exists()]
+        for path in [*folder.glob("*.partial"), *replaced]:
             shutil.rmtree(path, ignore_errors=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

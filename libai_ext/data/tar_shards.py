@@ -170,8 +170,8 @@ def load_index(shard: str) -> ShardIndex:
     except OSError as error:
         raise DataError(f"shard {shard}: {error.strerror}") from error
     key = f"{os.path.realpath(shard)}\n{status.st_size}\n{status.st_mtime_ns}"
-    cached = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     try:
+        cached = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         cached.parent.mkdir(parents=True, exist_ok=True)
         # The ranks of a job start together: one scans, the others wait for its result.
         with exclusive(cached.with_suffix(".lock")):
@@ -189,7 +189,13 @@ def load_index(shard: str) -> ShardIndex:
 
 
 def _cache_folder() -> Path:
+    """
+    Raises:
+        OSError: the user has no folder for it.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise FileNotFoundError("this user has no home: set HOME, or XDG_CACHE_HOME")
     return Path(base, "libai_ext", "tar")
 
 

@@ -170,8 +170,14 @@ def test_without_exchange_of_names(folder, monkeypatch):
         "model_0000003",
         "model_0000007",
     ]
+    shutil.copytree(folder / "model_0000007", folder / "model_0000007.old")
+    save(checkpointer_of(folder), "model_0000008", 8, value=80)  # a crash right before its removal
+    assert not (folder / "model_0000007.old").exists()
+    shutil.rmtree(folder / "model_0000008")
     (folder / "model_0000007").rename(folder / "model_0000007.old")
     assert resumed(folder) == 70
+    save(checkpointer_of(folder), "model_0000008", 8, value=80)
+    assert (folder / "model_0000007.old").exists()  # the only one of its iteration
 
 
 def files_of(name):

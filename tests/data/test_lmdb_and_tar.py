@@ -319,3 +319,14 @@ def test_bad_members(tmp_path):
 )
 def test_braces(pattern, paths):
     assert expand_braces(pattern) == paths
+
+
+def test_a_user_without_a_home_has_no_index_cache(tmp_path, monkeypatch, caplog):
+    write_tar(tmp_path / "s.tar", [("0.png", encode(pixels()))])
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 987654)
+    monkeypatch.chdir(tmp_path)
+    assert len(TarShards("s.tar")) == 1
+    assert "no index cache, s.tar is scanned at each start: this user has no home" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["s.tar"]

@@ -1,0 +1,42 @@
+"""Faults of the disk, each in turn; and a soak test that is ended leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+LINE = re.compile(
+    r"names (?:are|cannot be) exchanged: (\d+) points \(kill (\d+), error (\d+), no space (\d+), "
+    r"power loss (\d+)\), (\d+) survived"
+)
+
+
+def test_every_fault_of_the_disk_is_survived(launch):
+    out = launch.python("tools/soak.py", "--faults")
+    found = [[int(number) for number in line] for line in LINE.findall(out)]
+    assert len(found) == 2, out
+    for total, killed, failed, full, power, survived in found:
+        assert killed == failed == full > 80
+        assert power > 4 * killed
+        assert survived == total == killed + failed + full + power
+
+
+def test_ended_by_a_signal_it_ends_its_job():
+    command = [sys.executable, "tools/soak.py", "--kills", "1", "--processes", "1"]
+    soak = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    family: list[psutil.Process] = []
+    deadline = time.monotonic() + 60
+    while len(family) < 2 and time.monotonic() < deadline:  # launcher and rank
+        time.sleep(0.05)
+        family = psutil.Process(soak.pid).children(recursive=True)
+    assert len(family) == 2
+    soak.send_signal(signal.SIGTERM)
+    assert soak.wait(20) == 128 + signal.SIGTERM
+    assert psutil.wait_procs(family, timeout=10)[1] == []
