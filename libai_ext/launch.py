@@ -6,7 +6,8 @@ ended and its own traceback is shown last, when the launcher is told to stop or 
 stays behind. Of several nodes, each has a launcher; they end together as well.
 
 Exit status: 0; 2 for what the user can mend; 75 when a signal made the ranks save a checkpoint and
-leave; 128 + the signal when it ended them without one; else that of the rank that failed first.
+leave; 128 + the signal when it ended them without one; 1 when a rank took longer than it said; else
+that of the rank that failed first.
 """
 
 from __future__ import annotations
