@@ -32,14 +32,12 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|(?:CUBLAS|CUDNN)_STATUS_ALLOC_FAILED
 _memory_words = ""
 
 
-def stop_signals() -> list[int]:
+def stop_signals() -> tuple[int, ...]:
     """``STOP_SIGNALS`` without SIGHUP where ``nohup`` has had it ignored: the run is to outlive
     its terminal."""
-    return [
-        number
-        for number in STOP_SIGNALS
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
-    ]
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        return tuple(number for number in STOP_SIGNALS if number != signal.SIGHUP)
+    return STOP_SIGNALS
 
 
 class Insistence:

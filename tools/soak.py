@@ -4,19 +4,23 @@
     python tools/soak.py --faults
     python tools/soak.py --iterations N
 
-Jobs of a small MAE on made images are killed by SIGKILL, every third time inside a save, and
-resumed; after several kills a job may end. Then its weights, optimizer state, metrics and
-TensorBoard steps must be those of the job that nobody killed, to the bit. After every kill each
-checkpoint must be whole. With --faults nothing is random and nothing is trained: every operation on
-the disk of saving and pruning fails in turn, see tools/disk_faults. With --iterations one job runs
-that long, and its memory, files and processes are watched. Exit status 1 when anything differs.
+Small jobs on made images, pre-training and fine-tuning, are killed by SIGKILL, every third time
+inside a save, and resumed; every third time one data worker or one rank is stopped, terminated or
+killed instead, and the job has to end by itself. After several kills a job may end. Then its
+weights, optimizer state, metrics and TensorBoard steps must be those of the job that nobody killed,
+to the bit, and no process or file may be left. After every kill each checkpoint must be whole. With
+--faults nothing is random and nothing is trained: every operation on the disk of saving and pruning
+fails in turn, see tools/disk_faults. With --iterations one job runs that long, and its memory,
+files and processes are watched. Exit status 1 when anything differs.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
+import os
 import random
 import signal
 import subprocess
@@ -37,6 +41,16 @@ from libai_ext.checkpoint.errors import CheckpointError
 ROOT = Path(__file__).resolve().parents[1]
 ITERATIONS, PERIOD, IMAGES = 40, 4, 64
 KILLS_PER_JOB = 5
+# What a job that is disturbed may take to end by itself, its watchdog's time included.
+END_SECONDS, MOST_SECONDS = 30, 300
+OPTIONS = {
+    "mae_pretraining": ["train.evaluation.eval_metric=loss", "train.evaluation.eval_mode=min"],
+    "mae_finetune": [
+        "finetune.enable=False",
+        "model.num_classes=2",
+        "train.evaluation.eval_epoch=null",
+    ],
+}
 MAX_GROWTH = 0.02  # of memory after warm-up
 # Differ from run to run.
 MEASURED = ("time", "data_time", "images_per_second", "data_wait", "memory_gib")
@@ -61,15 +75,25 @@ class Job:
     Args:
         images: what :func:`make_images` made.
         folder: output directory.
+        config: a key of ``OPTIONS``.
     """
 
-    def __init__(self, images: Path, folder: Path, processes: int, graph: bool, iterations: int):
+    def __init__(
+        self,
+        images: Path,
+        folder: Path,
+        processes: int,
+        graph: bool,
+        iterations: int,
+        config: str = "mae_pretraining",
+    ):
         self.folder = folder
+        self.scratch = folder.with_suffix(".tmp")  # for what the job makes elsewhere
         self.command = [
             "bash",
             str(ROOT / "tools/train.sh"),
             str(ROOT / "projects/MAE/train_net.py"),
-            str(ROOT / "projects/MAE/configs/mae_pretraining.py"),
+            str(ROOT / f"projects/MAE/configs/{config}.py"),
             str(processes),
             f"data.train=[{images}]",
             f"data.test=[{images}]",
@@ -87,8 +111,11 @@ class Job:
             "train.evaluation.enabled=True",
             f"train.evaluation.eval_period={2 * PERIOD}",
             "train.evaluation.eval_metric=loss",
+            f"train.watchdog.end_seconds={END_SECONDS}",
+            "train.watchdog.min_seconds=5",
             "dataloader.train.num_workers=1",
             "dataloader.test.num_workers=0",
+            *OPTIONS[config],
         ]
 
     def checkpoints(self) -> list[Path]:
@@ -97,9 +124,11 @@ class Job:
     def start(self) -> subprocess.Popen:
         """Go on with the run that lies there, or begin one."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.scratch.mkdir(exist_ok=True)
+        env = dict(os.environ, TMPDIR=str(self.scratch))
         resume = ["--resume"] if any(self.folder.iterdir()) else []
         log = self.folder.with_suffix(".txt").open("ab")
-        running = subprocess.Popen([*self.command, *resume], stdout=log, stderr=log)
+        running = subprocess.Popen([*self.command, *resume], stdout=log, stderr=log, env=env)
         _started.append(running)
         return running
 
@@ -125,6 +154,15 @@ class Job:
             except FileNotFoundError:
                 pass
         return found
+
+    def left(self) -> list[str]:
+        """Processes and files of the job that has ended, beside its results."""
+        option = f"train.output_dir={self.folder}"
+        everyone = psutil.process_iter(["cmdline"])
+        family = [process for process in everyone if option in (process.info["cmdline"] or [])]
+        _, alive = psutil.wait_procs(family, timeout=5)
+        files = [*self.scratch.iterdir(), *self.folder.glob("*.partial")]
+        return [f"process {process.pid}" for process in alive] + [str(path) for path in files]
 
     def result(self) -> dict:
         """Everything that must not depend on interruptions."""
@@ -192,6 +230,65 @@ def kill(job: Job, inside_save: bool, seconds: float, rng: random.Random) -> str
     return "training" if job.checkpoints() else "before the first checkpoint"
 
 
+# What happens to one process of a job, and the exit statuses that this may lead to: 0 for work that
+# goes on, 75 for a checkpoint and an end.
+DEEDS = {
+    ("worker", "stopped"): (0,),
+    ("worker", "stopped for a moment"): (0,),
+    ("worker", "terminated"): (0,),
+    ("worker", "killed"): (0,),
+    ("rank", "stopped"): (0, 1),
+    ("rank", "stopped for a moment"): (0,),
+    ("rank", "terminated"): (0, 75, 128 + signal.SIGTERM),
+    ("rank", "killed"): (0, 128 + signal.SIGKILL),
+}
+SIGNALS = {"terminated": signal.SIGTERM, "killed": signal.SIGKILL}
+
+
+def disturb(job: Job, seconds: float, rng: random.Random) -> tuple[str, str | None]:
+    """Stop, terminate or kill a data worker or a rank at a random moment, and wait for the job to
+    end by itself; says what was done, and what is wrong with how it ended."""
+    process = job.start()
+    time.sleep(rng.uniform(0, seconds))
+    ranks = psutil.Process(process.pid).children() if process.poll() is None else []
+    workers = [child for rank in ranks for child in rank.children() if _is_fork(child, rank)]
+    role, how = rng.choice(sorted(DEEDS))
+    victims = workers if role == "worker" and workers else ranks
+    if process.poll() is not None or not victims:
+        return "ended before", None
+    role = "worker" if victims is workers else "rank"
+    if how == "stopped" and not (job.folder / "metrics.jsonl").exists():
+        how = "stopped for a moment"  # the start may take longer than is waited for here
+    _do(rng.choice(victims), how)
+    family = psutil.Process(process.pid).children(recursive=True)
+    try:
+        status = process.wait(MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        status = None
+    psutil.wait_procs(family, timeout=30)
+    fault = f"{job.folder}: a {role} was {how}, then the status was {status}"
+    return f"{role} {how}", None if status in DEEDS[role, how] else fault
+
+
+def _is_fork(child: psutil.Process, rank: psutil.Process) -> bool:
+    try:
+        return child.cmdline() == rank.cmdline()
+    except psutil.Error:
+        return False
+
+
+def _do(victim: psutil.Process, how: str) -> None:
+    try:
+        victim.send_signal(SIGNALS.get(how, signal.SIGSTOP))
+        if how == "stopped for a moment":
+            time.sleep(1)
+            victim.send_signal(signal.SIGCONT)
+    except psutil.NoSuchProcess:
+        pass
+
+
 def unreadable(job: Job) -> list[str]:
     damaged = []
     for path in job.checkpoints():
@@ -207,45 +304,87 @@ def kill_test(folder: Path, kills: int, processes: list[int], seed: int) -> bool
     rng = random.Random(seed)
     images = folder / "images"
     make_images(images)
-    print("processes  mode   kills  inside a save  before the 1st checkpoint  unreadable  differs")
-    good = True
-    layouts = [(number, graph) for number in processes for graph in (False, True)]
-    for index, (number, graph) in enumerate(layouts):
+    print(HEADING)
+    good, done = True, 0
+    layouts = [
+        (number, graph, config)
+        for configs in (list(OPTIONS), list(OPTIONS)[::-1])
+        for number in processes
+        for graph, config in zip((False, True), configs)
+    ]
+    for index, layout in enumerate(layouts):
         share = kills // len(layouts) + (index < kills % len(layouts))
-        if share == 0:
-            continue
-        name = f"{number}-{'graph' if graph else 'eager'}"
-        reference = Job(images, folder / f"{name}-reference", number, graph, ITERATIONS)
-        seconds = reference.finish()
-        expected = reference.result()
-        assert [line["iteration"] for line in expected["metrics"]] == [*range(1, ITERATIONS + 1)]
-        where: dict[str, int] = {}
-        damaged: list[str] = []
-        differing: list[str] = []
-        done = jobs = 0
-        while done < share:
-            job = Job(images, folder / f"{name}-{jobs}", number, graph, ITERATIONS)
-            jobs += 1
-            for _ in range(min(KILLS_PER_JOB, share - done)):
-                moment = kill(job, done % 3 == 0, seconds, rng)
-                damaged += unreadable(job)
-                where[moment] = where.get(moment, 0) + 1
-                if moment == "ended before":
-                    break
-                done += 1
-            job.finish()
-            result = job.result()
-            differing += [f"{job.folder}: {k}" for k in expected if result[k] != expected[k]]
-        print(
-            f"{number:9d}  {name[2:]}  {done:5d}  {where.get('inside a save', 0):13d}  "
-            f"{where.get('before the first checkpoint', 0):25d}  {len(damaged):10d}  "
-            f"{len(differing):7d}",
-            flush=True,
-        )
-        for line in damaged + differing:
-            print(f"  {line}")
-        good = good and not damaged and not differing
+        if share:
+            good = kill_one_layout(folder, images, layout, share, done, rng) and good
+            done += share
     return good
+
+
+HEADING = (
+    "processes  mode   config           kills  inside a save  before the 1st checkpoint  disturbed"
+    "  unreadable  differs  hangs  left"
+)
+
+
+def kill_one_layout(
+    folder: Path,
+    images: Path,
+    layout: tuple[int, bool, str],
+    share: int,
+    before: int,
+    rng: random.Random,
+) -> bool:
+    """One row of the table. Every third kill is inside a save, every third is of one process.
+
+    Args:
+        share: kills of this layout.
+        before: those of others.
+    """
+    number, graph, config = layout
+    mode = "graph" if graph else "eager"
+
+    def made(what) -> Job:
+        path = folder / f"{number}-{mode}-{config}-{what}"
+        return Job(images, path, number, graph, ITERATIONS, config)
+
+    reference = made("reference")
+    seconds = reference.finish()
+    expected = reference.result()
+    assert [line["iteration"] for line in expected["metrics"]] == [*range(1, ITERATIONS + 1)]
+    where: dict[str, int] = {}
+    faults: dict[str, list[str]] = {"damaged": [], "differing": [], "hanging": [], "left": []}
+    done = jobs = disturbed = 0
+    while done < share:
+        job = made(jobs)
+        jobs += 1
+        for _ in range(min(KILLS_PER_JOB, share - done)):
+            kind, fault = (before + done) % 3, None
+            if kind == 1:
+                moment, fault = disturb(job, seconds, rng)
+                disturbed += moment != "ended before"
+            else:
+                moment = kill(job, kind == 0, seconds, rng)
+            faults["hanging"] += [fault] * (fault is not None)
+            faults["damaged"] += unreadable(job)
+            where[moment] = where.get(moment, 0) + 1
+            if moment == "ended before":
+                break
+            done += 1
+        job.finish()
+        result = job.result()
+        faults["differing"] += [f"{job.folder}: {k}" for k in expected if result[k] != expected[k]]
+        faults["left"] += job.left()
+    print(
+        f"{number:9d}  {mode}  {config:15s}  {done:5d}  {where.get('inside a save', 0):13d}  "
+        f"{where.get('before the first checkpoint', 0):25d}  {disturbed:9d}  "
+        f"{len(faults['damaged']):10d}  {len(faults['differing']):7d}  {len(faults['hanging']):5d}"
+        f"  {len(faults['left']):4d}",
+        flush=True,
+    )
+    print(f"  {', '.join(f'{name}: {count}' for name, count in sorted(where.items()))}")
+    for line in itertools.chain(*faults.values()):
+        print(f"  {line}")
+    return not any(faults.values())
 
 
 def watch(folder: Path, iterations: int) -> bool:

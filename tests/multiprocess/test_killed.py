@@ -10,17 +10,17 @@ import pytest
 @pytest.mark.slow
 def test_killed_at_random_moments(launch):
     """The short version of ``tools/soak.py``; it fails when anything is lost or differs."""
-    out = launch.python("tools/soak.py", "--kills", 6, timeout=900)
+    out = launch.python("tools/soak.py", "--kills", 4, timeout=900)
     rows = [line.split() for line in out.splitlines() if line.split()[:1] in (["1"], ["2"])]
-    assert [row[:2] for row in rows] == [
-        ["1", "eager"],
-        ["1", "graph"],
-        ["2", "eager"],
-        ["2", "graph"],
+    assert [row[:3] for row in rows] == [
+        ["1", "eager", "mae_pretraining"],
+        ["1", "graph", "mae_finetune"],
+        ["2", "eager", "mae_pretraining"],
+        ["2", "graph", "mae_finetune"],
     ]
-    kills, inside, _, unreadable, differing = zip(*[map(int, row[2:]) for row in rows])
-    assert sum(kills) == 6 and sum(inside) >= 2
-    assert sum(unreadable) == sum(differing) == 0
+    kills, inside, _, disturbed, *faults = zip(*[map(int, row[3:]) for row in rows])
+    assert sum(kills) == 4 and sum(inside) >= 1 and sum(disturbed) >= 1
+    assert sum(map(sum, faults)) == 0
 
 
 @pytest.mark.slow
