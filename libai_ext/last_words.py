@@ -6,8 +6,8 @@ import os
 import re
 import threading
 
-# How the engine begins to say that it aborts; stacks of every thread follow.
-_FATAL = re.compile(rb"^(?:F\d{8} |terminate called )", re.MULTILINE)
+# How the engine, or Python in its place, begins to say that it ends; stacks of all threads follow.
+_FATAL = re.compile(rb"^(?:F\d{8} |terminate called |Fatal Python error: )", re.MULTILINE)
 _MOST_BYTES = 1 << 20
 # For what is still on its way when a rank has ended.
 _ARRIVAL_SECONDS = 1

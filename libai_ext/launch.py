@@ -333,15 +333,17 @@ class Job:
 
         One that was killed, or that the engine aborted for want of memory, comes before those that
         wrote down why they failed, those in the order of their writing; the last are the ones that
-        the engine aborts when a peer is lost.
+        the engine aborts when a peer is lost. Where one leaves with what the user can mend, a
+        crash of its peers counts as such an abort.
         """
         time.sleep(_TOGETHER_SECONDS)
-        ranked = []
-        for local_rank, (state, file) in enumerate(zip(self._states(), self.failures)):
+        ranked, states = [], self._states()
+        lost = (-signal.SIGABRT, *[-signal.SIGSEGV] * (USAGE_ERROR in states))
+        for local_rank, (state, file) in enumerate(zip(states, self.failures)):
             if state in (None, 0, SAVED_ON_SIGNAL):
                 continue
             told = file.exists()
-            own = state < 0 and (state != -signal.SIGABRT or self._out_of_memory(local_rank))
+            own = state < 0 and (state not in lost or self._out_of_memory(local_rank))
             order = 0 if own else 1 if told else 2
             ranked.append((order, file.stat().st_mtime_ns if told else 0, local_rank, state))
         order, _, local_rank, state = min(ranked)

@@ -149,6 +149,26 @@ def test_what_the_user_can_mend_is_said_once_and_not_tried_again(program):
     assert (out.returncode, out.stderr) == (2, "error: mend this\n")
 
 
+def test_what_the_user_can_mend_is_said_alone(program):
+    """Its peers notice that it has left: one aborts, one crashes."""
+    path = program(
+        f"sys.path.insert(0, {os.getcwd()!r})\n"
+        "from libai_ext.engine import main as entry\n"
+        "from libai_ext.errors import DataError\n"
+        "def work():\n"
+        "    if rank == 1: raise DataError('mend this')\n"
+        "    time.sleep(0.2)\n"
+        "    if rank == 0:\n"
+        "        os.write(2, b'F20250101 00:00:00.1 7 rpc.cpp:1] Check failed: stub\\n')\n"
+        "        os.abort()\n"
+        "    os.write(2, b'Fatal Python error: Segmentation fault\\n\\nThread 0x1:\\n')\n"
+        "    os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "entry.run(work)\n"
+    )
+    out = subprocess.run([*LAUNCH, "3", path], capture_output=True, text=True, timeout=60)
+    assert (out.returncode, out.stderr) == (2, "error: mend this\n")
+
+
 # What OneFlow writes before it aborts: on CUDA's error, on one that no kernel's caller expects,
 # and when the eager allocator's own count says so.
 ABORTS = {

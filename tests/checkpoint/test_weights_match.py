@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -161,3 +163,21 @@ def test_the_table_counts_blocks_together(weights, encoder):
         ("freshly initialised", "head", "2"),
         ("freshly initialised", "fc_norm", "2"),
     ]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused_where_they_are_used(weights, encoder, value):
+    broken = dict(weights)
+    for name, count in (("cls_token", 2), ("decoder_pred.bias", 1)):
+        broken[name] = weights[name].copy()
+        broken[name].flat[:count] = value
+    with pytest.raises(CheckpointError) as caught:
+        match(_shapes(weights), broken)
+    said = (
+        r"2 tensors .* infinity: cls_token \(2 of 12 values\), decoder_pred.bias \(1 of 12 values\)"
+    )
+    assert re.search(said, str(caught.value))
+    del broken["cls_token"]
+    assert match(
+        _classifier(encoder, "mean"), {**broken, **encoder}, replaced=REPLACED["finetune_mean"]
+    )

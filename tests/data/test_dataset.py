@@ -7,7 +7,8 @@ from PIL import Image
 from libai_ext.data.dataset import KeyedDataset, stack, to_instance
 from libai_ext.data.image_folder import ImageFolder
 from libai_ext.data.loader import Loader
-from libai_ext.data.sampler import EvalSampler, SampleKey
+from libai_ext.data.mixup import Mixer
+from libai_ext.data.sampler import EvalSampler, GlobalOrder, SampleKey, TrainSampler
 from libai_ext.data.transforms import (
     CenterCrop,
     Compose,
@@ -16,7 +17,7 @@ from libai_ext.data.transforms import (
     Resize,
     ToArray,
 )
-from libai_ext.errors import DataError
+from libai_ext.errors import ConfigError, DataError
 from libai_ext.kernels import loader
 from projects.MAE.modeling.masking import MaskingNoise
 
@@ -122,6 +123,16 @@ def test_a_file_that_is_gone_is_one_line_from_a_worker_too(tmp_path, workers):
     with pytest.raises(DataError) as caught:
         next(batches)
     assert str(caught.value) == f"cannot open {tmp_path}/2.png: No such file or directory"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mixer_that_lacks_a_partner_is_one_line_from_a_worker_too(tmp_path, workers):
+    for number in range(3):
+        write(tmp_path / f"a/{number}.png", (1, 2, 3))
+    data = keyed([str(tmp_path)], [], labels=True, mixer=Mixer(1))
+    sampler = TrainSampler(GlobalOrder(3, 3, 0), 0, 1)
+    with pytest.raises(ConfigError, match="^mixup pairs neighbours: a micro-batch of 3 samples"):
+        next(iter(Loader(data, sampler, workers)))
 
 
 def gradient_image(width=64, height=48):

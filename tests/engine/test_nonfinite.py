@@ -9,7 +9,8 @@ import numpy as np
 import oneflow as flow
 import pytest
 
-from libai_ext.engine.nonfinite import sum_of_squares
+from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.engine.nonfinite import refuse_nonfinite, sum_of_squares
 from libai_ext.optim.param_groups import decay_matrices_only
 
 pytestmark = pytest.mark.slow  # real launches
@@ -156,6 +157,20 @@ def test_sum_of_squares():
     tensors = [flow.full((2, 3), 2.0), flow.tensor([3.0, float("nan")]), flow.tensor(5.0)]
     sums = sum_of_squares([tensor.to_global(placement, sbp) for tensor in tensors])
     assert (sums[0], sums[2]) == (24.0, 25.0) and math.isnan(sums[1])
+
+
+def test_weights_that_are_not_finite_are_refused():
+    placement, sbp = flow.placement("cpu", [0]), flow.sbp.broadcast
+    model = flow.nn.Sequential(flow.nn.Linear(2, 2), flow.nn.BatchNorm1d(2))
+    model = model.to_global(placement, sbp)
+    refuse_nonfinite(model, "x")
+    model[1].running_var.fill_(float("inf"))
+    with pytest.raises(CheckpointError, match="^x: 1 of 7 .* infinity: 1.running_var$"):
+        refuse_nonfinite(model, "x")
+    with flow.no_grad():
+        model[0].bias.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="x: 2 of 7 .* infinity: 0.bias and others"):
+        refuse_nonfinite(model, "x")
 
 
 @pytest.mark.parametrize("graph", [True, False])
