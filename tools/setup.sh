@@ -33,7 +33,7 @@ find_uv() {
     elif python3 -c 'import pip' 2>/dev/null; then
       python3 -m pip install -q --upgrade --target "$folder" uv >&2
     else
-      say 'error: python3 has neither venv nor pip to fetch uv with.'
+      say 'no python3 with venv or pip to fetch uv with'
     fi || return 1
   fi
   echo "$folder/bin/uv"
@@ -53,11 +53,12 @@ make_environment() {
   fi
   if python=$(find_python pass); then # Debian packs venv apart
     echo "setup: $("$python" --version) has no venv, uv makes .venv"
-    uv=$(find_uv) || say 'Debian and Ubuntu: apt install python3-venv; or install uv. Then run this again.'
+    uv=$(find_uv) || say 'error: no uv, for the reason above. Install it, or venv (Debian and Ubuntu:' \
+      'apt install python3-venv). Then run this again.'
   else
     echo 'setup: no Python 3.10, 3.9 or 3.8 on PATH or under pyenv, uv fetches one'
-    uv=$(find_uv) || say 'Install Python 3.10 (pyenv install 3.10), or uv, or what gives python3 its pip' \
-      '(Debian and Ubuntu: apt install python3-venv). Then run this again.'
+    uv=$(find_uv) || say 'error: no uv, for the reason above. Install Python 3.10 (pyenv install 3.10), or uv,' \
+      'or venv (Debian and Ubuntu: apt install python3-venv). Then run this again.'
     python=3.10
     "$uv" python install --no-progress 3.10 || say 'error: uv could not fetch Python 3.10, for the reason above.' \
       'It comes from GitHub, or from the mirror that UV_PYTHON_INSTALL_MIRROR names. Or install it' \

@@ -42,6 +42,7 @@ RULES = {
     "model.pooling": one_of("mean", "cls"),
     "model.drop_path": number(0, 1),
     "model.head_std": number(0, above=True),
+    "model.init": one_of("timm", "pretraining"),
     "model.batch_norm": switch,
     "model.n_partial": number(0, unset=True),
     "task.picture_period": whole(0),

@@ -216,6 +216,7 @@ def test_fine_tuning_recipes(name, arch, epochs, group, rate, decay, drop_path, 
     assert cfg.dataloader.train.dataset.mixer.group_size == group
     assert (cfg.optim.params.decay, cfg.optim.params.weight_decay) == (decay, 0.05)
     assert (cfg.model.drop_path, cfg.model.pooling) == (drop_path, "mean")
+    assert cfg.model.init == "timm"
     assert (train.train_iter, train.warmup_iter) == (iterations, warmup)
     assert (train.scheduler.min_lr, list(cfg.optim.betas)) == (1e-6, [0.9, 0.999])
     assert train.evaluation.eval_period == 1_252
@@ -264,4 +265,4 @@ def test_four_protocols_on_small_images(name, samples, size, classes, iterations
     assert list(cfg.model.img_size) == size
     assert cfg.model.num_classes == cfg.dataloader.train.dataset.mixer.num_classes == classes
     assert (cfg.train.train_iter, cfg.optim.lr) == (iterations, pytest.approx(2e-3))
-    assert cfg.model.n_partial == n_partial
+    assert (cfg.model.n_partial, cfg.model.init) == (n_partial, "pretraining")

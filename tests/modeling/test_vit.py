@@ -11,6 +11,7 @@ import pytest
 from libai_ext.errors import ConfigError
 from libai_ext.layers.initialize import assign
 from libai_ext.placement import batch_sbp, to_global
+from projects.MAE.modeling.pos_embed import sincos_pos_embed
 from projects.MAE.modeling.vit import ViTClassifier, cross_entropy
 from projects.MAE.weights.files import read_weights
 from projects.MAE.weights.match import match
@@ -76,6 +77,12 @@ def test_initial_values():
         else:
             assert (values == (0 if name.endswith("bias") else 1)).all(), name
     assert model.pos_embed.requires_grad
+    narrow = build(init="pretraining")
+    np.testing.assert_allclose(narrow.pos_embed.numpy(), sincos_pos_embed((4, 4), 48), atol=1e-6)
+    assert narrow.blocks[0].mlp.dense_h_to_4h.weight.numpy().std() == pytest.approx(
+        np.sqrt(2 / (48 + 192)), rel=0.05
+    )
+    assert narrow.patch_embed.proj.bias.numpy().std() > 0.5 * bound / np.sqrt(3)
     assert [block.drop_rates for block in build(depth=3, drop_path=0.2).blocks] == [
         (0.0, 0.0),
         (0.1, 0.1),

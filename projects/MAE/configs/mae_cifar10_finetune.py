@@ -24,6 +24,7 @@ from .mae_finetune import (  # noqa: F401
 
 model.arch = "mae_vit_tiny_patch4"
 model.num_classes = 10
+model.init = "pretraining"  # timm's is made for wide models: see README.md
 
 # The images fill the size that is asked for: nothing to be cropped off.
 _transform = dataloader.test.dataset.transform

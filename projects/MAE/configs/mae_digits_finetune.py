@@ -22,6 +22,7 @@ from .mae_finetune import (  # noqa: F401
 model.arch = "mae_vit_digits"
 model.in_chans = 1
 model.num_classes = 10
+model.init = "pretraining"  # timm's is made for wide models: see README.md
 
 # As in pre-training, neither mirrored nor cropped; mixed with their neighbours.
 _resize = LazyCall(Resize)(size="${model.img_size}")

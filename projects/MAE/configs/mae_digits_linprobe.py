@@ -10,6 +10,7 @@ from .mae_linprobe import graph, model, optim  # noqa: F401
 model.arch = "mae_vit_digits"
 model.in_chans = 1
 model.num_classes = 10
+model.init = "pretraining"
 
 dataloader.train.dataset.fields = []
 dataloader.train.dataset.mixer = None

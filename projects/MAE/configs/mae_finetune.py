@@ -72,6 +72,8 @@ model = LazyCall(build_vit)(
     pooling="mean",
     drop_path=0.1,
     head_std=2e-5,
+    # Of what no weights are given for: as timm, or as in "pretraining".
+    init="timm",
     batch_norm=False,
     n_partial=None,
     # Unset sizes are those of the weights that a run starts from, without weights of the arch.

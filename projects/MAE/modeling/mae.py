@@ -5,6 +5,8 @@ B batch, C channels, H x W pixels, p patch, L patches, K kept, D encoder and E d
 
 from __future__ import annotations
 
+from typing import Callable
+
 import oneflow as flow
 from libai.config import configurable
 from libai.layers import LayerNorm, Linear, TransformerLayer
@@ -89,7 +91,7 @@ class MaskedAutoencoder(nn.Module):
         ):
             table = sincos_pos_embed(self.patch_embed.grid_size, width)
             self.register_buffer(name, to_global(table, broadcast_sbp(), layer_idx))
-        init.initialize(self, self._initializer)
+        init.initialize(self, pretraining_rule(self.patch_embed))
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -162,16 +164,21 @@ class MaskedAutoencoder(nn.Module):
         class_token = self.cls_token + self.pos_embed[:, :1]
         return flow.cat([spread(class_token, tokens, 1), tokens], dim=1)
 
-    def _initializer(self, name: str, parameter: flow.Tensor) -> init.Initializer:
-        """The official code's. Its patch projection is a convolution, whose bias it leaves as
-        PyTorch initialises it."""
-        if name == "patch_embed.proj.bias":
-            return init.uniform(self.patch_embed.default_bound)
-        return init.transformer_initializer(name, parameter)
-
     @property
     def _patch_size(self) -> int:
         return self.patch_embed.patch_size
+
+
+def pretraining_rule(patch_embed: PatchEmbedding) -> Callable[..., init.Initializer]:
+    """The official code's initial weights. Its patch projection is a convolution, whose bias it
+    leaves as PyTorch initialises it."""
+
+    def rule(name: str, parameter: flow.Tensor) -> init.Initializer:
+        if name == "patch_embed.proj.bias":
+            return init.uniform(patch_embed.default_bound)
+        return init.transformer_initializer(name, parameter)
+
+    return rule
 
 
 def token(dim: int, layer_idx: int, count: int = 1) -> nn.Parameter:

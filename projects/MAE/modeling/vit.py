@@ -13,11 +13,12 @@ from libai.models.build import MODEL_ARCH_REGISTRY
 from oneflow import nn
 
 from libai_ext.errors import ConfigError
-from libai_ext.layers import initialize as init
+from libai_ext.layers import initialize
 from libai_ext.layers.batch_norm import BatchNorm
 from libai_ext.layers.drop_path import DropPathLayer
 from libai_ext.layers.patch_embedding import PatchEmbedding
-from projects.MAE.modeling.mae import LAYER_NORM_EPS, spread, token
+from projects.MAE.modeling.mae import LAYER_NORM_EPS, pretraining_rule, spread, token
+from projects.MAE.modeling.pos_embed import sincos_pos_embed
 
 POOLINGS = ("mean", "cls")
 
@@ -32,6 +33,9 @@ class ViTClassifier(nn.Module):
             class token after ``norm``.
         drop_path: stochastic depth rate of the last layer; it grows linearly from 0.
         head_std: of the head's truncated normal initialisation.
+        init: ``"timm"``, as the official code trains from scratch: matrices, class token and
+            position table from a truncated normal distribution (0.02), the patch projection as
+            PyTorch initialises a convolution; or ``"pretraining"``: as :class:`MaskedAutoencoder`.
         batch_norm: before the head, as in the linear probe.
         n_partial: what is trained beside the head and a fresh ``fc_norm``: 0 nothing, 0.5 the MLP
             of the last block, k the last k blocks (and ``norm``), None or ``depth`` everything.
@@ -58,6 +62,7 @@ class ViTClassifier(nn.Module):
         pooling: str = "mean",
         drop_path: float = 0.0,
         head_std: float = 2e-5,
+        init: str = "timm",
         batch_norm: bool = False,
         n_partial: float | None = None,
     ):
@@ -66,6 +71,7 @@ class ViTClassifier(nn.Module):
             raise ConfigError(f"model.pooling must be one of {POOLINGS}, not {pooling!r}")
         self.pooling = pooling
         self.head_std = head_std
+        self.init = init
         self.num_layers = depth + 1
         self.patch_embed = PatchEmbedding(img_size, patch_size, in_chans, embed_dim)
         self.cls_token = token(embed_dim, layer_idx=0)
@@ -77,7 +83,7 @@ class ViTClassifier(nn.Module):
                     ffn_hidden_size=int(embed_dim * mlp_ratio),
                     num_attention_heads=num_heads,
                     layernorm_epsilon=LAYER_NORM_EPS,
-                    init_method=init.no_init,
+                    init_method=initialize.no_init,
                     drop_rates=(float(rate), float(rate)),
                     layer_idx=layer_idx,
                 )
@@ -91,8 +97,8 @@ class ViTClassifier(nn.Module):
             self.norm = norm
         if batch_norm:
             self.head_norm = BatchNorm(embed_dim)
-        self.head = Linear(embed_dim, num_classes, init_method=init.no_init, layer_idx=-1)
-        init.initialize(self, self._initializer)
+        self.head = Linear(embed_dim, num_classes, init_method=initialize.no_init, layer_idx=-1)
+        initialize.initialize(self, self._initializer)
         if n_partial is not None and n_partial != depth:
             self._freeze(n_partial)
 
@@ -166,16 +172,19 @@ class ViTClassifier(nn.Module):
             return self.fc_norm(x[:, 1:].mean(dim=1))
         return self.norm(x)[:, 0]
 
-    def _initializer(self, name: str, parameter: flow.Tensor) -> init.Initializer:
-        """timm's: matrices, class token and position table from a truncated normal distribution,
-        the patch projection as PyTorch initialises a convolution."""
+    def _initializer(self, name: str, parameter: flow.Tensor) -> initialize.Initializer:
         if name == "head.weight":
-            return init.truncated_normal(self.head_std)
+            return initialize.truncated_normal(self.head_std)
+        if self.init == "pretraining":
+            if name == "pos_embed":
+                table = sincos_pos_embed(self.patch_embed.grid_size, parameter.shape[-1])
+                return lambda rng, shape: table
+            return pretraining_rule(self.patch_embed)(name, parameter)
         if name.startswith("patch_embed."):
-            return init.uniform(self.patch_embed.default_bound)
+            return initialize.uniform(self.patch_embed.default_bound)
         if parameter.ndim > 1:
-            return init.truncated_normal(0.02)
-        return init.transformer_initializer(name, parameter)
+            return initialize.truncated_normal(0.02)
+        return initialize.transformer_initializer(name, parameter)
 
 
 def cross_entropy(logits: flow.Tensor, labels: flow.Tensor) -> flow.Tensor:
