@@ -51,10 +51,8 @@ class TaskTrainer(Trainer):
         Raises:
             ConfigError, DataError: it cannot be used.
         """
-        if (
-            OmegaConf.select(self.cfg, f"dataloader.{split}.dataset.source.roots", default="")
-            is None
-        ):
+        roots = OmegaConf.select(self.cfg, f"dataloader.{split}.dataset.source.roots", default="")
+        if roots is None:
             advice = "" if self.dataset is None else ", or train.evaluation.enabled=False"
             raise ConfigError(f"data.{split} is unset: set it to a list of folders{advice}")
         dataset = super().build_dataset(split)
