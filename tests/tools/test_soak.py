@@ -20,13 +20,13 @@ LINE = re.compile(
 
 
 def test_faults_of_the_disk_are_survived(launch):
-    """Every fourth: all of them take four times as long."""
+    """Every seventh: all of them take a minute on a machine that is busy."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        out = launch.python("tools/soak.py", "--faults", 4, "--folder", folder)
+        out = launch.python("tools/soak.py", "--faults", 7, "--folder", folder)
     found = [[int(number) for number in line] for line in LINE.findall(out)]
     assert len(found) == 2, out
     for total, killed, failed, full, power, survived in found:
-        assert killed == failed == full > 20
+        assert killed == failed == full > 10
         assert power > 3 * killed
         assert survived == total == killed + failed + full + power
 
