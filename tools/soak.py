@@ -1,7 +1,7 @@
 """Kill training runs at random moments, resume them, and compare with runs left alone.
 
     python tools/soak.py [--kills N] [--processes 1 2] [--folder FOLDER]
-    python tools/soak.py --faults
+    python tools/soak.py --faults [STEP]
     python tools/soak.py --iterations N
 
 Small jobs on made images, pre-training and fine-tuning, are killed by SIGKILL, every third time
@@ -432,7 +432,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--faults", action="store_true", help="enumerate faults of the disk")
+    parser.add_argument(
+        "--faults", type=int, nargs="?", const=1, metavar="STEP", help="of the disk, every STEP-th"
+    )
     parser.add_argument("--iterations", type=int, help="watch one job of so many instead")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep what the runs leave, here")
@@ -443,7 +445,7 @@ def main() -> int:
         folder = args.folder or Path(scratch)
         try:
             if args.faults:
-                good = enumerate_faults(folder)
+                good = enumerate_faults(folder, args.faults)
             elif args.iterations:
                 good = watch(folder, args.iterations)
             else:

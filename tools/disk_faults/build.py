@@ -12,11 +12,12 @@ from libai_ext.kernels.build import find_compiler
 HERE = Path(__file__).resolve().parent
 
 
-def enumerate_faults(folder: Path) -> bool:
+def enumerate_faults(folder: Path, step: int = 1) -> bool:
     """Print how many faults there are and were survived; whether that is all.
 
     Args:
         folder: gets what the faults leave.
+        step: 1: every operation on the disk fails in turn; else every so many.
 
     Raises:
         RuntimeError: there is no C++ compiler, or it failed.
@@ -31,5 +32,5 @@ def enumerate_faults(folder: Path) -> bool:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
     # Forked processes do the saving: nothing but Python may run in them.
     env = dict(os.environ, LD_PRELOAD=str(shim), LIBAI_EXT_NATIVE="0")
-    command = [sys.executable, str(HERE / "points.py"), str(folder)]
+    command = [sys.executable, str(HERE / "points.py"), str(folder), str(step)]
     return subprocess.run(command, env=env).returncode == 0

@@ -1,10 +1,10 @@
 """Every operation on the disk of saving, pruning and the pointer fails in turn, or is the last one.
 
-    LD_PRELOAD=SHIM python tools/disk_faults/points.py FOLDER
+    LD_PRELOAD=SHIM python tools/disk_faults/points.py FOLDER STEP
 
 ``tools/soak.py --faults`` builds the shim and starts this. In a folder with two checkpoints and a
 best one, the checkpointer writes a third, removes the first, moves ``last_checkpoint``, and
-replaces the best. It does so once for each of its operations on files, in a forked process: that
+replaces the best. It does so once for each STEP-th of its operations, in a forked process: that
 operation fails (input/output error; no space, from there on), or the process is killed there. Also
 the disk is put into the states that a loss of power can leave at each operation. Every time the
 checkpoint that a run goes on from must be whole and hold what was saved, be the new one if the save
@@ -62,10 +62,13 @@ def save(folder: Path, name: str, iteration: int, is_latest: bool = True) -> boo
 
 
 def in_child(work: Callable[[], int]) -> int | None:
-    """Its result, below 128; None where it was killed."""
+    """Its result, below 127; None where it was killed."""
     child = os.fork()
     if child == 0:
-        os._exit(work())
+        try:
+            os._exit(work())
+        finally:
+            os._exit(127)
     status = os.waitpid(child, 0)[1]
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
 
@@ -132,9 +135,11 @@ class Enumeration:
     Args:
         scratch: an empty folder.
         exchanges: whether the file system can exchange two names (NFS cannot).
+        step: 1: every operation; else every so many.
     """
 
-    def __init__(self, scratch: Path, exchanges: bool):
+    def __init__(self, scratch: Path, exchanges: bool, step: int = 1):
+        self.step = step
         self.folder, self.before = scratch / "run", scratch / "before"
         self.record, self.exchanges = scratch / "record", exchanges
         self.points: dict[str, int] = {}
@@ -152,10 +157,9 @@ class Enumeration:
         else:
             shutil.copytree(source, self.folder)
 
-    def _judge(self, kind: str, number: int, outcome: Outcome) -> None:
+    def _count(self, kind: str, number: int, wrong: list[str]) -> None:
         self.points[kind] = self.points.get(kind, 0) + 1
-        for text in faults_of(self.folder, outcome):
-            self.wrong.append(f"{kind} at operation {number}: {text}")
+        self.wrong += [f"{kind} at operation {number}: {text}" for text in wrong]
 
     def operations(self) -> tuple[list, Disk]:
         """Those of a run without a fault, and the disk before; the record is checked against what
@@ -181,22 +185,27 @@ class Enumeration:
                 outcome = run(self.folder, number, kind, self.exchanges)
                 if kind == "kill" and outcome == Outcome(True, True):
                     return  # there are no so many
-                self._judge(kind, number, outcome)
-            number += 1
+                self._count(kind, number, faults_of(self.folder, outcome))
+            number += self.step
 
     def lose_power(self) -> None:
         operations, disk = self.operations()
         outcome = Outcome(False, False)
+        judged: dict[tuple, list[str]] = {}  # many operations leave the same on the disk
         for number, operation in enumerate(operations):
             if operation.name == "saved":
                 outcome = Outcome(True, False)
             else:
                 disk.apply(operation)
             outcome = Outcome(outcome.latest, number == len(operations) - 1)
-            for names, content in SURVIVORS:
-                shutil.rmtree(self.folder)
-                put(disk.state(names, content), self.folder)
-                self._judge("power loss", number, outcome)
+            for names, content in SURVIVORS if number % self.step == 0 else ():
+                state = disk.state(names, content)
+                key = outcome, frozenset(state.items())
+                if key not in judged:
+                    shutil.rmtree(self.folder)
+                    put(state, self.folder)
+                    judged[key] = faults_of(self.folder, outcome)
+                self._count("power loss", number, judged[key])
 
 
 def main() -> int:
@@ -206,7 +215,7 @@ def main() -> int:
     for exchanges in (True, False):
         folder = scratch / ("exchange" if exchanges else "rename")
         folder.mkdir()
-        enumeration = Enumeration(folder, exchanges)
+        enumeration = Enumeration(folder, exchanges, int(sys.argv[2]))
         enumeration.fail_each()
         enumeration.lose_power()
         points = ", ".join(f"{kind} {count}" for kind, count in enumeration.points.items())
