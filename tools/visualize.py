@@ -19,8 +19,6 @@ from libai_ext.engine import main as entry
 from libai_ext.errors import ConfigError
 from libai_ext.startup import start
 
-TITLES = ("original", "masked", "reconstruction", "reconstruction + visible")
-
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -74,6 +72,7 @@ def main() -> None:
     start()
     # OneFlow must be up before anything that imports it.
     from projects.MAE import visualization as vis
+    from projects.MAE.pictures import TITLES
     from projects.MAE.sheet import magnification, sheet
     from projects.MAE.weights.packing import Heads
 
@@ -89,7 +88,7 @@ def main() -> None:
     )
     for note in subject.notes:
         print(f"warning: {note}", file=sys.stderr)
-    images = vis.read_images(subject, args.images, args.samples)
+    images, files = vis.read_images(subject, args.images, args.samples)
     scale = magnification(*images.shape[2:], args.pixels)
     if args.attention:
         rows, titles = vis.attention_rows(subject, images, args.attention)
@@ -98,14 +97,14 @@ def main() -> None:
             print(f"warning: {vis.NO_DECODER}", file=sys.stderr)
         hidden = vis.hidden_patches(subject, len(images), args.seed, args.mask_ratio, args.patches)
         rows, titles = vis.reconstruction_rows(subject, images, hidden), TITLES
-    _write(args.output, sheet(rows, titles[: len(rows[0])], scale).save)
+    _write(args.output, sheet(rows, titles[: len(rows[0])], scale, files).save)
     if args.gif:
         frames = []
         for ratio in args.ratios:
             hidden = vis.hidden_patches(subject, len(images), args.seed, ratio, None)
             rows = vis.reconstruction_rows(subject, images, hidden)
             titles = (TITLES[0], f"masked {100 * ratio:.0f} %", *TITLES[2:])
-            frames.append(sheet(rows, titles[: len(rows[0])], scale))
+            frames.append(sheet(rows, titles[: len(rows[0])], scale, files))
         _write(
             args.gif,
             lambda path: frames[0].save(
