@@ -1,7 +1,7 @@
 """Kill training runs at random moments, resume them, and compare with runs left alone.
 
-    python tools/soak.py [--kills N] [--processes 1 2] [--folder FOLDER]
-    python tools/soak.py --iterations N
+    .venv/bin/python tools/soak.py [--kills N] [--processes 1 2] [--folder FOLDER]
+    .venv/bin/python tools/soak.py --iterations N
 
 Jobs of a small MAE on made images are killed by SIGKILL, every third time inside a save, and
 resumed; after several kills a job may end. Then its weights, optimizer state, metrics and

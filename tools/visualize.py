@@ -1,8 +1,8 @@
 """Draw what a masked autoencoder reconstructs, or where an encoder looks, as a labelled figure.
 
-    python tools/visualize.py WEIGHTS IMAGE_OR_FOLDER ... [--output FILE.png]
-    python tools/visualize.py WEIGHTS IMAGE ... --gif FILE.gif --ratios 0.25,0.5,0.75,0.9
-    python tools/visualize.py WEIGHTS IMAGE ... --attention heads|rollout
+    .venv/bin/python tools/visualize.py WEIGHTS IMAGE_OR_FOLDER ... [--output FILE.png]
+    .venv/bin/python tools/visualize.py WEIGHTS IMAGE ... --gif FILE.gif --ratios 0.25,0.5,0.75,0.9
+    .venv/bin/python tools/visualize.py WEIGHTS IMAGE ... --attention heads|rollout
 
 WEIGHTS is a run's output folder, one of its checkpoints, or a file or folder of the official code,
 timm or Hugging Face. Sizes, heads, loss, mean and deviation are those that lie beside the weights;
