@@ -49,6 +49,15 @@ def test_front_page(launch, fake_gpus, digits):
     assert re.search(r"= \d+ images/s per core", out)
 
 
+def test_commands_name_the_python_of_the_project():
+    """Another one lacks what they need."""
+    files = [*ROOT.glob("*.md"), *ROOT.glob("projects/**/*.md"), *ROOT.glob("libai_ext/**/*.md")]
+    files += [*ROOT.glob("tools/*.*"), *ROOT.glob("projects/MAE/configs/*.py")]
+    plain = re.compile(r"(?<![\w./-])python3? (?:\./)?tools/")
+    assert len(files) > 30
+    assert [str(file) for file in files if plain.search(file.read_text())] == []
+
+
 def test_options_that_the_front_page_names(launch, digits, tmp_path):
     text = (ROOT / "README.md").read_text()
     usage = launch.python("projects/MAE/train_net.py", "--help")

@@ -1,6 +1,6 @@
 """Time training steps against PyTorch, in pairs of alternating runs on this machine's CPU.
 
-    python tools/benchmark.py --oracle PYTHON_WITH_TORCH_AND_TRANSFORMERS [--sizes tiny base] ...
+    .venv/bin/python tools/benchmark.py --oracle PYTHON_WITH_TORCH_AND_TRANSFORMERS [options]
 
 The peers are Hugging Face's ViTMAE (pre-training) and ViT (fine-tuning; it has no stochastic
 depth, ours runs with 0.1), and with `--official` the official code, with the same sizes, batch,

@@ -1,6 +1,6 @@
 """Time reading and writing a ViT-L-sized checkpoint against real PyTorch, in pairs.
 
-    python tools/benchmark_checkpoint.py --oracle PYTHON_WITH_TORCH [--pairs N] [--folder FOLDER]
+    .venv/bin/python tools/benchmark_checkpoint.py --oracle PYTHON_WITH_TORCH [options]
 
 Both sides start with the file in the page cache. Reading ends with NumPy arrays: torch copies the
 file, we map it and check its checksums. Writing includes the fsync that only we do. Prints the

@@ -1,7 +1,7 @@
 """Measure what one core makes of JPEG files: stage by stage, and against plain Pillow and NumPy;
 and how fast a worker process hands over what it has made.
 
-    python tools/benchmark_data.py [--size 224] [--jpeg 500x375] [--images 200]
+    .venv/bin/python tools/benchmark_data.py [--size 224] [--jpeg 500x375] [--images 200]
 
 The files are drawn here: smooth shapes and noise, quality 90, about ImageNet's bytes per pixel.
 """

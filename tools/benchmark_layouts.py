@@ -1,6 +1,6 @@
 """Measure the memory of each process on CPU under each layout.
 
-    python tools/benchmark_layouts.py [key=value ...] [--layouts 1,1,1 2,1,1 ...]
+    .venv/bin/python tools/benchmark_layouts.py [key=value ...] [--layouts 1,1,1 2,1,1 ...]
 
 Real processes train a few eager steps on made-up images. Parameters and AdamW's moments are
 counted; the peak is resident memory above that of an idle engine. Each figure is that of the

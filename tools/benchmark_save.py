@@ -1,6 +1,6 @@
 """How long a save of a ViT-B pre-training state stops the loop, against writing it at once.
 
-    python tools/benchmark_save.py [--pairs N] [--folder FOLDER]
+    .venv/bin/python tools/benchmark_save.py [--pairs N] [--folder FOLDER]
 
 The state is that of AdamW after a step: weights and two moments, 1.3 GB. Prints medians of: the
 seconds that `save` holds the loop; until the checkpoint is whole on disk (fsync and checksums

@@ -1,7 +1,7 @@
 """Convert MAE and ViT checkpoints between this project, the official MAE, timm and Hugging Face.
 
-    python tools/convert.py SRC DST --to fb|timm|hf|oneflow
-    python tools/convert.py --inspect FILE
+    .venv/bin/python tools/convert.py SRC DST --to fb|timm|hf|oneflow
+    .venv/bin/python tools/convert.py --inspect FILE
 
 SRC is a `.pth`, `.bin` or `.safetensors` file, a Hugging Face folder, a checkpoint, or the output
 folder of a run for its last checkpoint; its style is recognised from its names. DST is a `.pth`

@@ -1,6 +1,6 @@
 """Write scikit-learn's handwritten digits (1,797 images of 8 x 8) as an image folder.
 
-    python tools/digits.py data/digits
+    .venv/bin/python tools/digits.py data/digits
 
 Every third image goes to ``test``, the others to ``train``.
 """

@@ -1,6 +1,6 @@
 """List the layouts in which a model can be trained on given devices, best first, on paper.
 
-    python tools/plan.py --arch mae_vit_large_patch16 --devices 64 --memory 40 --batch 4096
+    .venv/bin/python tools/plan.py --arch mae_vit_large_patch16 --devices 64 --memory 40
 
 Memory is that of the fullest GPU, training in a graph. The cost model is described in
 projects/MAE/planner.py and projects/MAE/memory.py.

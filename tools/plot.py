@@ -1,6 +1,6 @@
 """Plot the loss, learning rate, accuracy and speed of one run, or of several to compare them.
 
-    python tools/plot.py RUN_DIR ... [--output FILE.png]
+    .venv/bin/python tools/plot.py RUN_DIR ... [--output FILE.png]
 
 RUN_DIR is an output directory; the suffix of FILE chooses its format (png, pdf, svg).
 """

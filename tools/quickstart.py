@@ -6,6 +6,7 @@ Run by tools/quickstart.sh, which sets everything up first.
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from libai_ext.startup import start
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "projects/MAE/configs/mae_digits.py"
+OWN = "projects/MAE/configs/mae_pretraining.py"
 
 
 def main() -> None:
@@ -52,7 +54,7 @@ def report(output: str, opts) -> None:
     trained = load_run(CONFIG, opts)
     untrained = load_run(CONFIG, opts, weights=False)
     picture = Path(output) / "reconstructions.png"
-    reconstruction_picture(trained, samples=16, scale=3).save(ROOT / picture)
+    reconstruction_picture(trained, samples=16, scale=4).save(ROOT / picture)
 
     before, after = accuracies(untrained), accuracies(trained)
     print("\nDigits never seen in training, named from the encoder's features:")
@@ -60,16 +62,31 @@ def report(output: str, opts) -> None:
     for name in after:
         print(f"  {name:22s}{before[name]:7.1f} %{after[name]:12.1f} %")
     print(f"""
-{picture}   original | masked | reconstruction
+{picture}   what it makes of digits it has never seen
 {output}/model_final           checkpoint
 {output}/metrics.jsonl         loss, learning rate and speed, a line per logging step
-{output}/tensorboard           the same: .venv/bin/tensorboard --logdir {output}/tensorboard
+{output}/tensorboard           the same, for .venv/bin/tensorboard --logdir
 
-Next:
-  more processes      bash tools/train.sh projects/MAE/train_net.py {CONFIG} 2
-  another setting     append key=value, for example model.mask_ratio=0.5 train.train_epoch=200
-  your own images     data.train='[/my/images]' data.mode=RGB ..., see README.md
-""")
+Next:""")
+    for heading, command in next_steps(output).items():
+        print(f"  {heading}\n    {command}")
+
+
+def next_steps(output: str) -> dict[str, str]:
+    """What to try after a quickstart into ``output``: heading -> command, each into a folder of
+    its own."""
+    train = "bash tools/train.sh projects/MAE/train_net.py"
+    beside = [shlex.quote(f"train.output_dir={output}_{name}") for name in ("2", "half", "own")]
+    return {
+        "the same on two processes:": f"{train} {CONFIG} 2 {beside[0]}",
+        "another setting, as any key=value:": f"{train} {CONFIG} 1 model.mask_ratio=0.5 "
+        f"train.train_epoch=200 {beside[1]}",
+        "your own images, a folder of them in colour, at 96 x 96:": f"{train} {OWN} 1 "
+        f"data.train='[/my/images]' model.arch=mae_vit_small_patch8 train.train_epoch=100 "
+        f"train.warmup_epoch=5 {beside[2]}",
+        "the run as a page, with curves and pictures:": ".venv/bin/python tools/report.py "
+        f"{shlex.quote(output)}",
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write a run's results as one HTML file that needs nothing else: numbers, curves, pictures.
 
-    python tools/report.py RUN_DIR [--output FILE.html]
+    .venv/bin/python tools/report.py RUN_DIR [--output FILE.html]
 
 FILE is RUN_DIR/report.html when not given.
 """
@@ -103,7 +103,7 @@ def page(run: str) -> str:
         _section("Pictures", _pictures(events) or f"<p>None in {_shown(run)}/tensorboard.</p>"),
     ]
     path = Path(run, "confusion.png")
-    if path.is_file():
+    if path.is_file() or names.TOP1 in metrics:
         parts.append(_section("Confusion", _confusion(path)))
     for title, file in (("Evaluation by class", "per_class.txt"), ("Config", "config.yaml")):
         path = Path(run, file)
@@ -209,6 +209,8 @@ def _pictures(events: EventAccumulator) -> str:
 
 
 def _confusion(path: Path) -> str:
+    if not path.is_file():
+        return "<p>None: an evaluation draws it with task.confusion=True.</p>"
     data = base64.b64encode(path.read_bytes()).decode()
     note = "<p>Of the last evaluation: a row for each true class, a column for each predicted.</p>"
     return f'{note}<img src="data:image/png;base64,{data}" alt="confusion matrix">'

@@ -1,8 +1,8 @@
 """Kill training runs at random moments, resume them, and compare with runs left alone.
 
-    python tools/soak.py [--kills N] [--processes 1 2] [--folder FOLDER]
-    python tools/soak.py --faults [STEP]
-    python tools/soak.py --iterations N
+    .venv/bin/python tools/soak.py [--kills N] [--processes 1 2] [--folder FOLDER]
+    .venv/bin/python tools/soak.py --faults [STEP]
+    .venv/bin/python tools/soak.py --iterations N
 
 Small jobs on made images, pre-training and fine-tuning, are killed by SIGKILL, every third time
 inside a save, and resumed; every third time one data worker or one rank is stopped, terminated or

@@ -1,8 +1,8 @@
 """Draw what a masked autoencoder reconstructs, or where an encoder looks, as a labelled figure.
 
-    python tools/visualize.py WEIGHTS IMAGE_OR_FOLDER ... [--output FILE.png]
-    python tools/visualize.py WEIGHTS IMAGE ... --gif FILE.gif --ratios 0.25,0.5,0.75,0.9
-    python tools/visualize.py WEIGHTS IMAGE ... --attention heads|rollout
+    .venv/bin/python tools/visualize.py WEIGHTS IMAGE_OR_FOLDER ... [--output FILE.png]
+    .venv/bin/python tools/visualize.py WEIGHTS IMAGE ... --gif FILE.gif --ratios 0.25,0.5,0.75,0.9
+    .venv/bin/python tools/visualize.py WEIGHTS IMAGE ... --attention heads|rollout
 
 WEIGHTS is a run's output folder, one of its checkpoints, or a file or folder of the official code,
 timm or Hugging Face. Sizes, heads, loss, mean and deviation are those that lie beside the weights;
@@ -18,8 +18,6 @@ from pathlib import Path
 from libai_ext.engine import main as entry
 from libai_ext.errors import ConfigError
 from libai_ext.startup import start
-
-TITLES = ("original", "masked", "reconstruction", "reconstruction + visible")
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,6 +72,7 @@ def main() -> None:
     start()
     # OneFlow must be up before anything that imports it.
     from projects.MAE import visualization as vis
+    from projects.MAE.pictures import TITLES
     from projects.MAE.sheet import magnification, sheet
     from projects.MAE.weights.packing import Heads
 
@@ -89,7 +88,7 @@ def main() -> None:
     )
     for note in subject.notes:
         print(f"warning: {note}", file=sys.stderr)
-    images = vis.read_images(subject, args.images, args.samples)
+    images, files = vis.read_images(subject, args.images, args.samples)
     scale = magnification(*images.shape[2:], args.pixels)
     if args.attention:
         rows, titles = vis.attention_rows(subject, images, args.attention)
@@ -98,14 +97,14 @@ def main() -> None:
             print(f"warning: {vis.NO_DECODER}", file=sys.stderr)
         hidden = vis.hidden_patches(subject, len(images), args.seed, args.mask_ratio, args.patches)
         rows, titles = vis.reconstruction_rows(subject, images, hidden), TITLES
-    _write(args.output, sheet(rows, titles[: len(rows[0])], scale).save)
+    _write(args.output, sheet(rows, titles[: len(rows[0])], scale, files).save)
     if args.gif:
         frames = []
         for ratio in args.ratios:
             hidden = vis.hidden_patches(subject, len(images), args.seed, ratio, None)
             rows = vis.reconstruction_rows(subject, images, hidden)
             titles = (TITLES[0], f"masked {100 * ratio:.0f} %", *TITLES[2:])
-            frames.append(sheet(rows, titles[: len(rows[0])], scale))
+            frames.append(sheet(rows, titles[: len(rows[0])], scale, files))
         _write(
             args.gif,
             lambda path: frames[0].save(

@@ -66,7 +66,7 @@ class PictureHook(HookBase):
             cfg.data.std,
             model.norm_pix_loss,
         )
-        picture = np.asarray(tile(pictures[: self.samples], samples_per_row=1))
+        picture = np.asarray(tile(pictures[: self.samples]))
         return picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
 
     def _read(self) -> dict:

@@ -7,6 +7,8 @@ from typing import Sequence
 import numpy as np
 from PIL import Image
 
+# Of the columns of :func:`panels`.
+TITLES = ("original", "masked", "reconstruction", "reconstruction + visible")
 _MARGIN = 2
 _GREY, _WHITE = 0.5, 1.0
 
@@ -67,27 +69,21 @@ def panels(
     return np.stack([picture(patches), masked, picture(prediction), picture(shown)], axis=1)
 
 
-def tile(pictures: np.ndarray, samples_per_row: int = 2, scale: int = 1) -> Image.Image:
-    """One image of :func:`panels`: each sample's pictures side by side.
+def tile(pictures: np.ndarray) -> Image.Image:
+    """One image of :func:`panels`: a row a sample.
 
     Args:
         pictures: [B, P, H, W, C] in [0, 1].
-        scale: enlarge each pixel to scale x scale.
     """
     batch, count, height, width, channels = pictures.shape
-    pictures = pictures.repeat(scale, axis=2).repeat(scale, axis=3)
-    height, width = height * scale, width * scale
-    rows = -(-batch // samples_per_row)
-    gap = 4 * _MARGIN
-    block = count * (width + _MARGIN) + gap
     canvas = np.full(
-        (rows * (height + _MARGIN) + _MARGIN, samples_per_row * block - gap + _MARGIN, channels),
+        (batch * (height + _MARGIN) + _MARGIN, count * (width + _MARGIN) + _MARGIN, channels),
         _WHITE,
     )
-    for number, sample in enumerate(pictures):
-        top = _MARGIN + number // samples_per_row * (height + _MARGIN)
+    for row, sample in enumerate(pictures):
+        top = _MARGIN + row * (height + _MARGIN)
         for column, picture in enumerate(sample):
-            left = _MARGIN + number % samples_per_row * block + column * (width + _MARGIN)
+            left = _MARGIN + column * (width + _MARGIN)
             canvas[top : top + height, left : left + width] = picture
     pixels = np.uint8(np.round(canvas * 255))
     return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)

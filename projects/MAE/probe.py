@@ -23,8 +23,9 @@ from libai_ext.errors import DataError
 from libai_ext.placement import batch_sbp, set_layout, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.vit import ViTClassifier
-from projects.MAE.pictures import panels, tile
+from projects.MAE.pictures import TITLES, panels
 from projects.MAE.run import resolve
+from projects.MAE.sheet import sheet
 from projects.MAE.weights.describe import DECODER
 from projects.MAE.weights.load import load_weights
 
@@ -153,7 +154,8 @@ def _similarity(distances: np.ndarray) -> np.ndarray:
 
 
 def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
-    """Test samples spread evenly over the split: original, masked, reconstruction."""
+    """An even number of test samples, spread evenly over the split, two a row: original, masked,
+    reconstruction, reconstruction with the visible patches."""
     cfg, model = run
     dataset = _dataset(cfg, "test")
     indices = np.linspace(0, len(dataset) - 1, samples).astype(int)
@@ -169,4 +171,5 @@ def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
         cfg.data.std,
         model.norm_pix_loss,
     )
-    return tile(pictures[:, [0, 1, 3]], samples_per_row=4, scale=scale)
+    rows = [[*left, *right] for left, right in zip(pictures[::2], pictures[1::2])]
+    return sheet(rows, TITLES * 2, scale)

@@ -7,7 +7,9 @@ from typing import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+from libai_ext.text import printable
+
+_WHITE, _GREY, _BLACK = (255, 255, 255), (90, 90, 90), (0, 0, 0)
 
 
 def magnification(height: int, width: int, wanted: int) -> int:
@@ -15,13 +17,19 @@ def magnification(height: int, width: int, wanted: int) -> int:
     return max(1, round(wanted / max(height, width)))
 
 
-def sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], scale: int) -> Image.Image:
+def sheet(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    scale: int,
+    names: Sequence[str] = (),
+) -> Image.Image:
     """Pictures in a grid under the titles of its columns.
 
     Args:
         rows: pictures [H, W, C] in [0, 1], C = 1 or 3, all of one size.
         titles: one for each column, wrapped where the column is narrow.
         scale: each pixel becomes scale x scale, so that patches keep hard edges.
+        names: one for each row, written above it; its end where there is no room for all.
     """
     height, width = (side * scale for side in rows[0][0].shape[:2])
     gap = max(4, min(height, width) // 24)
@@ -29,11 +37,10 @@ def sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], scale: in
     labels = [_wrapped(title, width, font) for title in titles]
     line = font.getbbox("Ag")[3] + 2
     head = gap + line * max(label.count("\n") + 1 for label in labels)
-    canvas = Image.new(
-        "RGB",
-        (len(titles) * (width + gap) + gap, head + gap // 2 + len(rows) * (height + gap)),
-        _WHITE,
-    )
+    above = gap // 2 + line if names else gap // 2
+    step = above + height + gap - gap // 2
+    whole = len(titles) * (width + gap) + gap
+    canvas = Image.new("RGB", (whole, head + len(rows) * step + gap // 2), _WHITE)
     draw = ImageDraw.Draw(canvas)
     for column, label in enumerate(labels):
         middle = gap + column * (width + gap) + width // 2
@@ -41,9 +48,12 @@ def sheet(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[str], scale: in
             (middle, head), label, fill=_BLACK, font=font, anchor="md", align="center"
         )
     for number, row in enumerate(rows):
+        top = head + number * step + above
+        if names:
+            text = _end_of(printable(names[number]), whole - 2 * gap, font)
+            draw.text((gap, top - 2), text, fill=_GREY, font=font, anchor="ld")
         for column, picture in enumerate(row):
-            left, top = gap + column * (width + gap), head + gap // 2 + number * (height + gap)
-            canvas.paste(_image(picture, scale), (left, top))
+            canvas.paste(_image(picture, scale), (gap + column * (width + gap), top))
     return canvas
 
 
@@ -62,3 +72,11 @@ def _wrapped(title: str, width: int, font) -> str:
         else:
             lines[-1] = longer
     return "\n".join(lines)
+
+
+def _end_of(text: str, width: int, font) -> str:
+    """All of it, or as much of its end as there is room for."""
+    start = 0
+    while start < len(text) and font.getlength("..." * bool(start) + text[start:]) > width:
+        start += 1
+    return "..." * bool(start) + text[start:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Sequence
@@ -97,8 +98,11 @@ def _recorded_transform(source: Source) -> Callable | None:
     return instantiate(config.fresh(config.load(str(beside)).dataloader.test.dataset.transform))
 
 
-def read_images(subject: Subject, paths: Sequence[str], samples: int) -> np.ndarray:
-    """[B, C, H, W] as the model sees them; of a folder ``samples`` images, spread evenly.
+def read_images(
+    subject: Subject, paths: Sequence[str], samples: int
+) -> tuple[np.ndarray, list[str]]:
+    """[B, C, H, W] as the model sees them, and their names; of a folder ``samples`` images, spread
+    evenly, with names below it.
 
     Raises:
         DataError: one is missing or no image.
@@ -106,26 +110,28 @@ def read_images(subject: Subject, paths: Sequence[str], samples: int) -> np.ndar
     decode = Decoder(subject.mode)
     rng = np.random.default_rng(0)  # evaluation transforms draw nothing from it
     images = []
-    for file in _files(paths, samples):
+    files = _files(paths, samples)
+    for file, _ in files:
         try:
             data = read_regular(file, MAX_BYTES)
         except OSError as error:
             raise DataError(f"cannot open {file}: {error.strerror}") from error
         images.append(subject.transform(decode(data, file), rng))
-    return np.stack(images)
+    return np.stack(images), [name for _, name in files]
 
 
-def _files(paths: Sequence[str], samples: int) -> list[str]:
+def _files(paths: Sequence[str], samples: int) -> list[tuple[str, str]]:
+    """(path, name) of each image."""
     if samples < 1:
         raise ConfigError(f"--samples must be at least 1, not {samples}")
     files = []
     for path in paths:
         if not Path(path).is_dir():
-            files.append(path)
+            files.append((path, Path(path).name))
             continue
         found = [file for file, _ in ImageFolder([path]).samples]
         places = np.linspace(0, len(found) - 1, min(samples, len(found))).astype(int)
-        files += [found[place] for place in places]
+        files += [(found[place], os.path.relpath(found[place], path)) for place in places]
     return files
 
 

@@ -168,7 +168,7 @@ def test_nothing_fits(launch):
 
 def test_page_has_the_numbers_of_the_tool(launch):
     page = (ROOT / "projects/MAE/PARALLEL.md").read_text()
-    command = re.search(r"`python (tools/plan.py[^`]*)`", page)[1].split()
+    command = re.search(r"`.venv/bin/python (tools/plan.py[^`]*)`", page)[1].split()
     out = launch.python(*command).splitlines()
     rows = re.findall(r"^\| \d x \d x \d (?:\| [\d.%]+ ){11}\|$", page, re.M)
     assert len(rows) == 6 and set(rows) <= set(out)

@@ -254,6 +254,11 @@ def test_report_of_little(launch, tmp_path):
     assert page.rows["date"] == "unknown" and "best result" not in page.rows
     assert r"\xff\x1b[2J" in page.text
 
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 2, "top1": 50}\n')
+    launch.python(TOOLS / "report.py", run)
+    assert "an evaluation draws it with task.confusion=True" in (run / "report.html").read_text()
+
     (run / "environment.json").write_text("[]")
     (run / "tensorboard").mkdir()
     out = launch.python(TOOLS / "report.py", run, status=2)

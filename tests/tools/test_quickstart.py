@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,18 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-STORED = Path(__file__).resolve().parents[1] / "golden" / "quickstart_loss.json"
+from libai_ext.config import instantiate
+from libai_ext.data.sampler import GlobalOrder, SampleKey
+from libai_ext.engine.derive import derive_schedule
+from libai_ext.engine.output_dir import prepare_output_dir
+from projects.MAE.pictures import TITLES
+from projects.MAE.run import resolve
+from projects.MAE.sheet import sheet
+
+ROOT = Path(__file__).resolve().parents[2]
+STORED = ROOT / "tests/golden/quickstart_loss.json"
+# Of the picture: pixels above the first row and to the left; pictures of 128 pixels lie STEP apart.
+TOP, LEFT, STEP = 22, 5, 133
 # Between instruction sets rounding differs, and 1,200 steps carry it on.
 TOLERANCE = 0.1
 
@@ -44,13 +56,24 @@ def test_loss_curve_is_the_stored_one(quickstart):
     assert stored["loss"][-1] < 0.3 * stored["loss"][0]
 
 
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import quickstart
+
+    return quickstart
+
+
 @pytest.mark.slow
-def test_everything_it_names_is_there(quickstart):
+def test_everything_it_names_is_there(quickstart, tool):
     folder, text = quickstart
+    after = text.split("\nNext:\n")[1].splitlines()
+    assert after[1::2] == [f"    {command}" for command in tool.next_steps(str(folder)).values()]
     for path in re.findall(rf"^({folder}\S+) ", text, re.MULTILINE):
         assert Path(path).exists(), path
     picture = np.asarray(Image.open(folder / "reconstructions.png")).astype(float)
-    assert picture.shape == (394, 1202) and picture.std() > 50
+    assert picture.shape == (8 * STEP + TOP, 8 * STEP + LEFT, 3) and picture.std() > 50
+    assert picture[:TOP, :STEP].min() < 50  # the titles
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     points = events.Scalars("total_loss")
     assert [point.step for point in points] == json.loads(STORED.read_text())["iteration"]
@@ -61,15 +84,17 @@ def test_reconstructions_resemble_the_originals(quickstart):
     """Each reconstruction is nearer to its own original than to the other originals."""
     folder, _ = quickstart
     pixels = np.asarray(Image.open(folder / "reconstructions.png")).astype(float)
-    side, block = 96, 3 * 98 + 8
     tiles = [
-        [pixels[2 + row * 98 :, 2 + column * block + 98 * kind :][:side, :side] for kind in (0, 2)]
-        for row in range(4)
-        for column in range(4)
+        [
+            pixels[TOP + row * STEP :, LEFT + column * STEP :][:128, :128]
+            for column in (first, first + 3)
+        ]
+        for row in range(8)
+        for first in (0, 4)
     ]
     originals = np.stack([original for original, _ in tiles])
     nearest = [
-        int(np.abs(originals - reconstruction).mean(axis=(1, 2)).argmin())
+        int(np.abs(originals - reconstruction).mean(axis=(1, 2, 3)).argmin())
         for _, reconstruction in tiles
     ]
     assert sum(found == number for number, found in enumerate(nearest)) >= 14
@@ -94,3 +119,44 @@ def test_fine_tuning_what_it_learnt(launch, quickstart, tmp_path):
     best = json.loads((tmp_path / "model_best/progress.json").read_text())["best"]
     assert best["metric"] == "top1"
     assert best["value"] == max(line["top1"] for line in lines if "top1" in line)
+
+
+def test_what_comes_next_works_as_printed(tool, digits, tmp_path):
+    """Where the quickstart's run lies: each command is a run of its own, and needs no other key."""
+    (tmp_path / "a run").mkdir()
+    (tmp_path / "a run/metrics.jsonl").write_text("{}")
+    image = tmp_path / "images/photo.jpg"
+    image.parent.mkdir()
+    Image.fromarray(np.zeros((50, 80, 3), np.uint8)).save(image)
+    steps = map(shlex.split, tool.next_steps(str(tmp_path / "a run")).values())
+    *runs, report = steps
+    assert report == [".venv/bin/python", "tools/report.py", str(tmp_path / "a run")]
+    folders = set()
+    for program in runs:
+        assert program[:3] == ["bash", "tools/train.sh", "projects/MAE/train_net.py"]
+        config, processes, *options = program[3:]
+        options = [option.replace("/my/images", str(image.parent)) for option in options]
+        options = [*options, f"data.train=[{digits}/train]"] if config == tool.CONFIG else options
+        cfg = resolve(config, options)
+        prepare_output_dir(cfg)
+        dataset = instantiate(cfg.dataloader.train.dataset)
+        channels = cfg.model.in_chans
+        assert dataset[SampleKey(0, 0)]["images"].shape == (channels, *cfg.model.img_size)
+        order = GlobalOrder(len(dataset), cfg.train.global_batch_size, 0)
+        derive_schedule(cfg, order)
+        assert cfg.train.warmup_iter < cfg.train.train_iter
+        folders.add(cfg.train.output_dir)
+        assert processes in "12"
+    assert len(folders) == 3 and str(tmp_path / "a run") not in folders
+    assert cfg.model.img_size == [96, 96] and channels == 3
+
+
+def test_a_title_stands_above_each_column():
+    """Of a picture as the quickstart draws it."""
+    assert TITLES == ("original", "masked", "reconstruction", "reconstruction + visible")
+    pixels = np.asarray(sheet([[np.ones((32, 32, 1))] * 8] * 8, TITLES * 2, 4))
+    assert pixels.shape == (8 * STEP + TOP, 8 * STEP + LEFT, 3)
+    for column in range(8):
+        above = pixels[:TOP, LEFT + column * STEP :][:, :128]
+        ink = np.flatnonzero((above < 100).any((0, 2)))
+        assert ink[0] > 0 and ink[-1] < 127 and len(ink) > 25  # none cut off

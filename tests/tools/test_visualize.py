@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import oneflow as flow
@@ -13,6 +14,7 @@ from made_runs import DATA, pretrained_run
 from PIL import Image
 
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.data.transforms import Compose, EvalCrop, ToArray
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.placement import batch_sbp, to_global
 from projects.MAE import visualization
@@ -24,6 +26,7 @@ from projects.MAE.weights.packing import Heads
 
 HEADS = Heads(encoder=4, decoder=2)
 TOOL = "tools/visualize.py"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +76,7 @@ def test_what_a_run_says_of_itself_is_used(files):
     subject = visualization.load(str(folder / "run"), Heads())
     assert subject.model.norm_pix_loss and subject.has_decoder
     assert (subject.mask_ratio, subject.mean) == (0.5, [0.5, 0.5, 0.5])
-    images = visualization.read_images(subject, [str(folder / "images")], samples=2)
+    images, _ = visualization.read_images(subject, [str(folder / "images")], samples=2)
     pixels = [np.asarray(Image.open(folder / f"images/{number}.png")) for number in (0, 2)]
     expected = np.stack(pixels).transpose(0, 3, 1, 2) / 127.5 - 1
     np.testing.assert_allclose(images, expected, atol=1e-6)
@@ -94,7 +97,7 @@ def test_a_checkpoint_alone_says_how_to_look_at_an_image(files, tmp_path):
     subject = visualization.load(str(checkpoint), Heads())
     assert subject.model.norm_pix_loss and subject.mask_ratio == 0.5 and subject.notes == []
     path = str(files[0] / "images/0.png")
-    (image,) = visualization.read_images(subject, [path], samples=1)
+    (image,), _ = visualization.read_images(subject, [path], samples=1)
     pixels = np.asarray(Image.open(path)) / 255
     expected = ((pixels - DATA["mean"]) / DATA["std"]).transpose(2, 0, 1)
     np.testing.assert_allclose(image, expected, atol=1e-5)
@@ -103,6 +106,60 @@ def test_a_checkpoint_alone_says_how_to_look_at_an_image(files, tmp_path):
     (checkpoint / "record.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="os.system' is not among what a config may call"):
         visualization.load(str(checkpoint), Heads())
+
+
+@pytest.mark.parametrize("transform", ["EvalCrop", "Resize"])
+def test_a_run_and_its_hugging_face_folder_see_an_image_alike(tmp_path, monkeypatch, transform):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import convert
+
+    run, _ = pretrained_run(tmp_path / "run")
+    record = Path(run, "model_final/record.json")
+    content = json.loads(record.read_text())
+    name = "libai_ext.data.transforms."
+    content["data"]["transform"] = [
+        {"_target_": f"{name}{transform}", "size": [16, 16]},
+        {"_target_": f"{name}ToArray", "mean": DATA["mean"], "std": DATA["std"]},
+    ]
+    record.write_text(json.dumps(content))
+    assert convert.main([run, str(tmp_path / "hf"), "--to", "hf"]) == 0
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    views = [
+        visualization.read_images(visualization.load(str(tmp_path / source), Heads()), [image], 1)
+        for source in ("run", "hf")
+        for image in [str(tmp_path / "wide.png")]
+    ]
+    np.testing.assert_array_equal(views[0][0], views[1][0])
+    assert views[0][1] == ["wide.png"]
+    # The other transform sees another part of it.
+    resized = Image.fromarray(pixels).resize((16, 16), Image.Resampling.BICUBIC)
+    squashed = ((np.asarray(resized) / 255 - DATA["mean"]) / DATA["std"]).transpose(2, 0, 1)
+    assert (np.abs(views[0][0][0] - squashed).max() < 0.1) == (transform == "Resize")
+
+
+def test_rows_are_named_by_their_files(files):
+    folder, _, _ = files
+    subject = visualization.load(str(folder / "run"), Heads())
+    paths = [str(folder), str(folder / "images/1.png"), str(folder / "images/1.png")]
+    images, names = visualization.read_images(subject, paths, samples=2)
+    assert names == ["images/0.png", "images/2.png", "1.png", "1.png"]
+    assert len(images) == 4
+
+
+def test_another_size_sees_the_whole_image(files):
+    """As for an input of the recipes: what is recorded is for the size that it was trained at."""
+    folder, _, _ = files
+    subject = visualization.load(str(folder / "run"), Heads(), (32, 48))
+    assert subject.model.patch_embed.grid_size == (8, 12)
+    path = str(folder / "images/0.png")
+    images, _ = visualization.read_images(subject, [path], samples=1)
+    view = Compose([EvalCrop((32, 48)), ToArray([0.5] * 3, [0.5] * 3)])
+    expected = view(Image.open(path), np.random.default_rng(0))
+    np.testing.assert_allclose(images[0], expected, atol=1e-6)
+    hidden = visualization.hidden_patches(subject, 1, seed=0)
+    ((original, *_),) = visualization.reconstruction_rows(subject, images, hidden)
+    assert original.shape == (32, 48, 3)
 
 
 def test_what_a_file_does_not_say_is_named(files):
@@ -117,7 +174,7 @@ def test_reconstructions_under_picked_patches(files):
     """Hidden patches show the model's prediction, scaled back; the others are as they were."""
     folder, _, _ = files
     subject = visualization.load(str(folder / "run"), Heads())
-    images = visualization.read_images(subject, [str(folder / "images/1.png")], 1)
+    images, _ = visualization.read_images(subject, [str(folder / "images/1.png")], 1)
     hidden = visualization.hidden_patches(subject, 1, seed=0, patches=[0, 7, 23])
     assert np.flatnonzero(hidden[0]).tolist() == [0, 7, 23]
     ((original, masked, _, mixed),) = visualization.reconstruction_rows(subject, images, hidden)
@@ -176,6 +233,22 @@ def test_a_sheet_is_sharp_and_labelled():
     assert magnification(448, 448, 224) == 1
 
 
+def test_names_of_rows():
+    """Above their rows, shortened from the front, and nothing is drawn over a picture."""
+    picture = np.full((4, 6, 3), [1.0, 0, 0])
+    names = ["a/0.png", "a/long/way/" * 20 + "1.png", "\x1b\n"]
+    pixels = np.asarray(sheet([[picture] * 2] * 3, ["one", "two"], 20, names)).astype(int)
+    red = (pixels == [255, 0, 0]).all(-1)
+    assert red.sum() == 6 * 80 * 120
+    tops = np.flatnonzero(np.diff(red.any(1).astype(int)) == 1) + 1
+    assert len(tops) == 3
+    for number, top in enumerate(tops):
+        above = pixels[top - 14 : top]
+        ink = np.flatnonzero((above < 140).all(-1).any(0))
+        assert ink[0] < 12 and ink[-1] < pixels.shape[1] - 2
+        assert ink[-1] > (200 if number == 1 else 15)
+
+
 @pytest.mark.slow
 def test_command_line(launch, files, tmp_path):
     folder, _, _ = files
@@ -185,7 +258,7 @@ def test_command_line(launch, files, tmp_path):
     )  # fmt: skip
     assert out.splitlines() == [str(tmp_path / "a.png"), str(tmp_path / "a.gif")]
     figure, animation = Image.open(tmp_path / "a.png"), Image.open(tmp_path / "a.gif")
-    assert figure.width > 4 * 24 * 9 and figure.height > 3 * 16 * 9
+    assert figure.width > 4 * 24 * 9 and figure.height > 3 * (16 * 9 + 15)
     assert animation.n_frames == 2
 
     size = ["--size", "16x24", "--encoder-heads", "4"]

@@ -9,6 +9,7 @@ from typing import Any, Mapping
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.plain import Placeholder
 from libai_ext.checkpoint.record import read_text
+from projects.MAE.weights.huggingface import TRANSFORM
 from projects.MAE.weights.record import EMPTY, Record, parse, sound
 
 CONFIG = "config.json"
@@ -26,7 +27,7 @@ def huggingface(folder: str) -> Record:
     preprocessor = _json(os.path.join(folder, PREPROCESSOR))
     if config is None and preprocessor is None:
         return EMPTY
-    config = config or {}
+    config, preprocessor = config or {}, preprocessor or {}
     model = {
         "img_size": _pair(config.get("image_size")),
         "patch_size": _side(config.get("patch_size")),
@@ -42,8 +43,9 @@ def huggingface(folder: str) -> Record:
     }
     data = {
         "mode": {"1": "L", "3": "RGB"}.get(str(config.get("num_channels"))),
-        "mean": _channels((preprocessor or {}).get("image_mean"), config),
-        "std": _channels((preprocessor or {}).get("image_std"), config),
+        "mean": _channels(preprocessor.get("image_mean"), config),
+        "std": _channels(preprocessor.get("image_std"), config),
+        "transform": preprocessor.get(TRANSFORM),
     }
     return parse({"model": model, "data": data, "classes": _labels(config.get("id2label"))}, path)
 

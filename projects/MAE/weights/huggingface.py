@@ -20,6 +20,9 @@ ARCHITECTURES = {
 # Keys of the loss, the same there as here; transformers takes its defaults for what is left out.
 LOSS = ("mask_ratio", "norm_pix_loss")
 BICUBIC = 3  # Pillow's number of it
+# Of preprocessor_config.json, this project's own: what evaluation did with an image. What
+# transformers knows of, a plain resize, need not be that.
+TRANSFORM = "evaluation_transform"
 
 
 def config(
@@ -75,11 +78,14 @@ def config(
 
 
 def preprocessor(image_size: int | list[int], known: Record) -> dict[str, Any] | None:
-    """What brings an image to the model; None where mean and deviation are not known."""
+    """What brings an image to the model, for transformers and for this project; None where mean
+    and deviation are not known."""
     if "mean" not in known.data or "std" not in known.data:
         return None
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    own = {TRANSFORM: known.data["transform"]} if "transform" in known.data else {}
     return {
+        **own,
         "image_processor_type": "ViTImageProcessor",
         "do_resize": True,
         "size": {"height": height, "width": width},
