@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import tempfile
 import time
 
 # Set by the launcher: a file of each rank's own. What it holds is shown once, at the end.
@@ -13,6 +15,8 @@ FAILURE_FILE = "LIBAI_EXT_FAILURE_FILE"
 SETTLED = ".settled"
 # Of a third one: what to say should the memory of the device not suffice.
 MEMORY = ".memory"
+# Of a fourth one: what the engine has said, as long as it is starting.
+STARTING = ".starting"
 # Set by the launcher: a number that the ranks of its job have in common, and no others.
 JOB = "LIBAI_EXT_JOB"
 # Set by the launcher: 0, or which restart after a crash this is.
@@ -78,6 +82,22 @@ def foresee_out_of_memory(words: str) -> None:
     global _memory_words
     _memory_words = words
     _leave_word(words, MEMORY)
+
+
+@contextlib.contextmanager
+def starting():
+    """A file for what the engine says at its start: the launcher shows it where the engine aborts,
+    and this process has to pass it on where not."""
+    path = os.environ.get(FAILURE_FILE)
+    if not path:
+        with tempfile.TemporaryFile() as file:
+            yield file
+        return
+    with open(path + STARTING, "w+b") as file:
+        try:
+            yield file
+        finally:
+            os.unlink(path + STARTING)
 
 
 def out_of_memory(said: str, words: str | None = None) -> str:

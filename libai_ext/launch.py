@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -39,6 +40,7 @@ from libai_ext.failure import (
     ON_TERMINAL,
     SAVED_ON_SIGNAL,
     SETTLED,
+    STARTING,
     USAGE_ERROR,
     Insistence,
     out_of_memory,
@@ -65,7 +67,6 @@ _NO_SECRET = (
     f"launch: {SECRET} is not set: until all nodes have come, whoever reaches port {{}} of node 0 "
     "can pass for one; set the same on each"
 )
-_LAST_PORT = 65535
 _PR_SET_PDEATHSIG = 1
 
 
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         args.secret = os.fsdecode(_leash().readline()).strip()
         threading.Thread(target=_follow_leash, daemon=True).start()
     try:
-        held = _hold_ports(args)  # noqa: F841 (until the job is over)
+        _hold_ports(args)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -105,7 +106,7 @@ def _parse(argv) -> argparse.Namespace:
     )
     parser.add_argument(
         "--master-port",
-        type=_port,
+        type=ports.number,
         default=place.get("PORT"),
         help="needed for several nodes; else any free",
     )
@@ -122,8 +123,8 @@ def _parse(argv) -> argparse.Namespace:
         parser.error("needs --nproc-per-node >= 1 and 0 <= --node-rank < --nnodes")
     if args.nnodes > 1 and args.master_port is None:
         parser.error("several nodes need the same --master-port (PORT) on each")
-    if (args.nnodes > 1 or args.hosts) and args.master_port == _LAST_PORT:
-        parser.error(f"several nodes need the port after PORT too: PORT={_LAST_PORT - 1} at most")
+    if (args.nnodes > 1 or args.hosts) and args.master_port == ports.LAST:
+        parser.error(f"several nodes need the port after PORT too: PORT={ports.LAST - 1} at most")
     if args.restarts < 0:
         parser.error("needs --restarts >= 0")
     if not args.command:
@@ -156,21 +157,12 @@ def _place(args: argparse.Namespace, env) -> None:
         args.master_port = args.master_port or place.port
 
 
-def _port(text: str) -> int:
-    """Of ``--master-port``."""
-    if not text.isdecimal() or not 0 < int(text) <= _LAST_PORT:
-        raise argparse.ArgumentTypeError(f"PORT is a number from 1 to {_LAST_PORT}, not {text!r}")
-    return int(text)
-
-
-def _hold_ports(args: argparse.Namespace) -> list:
-    """Choose the port if that is free, and have the ones that this machine listens on."""
+def _hold_ports(args: argparse.Namespace) -> None:
+    """Have the ports that this machine is to listen on, until the job is over."""
     if args.master_port is None:
-        args.master_port, held = ports.free()
-        return held
-    if args.node_rank > 0 or args.nnodes * args.nproc_per_node == 1:
-        return []
-    return ports.hold([args.master_port + i for i in range(1 if args.nnodes == 1 else 2)])
+        args.master_port, args.held = ports.free()
+    elif args.node_rank == 0 and args.nnodes * args.nproc_per_node > 1:
+        args.held = ports.hold([args.master_port + i for i in range(min(args.nnodes, 2))])
 
 
 def _leash():
@@ -357,11 +349,20 @@ class Job:
         memory = self._out_of_memory(local_rank)
         if state == -signal.SIGABRT and memory:
             return USAGE_ERROR, memory
+        text = text or self._said_at_start(local_rank)
+        taken = re.search(r"Port (\d+) is unavailable", text)
+        if taken:  # by a program that came after the launcher had looked
+            return USAGE_ERROR, f"error: {ports.refusal(taken[1], 'a program took it')}\n"
         how = f"exit status {state}" if state > 0 else signal.Signals(-state).name
         rank = self.args.node_rank * self.args.nproc_per_node + local_rank
         return (
             state if state > 0 else 128 - state
         ), f"launch: rank {rank} ended with {how}\n{text}"
+
+    def _said_at_start(self, local_rank: int) -> str:
+        """The words of an engine that has aborted before it was up."""
+        file = self.failures[local_rank].with_name(self.failures[local_rank].name + STARTING)
+        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
     def _out_of_memory(self, local_rank: int) -> str:
         """What to say if the engine has aborted this rank since its GPU is full."""

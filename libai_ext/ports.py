@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import ipaddress
@@ -10,6 +11,15 @@ import socket
 import sys
 
 from libai_ext.errors import ConfigError
+
+LAST = 65535
+
+
+def number(text: str) -> int:
+    """The type of an option of ``argparse``."""
+    if not text.isdecimal() or not 0 < int(text) <= LAST:
+        raise argparse.ArgumentTypeError(f"PORT is a number from 1 to {LAST}, not {text!r}")
+    return int(text)
 
 
 def hold(ports: list[int]) -> list[socket.socket]:
@@ -29,15 +39,16 @@ def hold(ports: list[int]) -> list[socket.socket]:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise ConfigError(_refusal(port, "another job has it")) from None
+            raise ConfigError(refusal(port, "another job has it")) from None
         try:
             socket.create_server(("", port)).close()
         except OSError as error:
-            raise ConfigError(_refusal(port, os.strerror(error.errno))) from None
+            raise ConfigError(refusal(port, os.strerror(error.errno))) from None
     return held
 
 
-def _refusal(port: int, why: str) -> str:
+def refusal(port: int | str, why: str) -> str:
+    """What to say where a job cannot have a port."""
     return f"port {port} of this machine cannot be used: {why}; set another PORT"
 
 

@@ -11,12 +11,11 @@ import os
 import socket
 import string
 import sys
-import tempfile
 import time
 
 from libai_ext import device, kernels, watch
 from libai_ext.errors import ConfigError
-from libai_ext.failure import JOB
+from libai_ext.failure import JOB, starting
 from libai_ext.kernels.threads import configure_environment
 
 # How long OneFlow may take to come up; it waits for all ranks.
@@ -94,7 +93,8 @@ def _know_each_other(broadcast) -> None:
     """Compare the number of the job among the ranks: the engine lets those of two jobs mix.
 
     Args:
-        broadcast: of bytes, or None where they come from; and the rank that sends them.
+        broadcast: gives every rank the bytes of one; called with these, elsewhere with None, and
+            with the rank that has them.
     """
     env = os.environ
     own, size = env.get(JOB, "").encode(), int(env.get("WORLD_SIZE", 1))
@@ -113,7 +113,7 @@ def _know_each_other(broadcast) -> None:
 def _drop_noise_on_stderr():
     """Hold back what C++ code writes to file descriptor 2, then pass on all but the noise."""
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
+    with starting() as held:
         stderr = os.dup(2)
         os.dup2(held.fileno(), 2)
         try:

@@ -234,6 +234,29 @@ def test_the_last_words_of_another_abort_are_shown(program, length):
     assert out.stderr == f"{begin}{'x' * length}\nlaunch: rank 0 ended with SIGABRT\n"
 
 
+@pytest.mark.parametrize(
+    "words, status, said",
+    [
+        ("F2025 plan.cpp:1] Why", 128 + signal.SIGABRT, "launch: rank 0 ended with SIGABRT\n{}"),
+        (
+            "Check failed: p == port() (4567 vs. 0) Port 4567 is unavailable",
+            2,
+            "error: port 4567 of this machine cannot be used: a program took it; set another PORT",
+        ),
+    ],
+)
+def test_an_abort_at_the_start_of_the_engine_has_its_words(program, words, status, said):
+    """They are held back while it starts, with much that is worth nothing."""
+    path = program(
+        "from libai_ext.startup import _drop_noise_on_stderr\n"
+        "with _drop_noise_on_stderr():\n"
+        f"    os.write(2, b'{words}')\n"
+        "    os.abort()\n"
+    )
+    out = subprocess.run([*LAUNCH, "1", path], capture_output=True, text=True, timeout=60)
+    assert (out.returncode, out.stderr.rstrip()) == (status, said.format(words))
+
+
 def test_restarts_after_a_crash(program, tmp_path):
     path = program(
         "attempt = int(os.environ['LIBAI_EXT_ATTEMPT'])\n"
