@@ -93,11 +93,13 @@ def starting():
         with tempfile.TemporaryFile() as file:
             yield file
         return
-    with open(path + STARTING, "w+b") as file:
+    with _open_word(path + STARTING, "w+b") as file:
         try:
             yield file
         finally:
             os.unlink(path + STARTING)
+            with contextlib.suppress(OSError):  # other ranks have words there
+                os.rmdir(os.path.dirname(path))
 
 
 def out_of_memory(said: str, words: str | None = None) -> str:
@@ -116,9 +118,16 @@ def _leave_word(text: str, suffix: str) -> bool:
     if not path:
         return False
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(path + suffix, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
+        with _open_word(path + suffix, "wb") as file:
+            file.write(text.encode(errors="replace"))
     except OSError:
         return False
     return True
+
+
+def _open_word(path: str, mode: str):
+    """A file in the folder of the launcher, which is there only while somebody has words."""
+    while True:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another rank has just removed it
+            return open(path, mode)

@@ -33,7 +33,7 @@ case "$1" in
   --version) ;;
   python) [ "$UV_REACHES" = yes ] || { echo "error: no route to the mirror" >&2; exit 2; } ;;
   venv)
-    mkdir -p .venv/bin
+    mkdir -p .venv/bin .venv/lib/python3.10/site-packages
     printf '#!/usr/bin/env bash\\necho "pip ${*:4}" >>"$UV_LOG"\\n' >.venv/bin/python
     chmod +x .venv/bin/python ;;
 esac
