@@ -150,7 +150,7 @@ OLDER = {
     "train.seed": ["train.seed=0"],
     "train.amp.min_scale train.load_grid": ["train.load_grid=None", "train.amp.min_scale=1.0"],
     "train.ema train.watchdog.factor": [
-        "train.hang_report.factor=20",
+        "train.watchdog.factor=20",
         "train.ema={'enabled': False, 'decay': 0.9999}",
     ],
 }

@@ -71,7 +71,7 @@ def made(tmp_path_factory):
 @pytest.fixture
 def start(made, tmp_path, monkeypatch, caplog):
     """``start(config, option, *overrides)`` runs the program; the log files are left out."""
-    monkeypatch.setattr(libai_ext.engine.setup, "setup_logger", lambda *args, **kwargs: None)
+    monkeypatch.setattr(libai_ext.engine.setup, "set_up_logs", lambda folder: None)
     caplog.set_level(logging.INFO)
 
     def call(config, option, *overrides):
@@ -192,7 +192,7 @@ def test_a_dry_run_where_a_run_lies(start, tmp_path, caplog):
     caplog.clear()
     text = start(PRETRAIN, "--dry-run --resume")
     assert "Loaded checkpoint" in text and "model_0000003" in text
-    assert "[5/5] loss" in text and "one step" in text and "an earlier run" not in text
+    assert "[5/5] training loss" in text and "one step" in text and "an earlier run" not in text
     assert files(tmp_path) == before
 
 
