@@ -146,7 +146,8 @@ def archive(content: bytes) -> bytes:
 
 
 DIGITS = "projects/MAE/configs/mae_digits.py"
-TRAIN, VISUALIZE, CONVERT = "projects.MAE.train_net", "tools.visualize", "tools.convert"
+TRAIN = "projects.MAE.train_net"
+VISUALIZE, CONVERT, KNN = "tools.visualize", "tools.convert", "tools.knn"
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,8 @@ def outcomes(launch, digits, tmp_path_factory):
             ],
             *(file, content),
         )
+        features = [DIGITS, *options, f"train.load_weight={weights}"]
+        steps[f"knn, {name}"] = (KNN, features, file, content)
         pictures = [str(weights), f"{digits}/test/0", "--output", str(tmp / "picture.png")]
         steps[f"visualize, {name}"] = (VISUALIZE, pictures, file, content)
         steps[f"convert, {name}"] = (CONVERT, [str(weights), f"{tmp}/{name}.out"], file, content)

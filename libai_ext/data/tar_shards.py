@@ -25,6 +25,7 @@ from libai_ext.data.tar_scan import NO_LABEL, ShardIndex, scan
 from libai_ext.data.walk import EXTENSIONS, PassedOver, warn_once
 from libai_ext.errors import DataError, UserError
 from libai_ext.regular import open_regular
+from libai_ext.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +172,7 @@ def load_index(shard: str) -> ShardIndex:
         raise DataError(f"shard {shard}: {error.strerror}") from error
     key = f"{os.path.realpath(shard)}\n{status.st_size}\n{status.st_mtime_ns}"
     try:
-        cached = _cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+        cached = user_cache() / "tar" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         cached.parent.mkdir(parents=True, exist_ok=True)
         # The ranks of a job start together: one scans, the others wait for its result.
         with exclusive(cached.with_suffix(".lock")):
@@ -186,17 +187,6 @@ def load_index(shard: str) -> ShardIndex:
     except (OSError, UserError) as error:
         logger.warning(f"no index cache, {shard} is scanned at each start: {error}")
         return scan(shard)
-
-
-def _cache_folder() -> Path:
-    """
-    Raises:
-        OSError: the user has no folder for it.
-    """
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if base.startswith("~"):
-        raise FileNotFoundError("this user has no home: set HOME, or XDG_CACHE_HOME")
-    return Path(base, "libai_ext", "tar")
 
 
 def _read_index(path: Path) -> ShardIndex | None:

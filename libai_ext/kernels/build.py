@@ -208,13 +208,12 @@ def build() -> tuple[Path, str]:
     Raises:
         BuildError: there is no compiler, or it failed; the cache is not the user's own.
     """
-    cache = cache_dir()
     try:
-        return _build(cache)
+        return _build(cache_dir())
     except (OSError, Untrusted) as error:
         raise BuildError(
-            f"cannot keep the native kernels in {cache} ({error}): {_SLOWER}; name another "
-            "directory, which only you can write to, in $LIBAI_EXT_CACHE"
+            f"no place to keep the native kernels ({error}): {_SLOWER}; name another directory, "
+            "which only you can write to, in $LIBAI_EXT_CACHE"
         ) from error
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from libai_ext.regular import open_regular
+from libai_ext.user_cache import user_cache
 
 LIBRARY_NAME = "libai_ext_kernels.so"
 CHECKSUM_NAME = "sha256"
@@ -26,11 +27,14 @@ class Untrusted(Exception):
 
 
 def cache_dir() -> Path:
-    """The directory that holds all built libraries."""
+    """The directory that holds all built libraries.
+
+    Raises:
+        FileNotFoundError: neither a variable nor a home names one.
+    """
     if "LIBAI_EXT_CACHE" in os.environ:
         return Path(os.environ["LIBAI_EXT_CACHE"])
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "libai_ext"
+    return user_cache()
 
 
 def make_private(folder: Path) -> None:

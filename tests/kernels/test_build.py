@@ -126,6 +126,14 @@ def test_failing_compiler_leaves_its_output(cache, tmp_path, monkeypatch):
     assert not list(cache.rglob("*.so"))
 
 
+def test_a_user_without_a_home(use_compiler, monkeypatch):
+    for name in ("LIBAI_EXT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 987654)
+    with pytest.raises(BuildError, match="this user has no home: .*LIBAI_EXT_CACHE"):
+        build()
+
+
 def test_cache_that_cannot_be_written(tmp_path, use_compiler, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LIBAI_EXT_CACHE", str(tmp_path / "file" / "cache"))
