@@ -26,7 +26,7 @@ from projects.MAE.weights.record import Record
 
 PRETRAIN = "projects/MAE/configs/mae_digits.py"
 FINETUNE = "projects/MAE/configs/mae_digits_finetune.py"
-EVALUATE = "train.evaluation.enabled=True"
+EVALUATE, PERIOD = "train.evaluation.enabled=True", "train.evaluation.eval_period=3"
 SMALL = [
     "train.global_batch_size=8",
     "train.train_iter=6",
@@ -116,6 +116,16 @@ def test_no_step_is_taken(start, monkeypatch, option, config, overrides, message
     with pytest.raises(UserError) as caught:
         start(config, option, *overrides)
     assert re.search(message, str(caught.value))
+
+
+def test_the_files_of_an_evaluation_cannot_be_written(start, tmp_path):
+    (tmp_path / "out/predictions.csv").mkdir(parents=True)
+    asked = ["train.load_weight={made}/classes", "task.predictions=True", SCRATCH]
+    text = start(FINETUNE, "", EVALUATE, "train.evaluation.eval_epoch=null", PERIOD, *asked)
+    said = "out cannot be written: Is a directory; training goes on without the evaluation's files"
+    assert text.count(said) == 2 and (tmp_path / "out/model_final").is_dir()
+    with pytest.raises(UserError, match="out cannot be written: Is a directory$"):
+        start(FINETUNE, "--eval-only", *asked)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.gauges import BadImageReport, Gauges, Means
 from libai_ext.engine.nonfinite import StepGuard, refuse_nonfinite
+from libai_ext.engine.output_dir import unwritable
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
 from libai_ext.engine.together import save_and_leave, together
@@ -317,8 +318,17 @@ class Trainer(DefaultTrainer):
             place = f"{place_of(self)} " if self._batches is not None else ""
             logger.info(f"{place}evaluation on {self._tested(loader)} samples: {text}")
             if self.test_batches is None:
-                self.report(evaluator, dataset)
+                self._report(evaluator, dataset)
         return results
+
+    def _report(self, evaluator, dataset) -> None:
+        try:
+            self.report(evaluator, dataset)
+        except OSError as error:
+            problem = unwritable(self.cfg.train.output_dir, error)
+            if self.order is None:  # nothing else was asked for
+                raise problem from None
+            logger.error(f"{problem}; training goes on without the evaluation's files")
 
     def _tested(self, loader) -> str:
         """How many samples an evaluation takes."""
