@@ -14,6 +14,7 @@ from libai_ext.config import fresh
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.placement import batch_sbp, to_global
 from projects.MAE.probe import load_run
+from projects.MAE.run import resolve
 
 MARGIN = 2
 
@@ -46,13 +47,15 @@ def cells(picture, samples, height, width):
 def expected_cells(run, samples):
     """What :func:`cells` must give at the end of a run: its final weights on the first samples of
     its first batch, each patch by hand. float, 0 to 255."""
-    cfg, model = load_run(str(run / "config.yaml"), ["train.dist.data_parallel_size=1"])
+    one = str(run / "config.yaml"), ["train.dist.data_parallel_size=1"]
+    cfg, model = load_run(*one)
+    batch = resolve(*one).train.global_batch_size
     node = fresh(cfg.dataloader.train.dataset)
     node.seed = cfg.train.seed
     dataset = instantiate(node)
-    order = GlobalOrder(len(dataset), cfg.train.global_batch_size, cfg.train.seed)
-    batch = [dataset[key] for key in order.batch(0)[:samples]]
-    images, noise = (np.stack([sample[name] for sample in batch]) for name in ("images", "noise"))
+    order = GlobalOrder(len(dataset), batch, cfg.train.seed)
+    first = [dataset[key] for key in order.batch(0)[:samples]]
+    images, noise = (np.stack([sample[name] for sample in first]) for name in ("images", "noise"))
     with flow.no_grad():
         out = model(to_global(images, batch_sbp()), to_global(noise, batch_sbp()))
     prediction, mask = out["prediction"].numpy(), out["mask"].numpy()

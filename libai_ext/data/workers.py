@@ -108,9 +108,9 @@ class _Worker:
         """Nothing is left when it returns."""
         if os.getpid() != self.parent:  # collected as garbage in a forked process
             return
-        self.connection.close()
         self.process.kill()
         self.process.join()
+        self.connection.close()
 
     def _start(self) -> None:
         self.connection, theirs = multiprocessing.Pipe()
@@ -171,9 +171,9 @@ def _work(number: int, make: Callable, connection, theirs, parent: int) -> None:
     while True:
         try:
             asked, request = connection.recv()
-        except EOFError:
+            connection.send(_result(make, number, asked, request))
+        except (EOFError, OSError):  # the rank wants no more
             return
-        connection.send(_result(make, number, asked, request))
 
 
 def _result(make: Callable, number: int, asked: int, request):

@@ -236,7 +236,7 @@ class KeptFile(_File):
 def place_of(trainer) -> str:
     """How far a training run is, as ``[ 20/100]``."""
     last = trainer.max_iter
-    return f"[{trainer.iter + 1:{len(str(last))}d}/{last}]"
+    return f"[{min(trainer.iter + 1, last):{len(str(last))}d}/{last}]"
 
 
 class Progress(HookBase):

@@ -158,7 +158,7 @@ def test_text_lines_from_the_launcher(launch, text_lines, tmp_path):
     ]
     out = launch.train(TEXT_LINES, 1, "--fast-dev-run", *options, "data.max_bad_share=0.1")
     assert "samples          2,000" in out and "[4/4]" in out
-    assert "evaluation on 1000 samples: loss" in out
+    assert "evaluation on 32 of 1000 samples: loss" in out
     run = tmp_path / "run/fast_dev_run"
     log = (run / "log.txt").read_text()
     skipped = [line for line in log.splitlines() if "stands in for sample" in line]

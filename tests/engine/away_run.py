@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
 
 from libai_ext.data import image_folder, patience
 from libai_ext.engine import main as entry
@@ -14,18 +13,21 @@ from projects.MAE.train_net import main
 READS = 40
 
 
-class LosingPath(type(Path())):
-    reads = 0
+class Losing:
+    """``read_regular`` that reads no more."""
 
-    def read_bytes(self):
-        LosingPath.reads += 1
-        if LosingPath.reads > READS:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
-        return super().read_bytes()
+    def __init__(self):
+        self.read, self.reads = image_folder.read_regular, 0
+
+    def __call__(self, path, limit):
+        self.reads += 1
+        if self.reads > READS:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return self.read(path, limit)
 
 
 if __name__ == "__main__":
     patience.RETRY_SECONDS = 0.2
     if os.environ["RANK"] == "1" and not restarted():
-        image_folder.Path = LosingPath
+        image_folder.read_regular = Losing()
     entry.run(main)
