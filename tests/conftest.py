@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,11 @@ from fakecuda.gpus import FakeGpus
 from libai_ext.startup import start
 
 start()
+
+# Under nohup it is ignored, by the programs that tests start as well, some of which are to be told
+# by it. They do not inherit a handler.
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN_NET = "projects/MAE/train_net.py"
