@@ -15,8 +15,9 @@ FAILURE_FILE = "LIBAI_EXT_FAILURE_FILE"
 SETTLED = ".settled"
 # Of a third one: what to say should the memory of the device not suffice.
 MEMORY = ".memory"
-# Of a fourth one: what the engine has said, as long as it is starting.
-STARTING = ".starting"
+# Set by the launcher: the descriptor of a file without a name, for what the engine says while it is
+# starting.
+START_FILE = "LIBAI_EXT_START_FILE"
 # Set by the launcher: a number that the ranks of its job have in common, and no others.
 JOB = "LIBAI_EXT_JOB"
 # Set by the launcher: 0, or which restart after a crash this is.
@@ -88,18 +89,12 @@ def foresee_out_of_memory(words: str) -> None:
 def starting():
     """A file for what the engine says at its start: the launcher shows it where the engine aborts,
     and this process has to pass it on where not."""
-    path = os.environ.get(FAILURE_FILE)
-    if not path:
-        with tempfile.TemporaryFile() as file:
-            yield file
-        return
-    with _open_word(path + STARTING, "w+b") as file:
+    number = os.environ.pop(START_FILE, None)
+    with tempfile.TemporaryFile() if number is None else os.fdopen(int(number), "w+b") as file:
         try:
             yield file
         finally:
-            os.unlink(path + STARTING)
-            with contextlib.suppress(OSError):  # other ranks have words there
-                os.rmdir(os.path.dirname(path))
+            os.ftruncate(file.fileno(), 0)
 
 
 def out_of_memory(said: str, words: str | None = None) -> str:
@@ -118,16 +113,9 @@ def _leave_word(text: str, suffix: str) -> bool:
     if not path:
         return False
     try:
-        with _open_word(path + suffix, "wb") as file:
-            file.write(text.encode(errors="replace"))
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(path + suffix, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
     except OSError:
         return False
     return True
-
-
-def _open_word(path: str, mode: str):
-    """A file in the folder of the launcher, which is there only while somebody has words."""
-    while True:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another rank has just removed it
-            return open(path, mode)

@@ -40,7 +40,7 @@ from libai_ext.failure import (
     ON_TERMINAL,
     SAVED_ON_SIGNAL,
     SETTLED,
-    STARTING,
+    START_FILE,
     USAGE_ERROR,
     Insistence,
     out_of_memory,
@@ -49,7 +49,7 @@ from libai_ext.failure import (
 from libai_ext.kernels.threads import configure_environment
 from libai_ext.last_words import StandardError
 from libai_ext.peers import SECRET, Peers
-from libai_ext.watch import WATCH_FILE, Watchman, show_stacks
+from libai_ext.watch import WATCH_FILE, Watchman, nameless_file, show_stacks
 
 # What a rank gets to end by itself: after its peer failed, and after it was told to save and leave.
 GRACE_SECONDS = 5
@@ -67,6 +67,7 @@ _NO_SECRET = (
     f"launch: {SECRET} is not set: until all nodes have come, whoever reaches port {{}} of node 0 "
     "can pass for one; set the same on each"
 )
+_MOST_SAID = 1 << 16  # bytes
 _PR_SET_PDEATHSIG = 1
 
 
@@ -200,6 +201,7 @@ class Job:
         with _folder_of_words() as folder:
             self.failures = [Path(folder, str(i)) for i in range(self.args.nproc_per_node)]
             self.watchman = Watchman(self.args.nproc_per_node)
+            self.said = [nameless_file() for _ in self.failures]
             try:
                 self._meet()
                 for local_rank in range(self.args.nproc_per_node):
@@ -253,7 +255,8 @@ class Job:
         env[FAILURE_FILE] = str(self.failures[local_rank])
         env[ATTEMPT] = str(self.attempt)
         watched = self.watchman.files[local_rank].fileno()
-        env[WATCH_FILE] = str(watched)
+        said = self.said[local_rank].fileno()
+        env.update({WATCH_FILE: str(watched), START_FILE: str(said)})
         if os.isatty(2):
             columns, lines = os.get_terminal_size(2)
             env.update({ON_TERMINAL: "1", "COLUMNS": str(columns), "LINES": str(lines)})
@@ -264,7 +267,7 @@ class Job:
             env=env,
             stdin=subprocess.DEVNULL if args.leash else None,
             stderr=subprocess.PIPE,
-            pass_fds=[watched],
+            pass_fds=[watched, said],
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
@@ -361,8 +364,7 @@ class Job:
 
     def _said_at_start(self, local_rank: int) -> str:
         """The words of an engine that has aborted before it was up."""
-        file = self.failures[local_rank].with_name(self.failures[local_rank].name + STARTING)
-        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        return os.pread(self.said[local_rank].fileno(), _MOST_SAID, 0).decode(errors="replace")
 
     def _out_of_memory(self, local_rank: int) -> str:
         """What to say if the engine has aborted this rank since its GPU is full."""

@@ -65,7 +65,7 @@ def open_file() -> None:
         faulthandler.register(STACKS, file=os.dup(2))
 
 
-def _nameless_file():
+def nameless_file():
     """In memory, where Python knows how: a full disk must not matter."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("watch"), "r+b", buffering=0)
@@ -80,7 +80,7 @@ class Watchman:
     """
 
     def __init__(self, ranks: int):
-        self.files = [_nameless_file() for _ in range(ranks)]
+        self.files = [nameless_file() for _ in range(ranks)]
         self.looked = self.continued = time.monotonic()
 
     def late(self, ranks: Sequence[subprocess.Popen]) -> dict[int, str]:

@@ -55,8 +55,12 @@ def wait_for(condition, seconds=20):
     assert condition()
 
 
-def test_ranks_get_their_place_and_their_share_of_threads(program):
+def test_ranks_get_their_place_and_their_share_of_threads(program, tmp_path):
+    """Node 0 stays until node 1 has come."""
+    come = str(tmp_path / "come")
     path = program(
+        f"if rank > 1: open({come!r}, 'w').close()\n"
+        f"while not os.path.exists({come!r}): time.sleep(0.05)\n"
         "keys = 'RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS'.split()\n"
         "os.write(1, (' '.join(os.environ[k] for k in keys) + '\\n').encode())\n"
     )
