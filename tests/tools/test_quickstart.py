@@ -102,7 +102,7 @@ def test_reconstructions_resemble_the_originals(quickstart):
 
 @pytest.mark.slow
 def test_fine_tuning_what_it_learnt(launch, quickstart, tmp_path):
-    """97.7 % in the table of projects/MAE/README.md; another instruction set may round a digit
+    """98.3 % in the table of projects/MAE/README.md; another instruction set may round a digit
     or two to another class."""
     folder, _ = quickstart
     launch.train(
