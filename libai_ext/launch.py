@@ -48,8 +48,9 @@ from libai_ext.failure import (
 )
 from libai_ext.kernels.threads import configure_environment
 from libai_ext.last_words import StandardError
+from libai_ext.nameless_file import nameless_file
 from libai_ext.peers import SECRET, Peers
-from libai_ext.watch import WATCH_FILE, Watchman, nameless_file, show_stacks
+from libai_ext.watch import WATCH_FILE, Watchman, show_stacks
 
 # What a rank gets to end by itself: after its peer failed, and after it was told to save and leave.
 GRACE_SECONDS = 5
@@ -201,7 +202,7 @@ class Job:
         with _folder_of_words() as folder:
             self.failures = [Path(folder, str(i)) for i in range(self.args.nproc_per_node)]
             self.watchman = Watchman(self.args.nproc_per_node)
-            self.said = [nameless_file() for _ in self.failures]
+            self.said = [nameless_file("start") for _ in self.failures]
             try:
                 self._meet()
                 for local_rank in range(self.args.nproc_per_node):

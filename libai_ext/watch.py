@@ -9,9 +9,10 @@ import math
 import os
 import signal
 import subprocess
-import tempfile
 import time
 from typing import NamedTuple, Sequence
+
+from libai_ext.nameless_file import nameless_file
 
 # Set by the launcher: the descriptor of a file without a name, in which the rank writes when it
 # began, how many seconds it may take, and what it does.
@@ -65,13 +66,6 @@ def open_file() -> None:
         faulthandler.register(STACKS, file=os.dup(2))
 
 
-def nameless_file():
-    """In memory, where Python knows how: a full disk must not matter."""
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create("watch"), "r+b", buffering=0)
-    return tempfile.TemporaryFile()
-
-
 class Watchman:
     """Looks at the ranks of a launcher.
 
@@ -80,7 +74,7 @@ class Watchman:
     """
 
     def __init__(self, ranks: int):
-        self.files = [nameless_file() for _ in range(ranks)]
+        self.files = [nameless_file("watch") for _ in range(ranks)]
         self.looked = self.continued = time.monotonic()
 
     def late(self, ranks: Sequence[subprocess.Popen]) -> dict[int, str]:

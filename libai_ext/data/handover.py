@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import tempfile
 from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
+
+from libai_ext.nameless_file import nameless_file
 
 # Batches of a worker that may lie ready.
 PREFETCH = 2
@@ -60,15 +61,6 @@ class Handover:
         slot.map(packed.size)
         arrays = {name: slot.array(*place) for name, place in packed.arrays}
         return {name: array.copy() for name, array in arrays.items()} if self.copy else arrays
-
-
-def nameless_file(name: str):
-    """A file in memory, for forked processes to share; ``name`` shows in /proc alone."""
-    # A file object, so that the descriptor is closed with the last reference. Pythons built for
-    # C libraries older than 2.27, such as conda's, have no memfd_create.
-    if hasattr(os, "memfd_create"):
-        return os.fdopen(os.memfd_create(name), "r+b", buffering=0)
-    return tempfile.TemporaryFile(dir="/dev/shm", buffering=0)
 
 
 class _Slot:

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from libai_ext.data.decode import BadImage
-from libai_ext.data.handover import nameless_file
 from libai_ext.data.walk import some
 from libai_ext.errors import DataError
+from libai_ext.nameless_file import nameless_file
 
 logger = logging.getLogger(__name__)
 
