@@ -44,7 +44,7 @@ KILLS_PER_JOB = 5
 # What a job that is disturbed may take to end by itself, its watchdog's time included.
 END_SECONDS, MOST_SECONDS = 30, 300
 OPTIONS = {
-    "mae_pretraining": ["train.evaluation.eval_metric=loss", "train.evaluation.eval_mode=min"],
+    "mae_pretraining": [],
     "mae_finetune": [
         "finetune.enable=False",
         "model.num_classes=2",
@@ -54,8 +54,6 @@ OPTIONS = {
 MAX_GROWTH = 0.02  # of memory after warm-up
 # Differ from run to run.
 MEASURED = ("time", "data_time", "images_per_second", "data_wait", "memory_gib")
-
-
 # Ended with this program.
 _started: list[subprocess.Popen] = []
 

@@ -95,6 +95,7 @@ class TarShards:
         yield from of_labels(self)
         yield self._size.tobytes()
         yield from (names.tobytes() for names in self._names)
+
     def _read(self, index: int) -> bytes:
         shard = int(self._shard[index])
         try:
