@@ -6,18 +6,18 @@ import contextlib
 import os
 import re
 import signal
+import stat
 import tempfile
 import time
 
-# Set by the launcher: a file of each rank's own. What it holds is shown once, at the end.
-FAILURE_FILE = "LIBAI_EXT_FAILURE_FILE"
-# The end of the name of another one: the exit status of ranks whose work is done.
-SETTLED = ".settled"
-# Of a third one: what to say should the memory of the device not suffice.
-MEMORY = ".memory"
-# Set by the launcher: the descriptor of a file without a name, for what the engine says while it is
-# starting.
-START_FILE = "LIBAI_EXT_START_FILE"
+from libai_ext.nameless_file import nameless_file
+
+# Set by the launcher: the descriptors of files without names, one for each kind of word. With names
+# they would stay when the launcher is killed.
+WORDS = "LIBAI_EXT_WORDS"
+# Why a rank failed, shown once, at the end; the exit status of ranks whose work is done; what to
+# say should the memory of the device not suffice; what the engine says while it is starting.
+FAILURE, SETTLED, MEMORY, START = KINDS = ("failure", "settled", "memory", "start")
 # Set by the launcher: a number that the ranks of its job have in common, and no others.
 JOB = "LIBAI_EXT_JOB"
 # Set by the launcher: 0, or which restart after a crash this is.
@@ -35,6 +35,45 @@ MOMENT_SECONDS = 2
 # The ways in which OneFlow 0.9.0 says so: CUDA's, the eager allocator's, cuBLAS's and cuDNN's.
 _OUT_OF_MEMORY = re.compile(r"out of memory|(?:CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.IGNORECASE)
 _memory_words = ""
+_MOST_SAID = 1 << 20  # bytes of a word
+
+
+class Words:
+    """What one rank leaves to its launcher, as the launcher sees it."""
+
+    def __init__(self):
+        self._files = {kind: nameless_file(kind) for kind in KINDS}
+
+    def descriptors(self) -> list[int]:
+        """For the rank to inherit, in the order of ``WORDS``."""
+        return [file.fileno() for file in self._files.values()]
+
+    def read(self, kind: str) -> str:
+        """Empty where nothing was left."""
+        return os.pread(self._files[kind].fileno(), _MOST_SAID, 0).decode(errors="replace")
+
+    def left_at(self, kind: str) -> int:
+        """When, in ns, by the clock of the file; 0 where nothing was left."""
+        status = os.fstat(self._files[kind].fileno())
+        return status.st_mtime_ns if status.st_size else 0
+
+
+def _inherited() -> dict[str, int]:
+    """Descriptors of this rank's words by kind; none without a launcher, nor in a program that a
+    rank has started: that may have the variable, but not the files."""
+    numbers = [int(number) for number in os.environ.pop(WORDS, "").split()]
+    try:
+        states = [os.fstat(number) for number in numbers]
+    except OSError:
+        return {}
+    if not all(stat.S_ISREG(state.st_mode) and state.st_nlink == 0 for state in states):
+        return {}
+    for number in numbers:
+        os.set_inheritable(number, False)
+    return dict(zip(KINDS, numbers))
+
+
+_words = _inherited()
 
 
 def stop_signals() -> tuple[int, ...]:
@@ -58,7 +97,7 @@ class Insistence:
 
 def launched() -> bool:
     """Whether this process is a rank of the launcher."""
-    return FAILURE_FILE in os.environ
+    return bool(_words)
 
 
 def restarted() -> bool:
@@ -68,7 +107,7 @@ def restarted() -> bool:
 
 def tell(text: str) -> bool:
     """Leave ``text`` to the launcher; False where there is none to show it."""
-    return _leave_word(text, "")
+    return _leave_word(text, FAILURE)
 
 
 def settle(status: int) -> None:
@@ -89,8 +128,8 @@ def foresee_out_of_memory(words: str) -> None:
 def starting():
     """A file for what the engine says at its start: the launcher shows it where the engine aborts,
     and this process has to pass it on where not."""
-    number = os.environ.pop(START_FILE, None)
-    with tempfile.TemporaryFile() if number is None else os.fdopen(int(number), "w+b") as file:
+    own = os.fdopen(os.dup(_words[START]), "w+b") if _words else tempfile.TemporaryFile()
+    with own as file:
         try:
             yield file
         finally:
@@ -108,14 +147,9 @@ def out_of_memory(said: str, words: str | None = None) -> str:
     return f"error: out of GPU memory ({amount} was asked for): {words}\n"
 
 
-def _leave_word(text: str, suffix: str) -> bool:
-    path = os.environ.get(FAILURE_FILE)
-    if not path:
+def _leave_word(text: str, kind: str) -> bool:
+    if not _words:
         return False
-    try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with open(path + suffix, "w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-    except OSError:
-        return False
+    os.ftruncate(_words[kind], 0)
+    os.pwrite(_words[kind], text.encode(errors="replace")[:_MOST_SAID], 0)
     return True

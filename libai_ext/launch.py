@@ -14,42 +14,38 @@ signal made the ranks save a checkpoint and leave; 128 + the signal when it ende
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import os
 import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from pathlib import Path
-from typing import Iterator
 
 from libai_ext import nodes, ports
 from libai_ext.errors import ConfigError
 from libai_ext.failure import (
     ATTEMPT,
-    FAILURE_FILE,
+    FAILURE,
     JOB,
     MEMORY,
     MOMENT_SECONDS,
     ON_TERMINAL,
     SAVED_ON_SIGNAL,
     SETTLED,
-    START_FILE,
+    START,
     USAGE_ERROR,
+    WORDS,
     Insistence,
+    Words,
     out_of_memory,
     stop_signals,
 )
 from libai_ext.kernels.threads import configure_environment
 from libai_ext.last_words import StandardError
 from libai_ext.launch_options import hold_ports, parse
-from libai_ext.nameless_file import nameless_file
 from libai_ext.peers import SECRET, Peers
 from libai_ext.watch import WATCH_FILE, Watchman, show_stacks
 
@@ -69,7 +65,6 @@ _NO_SECRET = (
     f"launch: {SECRET} is not set: until all nodes have come, whoever reaches port {{}} of node 0 "
     "can pass for one; set the same on each"
 )
-_MOST_SAID = 1 << 16  # bytes
 _PR_SET_PDEATHSIG = 1
 
 
@@ -128,25 +123,23 @@ class Job:
     def run(self) -> int:
         for number in stop_signals():
             signal.signal(number, self._on_signal)
-        with _folder_of_words() as folder:
-            self.failures = [Path(folder, str(i)) for i in range(self.args.nproc_per_node)]
-            self.watchman = Watchman(self.args.nproc_per_node)
-            self.said = [nameless_file("start") for _ in self.failures]
-            try:
-                self._meet()
-                for local_rank in range(self.args.nproc_per_node):
-                    self.ranks.append(self._start(local_rank))
-                    self.errors.append(StandardError(self.ranks[-1].stderr))
-                if self.stop_signal is not None:  # it came before the ranks were there to hear it
-                    self._forward(self.stop_signal)
-                status, message = self._wait()
-                if self.peers is not None:
-                    self.peers.end(status, self.final)
-            finally:
-                self._end()
-            for error in self.errors:
-                error.end(shown=status not in (0, USAGE_ERROR, SAVED_ON_SIGNAL))
-            _say(message)
+        self.words = [Words() for _ in range(self.args.nproc_per_node)]
+        self.watchman = Watchman(self.args.nproc_per_node)
+        try:
+            self._meet()
+            for local_rank in range(self.args.nproc_per_node):
+                self.ranks.append(self._start(local_rank))
+                self.errors.append(StandardError(self.ranks[-1].stderr))
+            if self.stop_signal is not None:  # it came before the ranks were there to hear it
+                self._forward(self.stop_signal)
+            status, message = self._wait()
+            if self.peers is not None:
+                self.peers.end(status, self.final)
+        finally:
+            self._end()
+        for error in self.errors:
+            error.end(shown=status not in (0, USAGE_ERROR, SAVED_ON_SIGNAL))
+        _say(message)
         return status
 
     def _meet(self) -> None:
@@ -182,11 +175,10 @@ class Job:
         )
         env.pop(SECRET, None)
         env[JOB] = self.number
-        env[FAILURE_FILE] = str(self.failures[local_rank])
         env[ATTEMPT] = str(self.attempt)
         watched = self.watchman.files[local_rank].fileno()
-        said = self.said[local_rank].fileno()
-        env.update({WATCH_FILE: str(watched), START_FILE: str(said)})
+        words = self.words[local_rank].descriptors()
+        env.update({WATCH_FILE: str(watched), WORDS: " ".join(map(str, words))})
         if os.isatty(2):
             columns, lines = os.get_terminal_size(2)
             env.update({ON_TERMINAL: "1", "COLUMNS": str(columns), "LINES": str(lines)})
@@ -197,7 +189,7 @@ class Job:
             env=env,
             stdin=subprocess.DEVNULL if args.leash else None,
             stderr=subprocess.PIPE,
-            pass_fds=[watched, said],
+            pass_fds=[watched, *words],
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
@@ -231,8 +223,7 @@ class Job:
         """Exit status of each rank, None for one that runs. Once the work of all is done, by the
         word of one, it is the status that they were to leave with."""
         states = [rank.poll() for rank in self.ranks]
-        words = [file.with_name(file.name + SETTLED) for file in self.failures]
-        settled = [word for word in (file.read_text() for file in words if file.exists()) if word]
+        settled = [status for status in (words.read(SETTLED) for words in self.words) if status]
         if settled:
             states = [state and int(settled[0]) for state in states]
         return states
@@ -264,25 +255,24 @@ class Job:
         time.sleep(_TOGETHER_SECONDS)
         ranked, states = [], self._states()
         lost = (-signal.SIGABRT, *[-signal.SIGSEGV] * (USAGE_ERROR in states))
-        for local_rank, (state, file) in enumerate(zip(states, self.failures)):
+        for local_rank, (state, words) in enumerate(zip(states, self.words)):
             if state in (None, 0, SAVED_ON_SIGNAL):
                 continue
-            told = file.exists()
+            told = words.left_at(FAILURE)
             own = state < 0 and (state not in lost or self._out_of_memory(local_rank))
             order = 0 if own else 1 if told else 2
-            ranked.append((order, file.stat().st_mtime_ns if told else 0, local_rank, state))
+            ranked.append((order, told, local_rank, state))
         order, _, local_rank, state = min(ranked)
         aborted = order == 2 and state == -signal.SIGABRT
         if aborted and self.peers is not None and self._peer_failed():
             return self._obey()
-        file = self.failures[local_rank]
-        text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        text = self.words[local_rank].read(FAILURE)
         if state == USAGE_ERROR and text:
             return state, text
         memory = self._out_of_memory(local_rank)
         if state == -signal.SIGABRT and memory:
             return USAGE_ERROR, memory
-        text = text or self._said_at_start(local_rank)
+        text = text or self.words[local_rank].read(START)  # of an engine that was not up yet
         taken = re.search(r"Port (\d+) is unavailable", text)
         if taken:  # by a program that came after the launcher had looked
             return USAGE_ERROR, f"error: {ports.refusal(taken[1], 'a program took it')}\n"
@@ -292,14 +282,9 @@ class Job:
             state if state > 0 else 128 - state
         ), f"launch: rank {rank} ended with {how}\n{text}"
 
-    def _said_at_start(self, local_rank: int) -> str:
-        """The words of an engine that has aborted before it was up."""
-        return os.pread(self.said[local_rank].fileno(), _MOST_SAID, 0).decode(errors="replace")
-
     def _out_of_memory(self, local_rank: int) -> str:
         """What to say if the engine has aborted this rank since its GPU is full."""
-        file = self.failures[local_rank].with_name(self.failures[local_rank].name + MEMORY)
-        foreseen = file.read_text(encoding="utf-8") if file.exists() else _FULL_AT_ONCE
+        foreseen = self.words[local_rank].read(MEMORY) or _FULL_AT_ONCE
         return out_of_memory(self.errors[local_rank].last_words(), foreseen)
 
     def _peer_failed(self) -> bool:
@@ -337,17 +322,6 @@ class Job:
         for rank in self.ranks:
             _signal_group(rank, signal.SIGKILL)
             rank.wait()
-
-
-@contextlib.contextmanager
-def _folder_of_words() -> Iterator[str]:
-    """Where the ranks leave their words. They make it, should they have any: a launcher that is
-    killed leaves nothing behind."""
-    folder = os.path.join(tempfile.gettempdir(), f"launch-{secrets.token_hex(8)}")
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _say(text: str) -> None:

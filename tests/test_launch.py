@@ -261,6 +261,27 @@ def test_an_abort_at_the_start_of_the_engine_has_its_words(program, words, statu
     assert (out.returncode, out.stderr.rstrip()) == (status, said.format(words))
 
 
+def test_words_are_of_the_rank_alone_and_in_no_folder(program, tmp_path):
+    """Not of a program that it starts, whether it has used them itself or not."""
+    child = "from libai_ext.failure import tell; print(tell('of a child'))"
+    path = program(
+        f"run = lambda: subprocess.run([sys.executable, '-c', {child!r}])\n"
+        "run()\n"
+        "from libai_ext.failure import settle, tell\n"
+        "settle(0), run(), tell('of the rank\\n'), sys.exit(3)\n"
+    )
+    (tmp_path / "tmp").mkdir()
+    out = subprocess.run(
+        [*LAUNCH, "1", path],
+        env=dict(os.environ, TMPDIR=str(tmp_path / "tmp")),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert out.stdout.split() == ["False", "False"]
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_restarts_after_a_crash(program, tmp_path):
     path = program(
         "attempt = int(os.environ['LIBAI_EXT_ATTEMPT'])\n"
