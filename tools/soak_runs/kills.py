@@ -1,0 +1,211 @@
+"""Jobs that are killed, or of which one process is disturbed, and resumed until they are done."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+from soak_runs.job import OPTIONS, Job, make_images
+
+from libai_ext.checkpoint import manifest
+from libai_ext.checkpoint.errors import CheckpointError
+
+ITERATIONS = 40
+KILLS_PER_JOB = 5
+# What a job that is disturbed may take to end by itself, its watchdog's time included.
+MOST_SECONDS = 300
+
+
+def kill(job: Job, inside_save: bool, seconds: float, rng: random.Random) -> str:
+    """Start the job and kill it at a random moment; says where it was.
+
+    Args:
+        seconds: how long an undisturbed run takes.
+    """
+    left_before = job.partial()
+    process = job.start()
+    deadline = time.monotonic() + rng.uniform(0, seconds)
+    saves_to_pass = rng.randrange(4)
+    saving = False
+    while process.poll() is None:
+        if inside_save:
+            was_saving, saving = saving, bool(job.partial() - left_before)
+            if saving and not was_saving:
+                if saves_to_pass == 0:
+                    time.sleep(rng.uniform(0, 0.01))
+                    break
+                saves_to_pass -= 1
+        elif time.monotonic() > deadline:
+            break
+        time.sleep(0.0003)
+    if process.poll() is not None:
+        return "ended before"
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=30)
+    if job.partial() - left_before:
+        return "inside a save"
+    return "training" if job.checkpoints() else "before the first checkpoint"
+
+
+# What happens to one process of a job, and the exit statuses that this may lead to: 0 for work that
+# goes on, 75 for a checkpoint and an end.
+DEEDS = {
+    ("worker", "stopped"): (0,),
+    ("worker", "stopped for a moment"): (0,),
+    ("worker", "terminated"): (0,),
+    ("worker", "killed"): (0,),
+    ("rank", "stopped"): (0, 1),
+    ("rank", "stopped for a moment"): (0,),
+    ("rank", "terminated"): (0, 75, 128 + signal.SIGTERM),
+    ("rank", "killed"): (0, 128 + signal.SIGKILL),
+}
+SIGNALS = {"terminated": signal.SIGTERM, "killed": signal.SIGKILL}
+
+
+def disturb(job: Job, seconds: float, rng: random.Random) -> tuple[str, str | None]:
+    """Stop, terminate or kill a data worker or a rank at a random moment, and wait for the job to
+    end by itself; says what was done, and what is wrong with how it ended."""
+    process = job.start()
+    time.sleep(rng.uniform(0, seconds))
+    ranks = psutil.Process(process.pid).children() if process.poll() is None else []
+    workers = [child for rank in ranks for child in rank.children() if _is_fork(child, rank)]
+    role, how = rng.choice(sorted(DEEDS))
+    victims = workers if role == "worker" and workers else ranks
+    if process.poll() is not None or not victims:
+        return "ended before", None
+    role = "worker" if victims is workers else "rank"
+    if how == "stopped" and not (job.folder / "metrics.jsonl").exists():
+        how = "stopped for a moment"  # the start may take longer than is waited for here
+    _do(rng.choice(victims), how)
+    family = psutil.Process(process.pid).children(recursive=True)
+    try:
+        status = process.wait(MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        status = None
+    psutil.wait_procs(family, timeout=30)
+    fault = f"{job.folder}: a {role} was {how}, then the status was {status}"
+    return f"{role} {how}", None if status in DEEDS[role, how] else fault
+
+
+def _is_fork(child: psutil.Process, rank: psutil.Process) -> bool:
+    try:
+        return child.cmdline() == rank.cmdline()
+    except psutil.Error:
+        return False
+
+
+def _do(victim: psutil.Process, how: str) -> None:
+    try:
+        victim.send_signal(SIGNALS.get(how, signal.SIGSTOP))
+        if how == "stopped for a moment":
+            time.sleep(1)
+            victim.send_signal(signal.SIGCONT)
+    except psutil.NoSuchProcess:
+        pass
+
+
+def unreadable(job: Job) -> list[str]:
+    damaged = []
+    for path in job.checkpoints():
+        try:
+            manifest.verify(path)
+        except CheckpointError as error:
+            damaged.append(str(error))
+    return damaged
+
+
+def kill_test(folder: Path, kills: int, processes: list[int], seed: int) -> bool:
+    """Print a table; returns whether all is as it should be."""
+    rng = random.Random(seed)
+    images = folder / "images"
+    make_images(images)
+    print(HEADING)
+    good, done = True, 0
+    layouts = [
+        (number, graph, config)
+        for configs in (list(OPTIONS), list(OPTIONS)[::-1])
+        for number in processes
+        for graph, config in zip((False, True), configs)
+    ]
+    for index, layout in enumerate(layouts):
+        share = kills // len(layouts) + (index < kills % len(layouts))
+        if share:
+            good = kill_one_layout(folder, images, layout, share, done, rng) and good
+            done += share
+    return good
+
+
+HEADING = (
+    "processes  mode   config           kills  inside a save  before the 1st checkpoint  disturbed"
+    "  unreadable  differs  hangs  left"
+)
+
+
+def kill_one_layout(
+    folder: Path,
+    images: Path,
+    layout: tuple[int, bool, str],
+    share: int,
+    before: int,
+    rng: random.Random,
+) -> bool:
+    """One row of the table. Every third kill is inside a save, every third is of one process.
+
+    Args:
+        share: kills of this layout.
+        before: those of others.
+    """
+    number, graph, config = layout
+    mode = "graph" if graph else "eager"
+
+    def made(what) -> Job:
+        path = folder / f"{number}-{mode}-{config}-{what}"
+        return Job(images, path, number, graph, ITERATIONS, config)
+
+    reference = made("reference")
+    seconds = reference.finish()
+    expected = reference.result()
+    assert [line["iteration"] for line in expected["metrics"]] == [*range(1, ITERATIONS + 1)]
+    where: dict[str, int] = {}
+    faults: dict[str, list[str]] = {"damaged": [], "differing": [], "hanging": [], "left": []}
+    done = jobs = disturbed = 0
+    while done < share:
+        job = made(jobs)
+        jobs += 1
+        for _ in range(min(KILLS_PER_JOB, share - done)):
+            kind, fault = (before + done) % 3, None
+            if kind == 1:
+                moment, fault = disturb(job, seconds, rng)
+                disturbed += moment != "ended before"
+            else:
+                moment = kill(job, kind == 0, seconds, rng)
+            faults["hanging"] += [fault] * (fault is not None)
+            faults["damaged"] += unreadable(job)
+            where[moment] = where.get(moment, 0) + 1
+            if moment == "ended before":
+                break
+            done += 1
+        job.finish()
+        result = job.result()
+        faults["differing"] += [f"{job.folder}: {k}" for k in expected if result[k] != expected[k]]
+        faults["left"] += job.left()
+    print(
+        f"{number:9d}  {mode}  {config:15s}  {done:5d}  {where.get('inside a save', 0):13d}  "
+        f"{where.get('before the first checkpoint', 0):25d}  {disturbed:9d}  "
+        f"{len(faults['damaged']):10d}  {len(faults['differing']):7d}  {len(faults['hanging']):5d}"
+        f"  {len(faults['left']):4d}",
+        flush=True,
+    )
+    print(f"  {', '.join(f'{name}: {count}' for name, count in sorted(where.items()))}")
+    for line in itertools.chain(*faults.values()):
+        print(f"  {line}")
+    return not any(faults.values())
