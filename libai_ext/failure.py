@@ -50,7 +50,9 @@ class Words:
 
     def read(self, kind: str) -> str:
         """Empty where nothing was left."""
-        return os.pread(self._files[kind].fileno(), _MOST_SAID, 0).decode(errors="replace")
+        file = self._files[kind].fileno()
+        size = min(os.fstat(file).st_size, _MOST_SAID)
+        return os.pread(file, size, 0).decode(errors="replace") if size else ""
 
     def left_at(self, kind: str) -> int:
         """When, in ns, by the clock of the file; 0 where nothing was left."""

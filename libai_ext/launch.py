@@ -8,7 +8,7 @@ NODE_RANK, ADDR and PORT stand for options that are not given.
 
 Exit status: 0; 2 for what the user can mend; 74 when data cannot be read for the present; 75 when a
 signal made the ranks save a checkpoint and leave; 128 + the signal when it ended them without one;
-1 when a rank took longer than it said; else that of the rank that failed first.
+1 when a part of the run took too long; else that of the rank that failed first.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
-"""What a rank does and how long that may take: by its own word, for its launcher to end a job that
-stands. The launcher can do so where a thread of the rank cannot: the engine may hold the
-interpreter, the whole process may be stopped."""
+"""Each rank says what it does and how long that may take, and its launcher ends a job that hangs.
+A thread of the rank could not: the engine may hold Python's lock, or the process may be stopped."""
 
 from __future__ import annotations
 

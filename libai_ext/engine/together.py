@@ -1,4 +1,4 @@
-"""Batches that all ranks get, or none; and how a run ends that gets no more."""
+"""All ranks get their next batch, or none does; how a run ends whose data cannot be read."""
 
 from __future__ import annotations
 
