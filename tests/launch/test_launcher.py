@@ -123,7 +123,7 @@ def test_the_first_failures_traceback_comes_last(program, tmp_path):
     root = os.getcwd()
     path = program(
         f"sys.path.insert(0, {root!r})\n"
-        "from libai_ext.engine import main as entry\n"
+        "from libai_ext.engine import cli as entry\n"
         "def work():\n"
         "    if rank == 1: raise RuntimeError('the cause')\n"
         "    time.sleep(0.3)\n"
@@ -143,7 +143,7 @@ def test_the_first_failures_traceback_comes_last(program, tmp_path):
 def test_what_the_user_can_mend_is_said_once_and_not_tried_again(program):
     path = program(
         f"sys.path.insert(0, {os.getcwd()!r})\n"
-        "from libai_ext.engine import main as entry\n"
+        "from libai_ext.engine import cli as entry\n"
         "from libai_ext.errors import ConfigError\n"
         "def work(): raise ConfigError('mend this')\n"
         "entry.run(work)\n"
@@ -157,7 +157,7 @@ def test_what_the_user_can_mend_is_said_alone(program):
     """Its peers notice that it has left: one aborts, one crashes."""
     path = program(
         f"sys.path.insert(0, {os.getcwd()!r})\n"
-        "from libai_ext.engine import main as entry\n"
+        "from libai_ext.engine import cli as entry\n"
         "from libai_ext.errors import DataError\n"
         "def work():\n"
         "    if rank == 1: raise DataError('mend this')\n"
@@ -190,7 +190,7 @@ def test_an_abort_for_want_of_memory_is_one_message(program, tmp_path, abort):
     """Its peer, which loses it, has a traceback."""
     path = program(
         f"sys.path.insert(0, {os.getcwd()!r})\n"
-        "from libai_ext.engine import main as entry\n"
+        "from libai_ext.engine import cli as entry\n"
         "from libai_ext.launch.exit_report import foresee_out_of_memory\n"
         "foresee_out_of_memory(f'rank {rank} of a test')\n"
         "def work():\n"
@@ -216,7 +216,7 @@ def test_a_device_that_is_full_before_the_program_knows_it(program):
 def test_an_error_for_want_of_memory_is_one_message(program):
     path = program(
         f"sys.path.insert(0, {os.getcwd()!r})\n"
-        "from libai_ext.engine import main as entry\n"
+        "from libai_ext.engine import cli as entry\n"
         "from libai_ext.launch.exit_report import foresee_out_of_memory\n"
         "foresee_out_of_memory(f'rank {rank} of a test')\n"
         "def work(): raise RuntimeError('Error: out of memory')\n"
