@@ -17,9 +17,9 @@ from libai_ext.errors import ConfigError
 # Where the classes and functions live that a config given as text may name: what recipes need.
 _RECIPES = re.compile(
     r"oneflow\.nn\.optimizer\.adamw"
-    r"|libai_ext\.data\.(auto_augment|dataset|mixup|random_erasing|sources|transforms)"
+    r"|libai_ext\.data\.(auto_augment|dataset|mixup|random_erasing|sources|tolerant|transforms)"
     r"|libai_ext\.(engine\.graph|layers\.drop_path|optim\.(lars|param_groups|schedule))"
-    r"|projects\.\w+\.(tasks|modeling\.(archs|masking))"
+    r"|projects\.\w+\.(tasks|modeling\.(archs|masking|targets\.\w+))"
 )
 # Packages of the user's own.
 _added: list[str] = []

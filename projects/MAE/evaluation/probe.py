@@ -169,7 +169,7 @@ def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
         model.patch_embed.grid_size,
         cfg.data.mean,
         cfg.data.std,
-        model.norm_pix_loss,
+        model.target.as_pixels,
     )
     rows = [[*left, *right] for left, right in zip(pictures[::2], pictures[1::2])]
     return sheet(rows, TITLES * 2, scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Sequence
+from typing import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -28,19 +28,19 @@ def panels(
     grid: Sequence[int],
     mean: Sequence[float],
     std: Sequence[float],
-    norm_pix_loss: bool,
+    as_pixels: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """Four pictures of each sample: original, masked, reconstruction, reconstruction with the
     visible patches kept.
 
     Args:
         images: [B, C, H, W] as the model saw them.
-        prediction: [B, L, p*p*C] as the model gave it.
+        prediction: [B, L, P] as the model gave it.
         mask: [B, L], 1 = removed.
         grid: (rows, columns) of patches.
         mean, std: the data's, per channel.
-        norm_pix_loss: ``prediction`` is normalised per patch; it is scaled back with the mean and
-            deviation of the original patch.
+        as_pixels: of the model's target, see
+            :class:`projects.MAE.modeling.targets.base.Target`.
 
     Returns:
         float [B, 4, H, W, C] in [0, 1].
@@ -54,9 +54,7 @@ def panels(
         .transpose(0, 1, 3, 2, 4, 5)
         .reshape(batch, rows * columns, -1)
     )
-    if norm_pix_loss:
-        variance = patches.var(axis=-1, ddof=1, keepdims=True)
-        prediction = prediction * np.sqrt(variance + 1e-6) + patches.mean(-1, keepdims=True)
+    prediction = as_pixels(prediction, patches)
     removed = mask[..., None].astype(bool)
 
     def picture(values):

@@ -46,6 +46,8 @@ class Subject:
     std: Sequence[float]
     transform: Callable
     notes: Sequence[str] = ()
+    # What it predicts in place of pixels.
+    target: str | None = None
 
 
 def load(
@@ -73,13 +75,16 @@ def load(
         notes.append(f"{weights} does not say mean and deviation of its data: {whose}")
     if loaded.has_decoder and "norm_pix_loss" not in known.model and not norm_pix_loss:
         notes.append(f"{weights} does not say norm_pix_loss: off (else: --norm-pix-loss)")
+    target = known.model.get("target")
+    if target:
+        notes.append(f"{weights} predicts {target}, which cannot be shown: no reconstruction")
     mean, std = list(data["mean"]), list(data["std"])
     transform = None if img_size else _recorded_transform(source)
     if transform is None:
         transform = Compose([EvalCrop(model.patch_embed.img_size), ToArray(mean, std)])
     ratio = known.model.get("mask_ratio", 0.75)
     mode = "L" if grey else "RGB"
-    return Subject(model, loaded.has_decoder, ratio, mode, mean, std, transform, notes)
+    return Subject(model, loaded.has_decoder, ratio, mode, mean, std, transform, notes, target)
 
 
 def _recorded_transform(source: Source) -> Callable | None:
@@ -190,7 +195,7 @@ def reconstruction_rows(
         model.patch_embed.grid_size,
         subject.mean,
         subject.std,
-        model.norm_pix_loss,
+        model.target.as_pixels,
     )
     return [list(row if subject.has_decoder else row[:2]) for row in pictures]
 

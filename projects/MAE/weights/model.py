@@ -27,14 +27,20 @@ ANY_DEPTH = 1000
 
 
 class Loaded(NamedTuple):
-    """``model`` is in evaluation mode; without a decoder in ``source`` its own is untrained."""
+    """``model`` is in evaluation mode; without a decoder of pixels in ``source`` its own is
+    untrained."""
 
     model: MaskedAutoencoder
     source: Source
 
     @property
     def has_decoder(self) -> bool:
-        return self.source.contents == "pretraining"
+        return draws_pixels(self.source)
+
+
+def draws_pixels(source: Source) -> bool:
+    """Whether there is a decoder, and of pixels."""
+    return source.contents == "pretraining" and "target" not in source.record.model
 
 
 def model_of(
@@ -55,7 +61,9 @@ def model_of(
         CheckpointError: the file cannot be read, holds no vision transformer, or says otherwise.
     """
     weights, source = read_weights(path, heads, grid)
-    has_decoder = source.contents == "pretraining"
+    has_decoder = draws_pixels(source)
+    if not has_decoder:
+        weights = {name: x for name, x in weights.items() if not name.startswith(DECODER)}
     try:
         sizes = _sizes(source, img_size, norm_pix_loss)
         set_layout(ONE_PROCESS, ANY_DEPTH)
@@ -95,7 +103,7 @@ def _sizes(source: Source, img_size: Sequence[int] | None, norm_pix_loss: bool) 
         num_heads=heads,
         norm_pix_loss=known.get("norm_pix_loss", norm_pix_loss),
     )
-    if source.contents != "pretraining":  # the smallest one, to make the model whole
+    if not draws_pixels(source):  # the smallest one, to make the model whole
         return dict(sizes, decoder_embed_dim=width, decoder_depth=1, decoder_num_heads=heads)
     decoder_width = known["decoder_embed_dim"]
     return dict(

@@ -1,0 +1,72 @@
+"""The package of docs/extend.md, from outside of the project, trains on one and two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from libai_ext.checkpoint import oneflow_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs/extend.md").read_text()
+OPTIONS = ["model.depth=1", "train.global_batch_size=8", "train.train_iter=8"]
+OPTIONS += ["train.warmup_iter=1", "train.log_period=1", "train.evaluation.enabled=True"]
+OPTIONS += ["dataloader.train.num_workers=1", "dataloader.test.num_workers=0"]
+
+
+@pytest.fixture(scope="module")
+def runs(launch, tmp_path_factory):
+    """Folders of the runs by number of processes, and the last evaluation's words."""
+    folder = tmp_path_factory.mktemp("outside")
+    files = dict(re.findall(r"^`(mine/\w+\.py)`\n\n```python\n(.*?)^```", PAGE, re.M | re.S))
+    assert list(files) == [
+        f"mine/{x}.py" for x in ("target", "masking", "source", "task", "config")
+    ]
+    (folder / "mine").mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    env = {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    for processes in (1, 2):
+        options = [*OPTIONS, f"train.output_dir={folder}/{processes}"]
+        launch.train(folder / "mine/config.py", processes, *options, env=env)
+    evaluation = ["--allow-targets", "mine", "--eval-only"]
+    out = launch.train(folder / "1/config.yaml", 1, *evaluation, env=env)
+    return folder, out
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_the_same_curve(runs):
+    one, two = (metrics(runs[0] / name) for name in "12")
+    curves = [[line["total_loss"] for line in lines] for lines in (one, two)]
+    assert len(curves[0]) == 8 and curves[0] == pytest.approx(curves[1], rel=1e-5)
+    assert [line["images_seen"] for line in two] == [8 * step for step in range(1, 9)]
+
+
+@pytest.mark.slow
+def test_each_part_was_in_use(runs):
+    folder, evaluated = runs
+    weights = oneflow_folder.load(folder / "2/model_final")
+    assert weights["decoder_pred.weight"].shape == (64, 1)  # one grey value a patch
+    record = json.loads((folder / "2/model_final/record.json").read_text())
+    assert record["model"]["target"] == "mine.target.MeanColour"
+    log = (folder / "1/log.txt").read_text()
+    assert "cannot read image noise 3: it is here to be skipped; sample 4 stands in" in log
+    assert (folder / "1/tensorboard").is_dir()
+    last = metrics(folder / "1")[-1]["eval/loss"]
+    assert np.isfinite(last)
+    assert f"evaluation on 64 samples: loss {last:.6g}" in evaluated
+
+
+def test_the_page_names_what_is_there():
+    for dotted in re.findall(r"^\| [^|]+ \| `([\w.]+)` \|", PAGE, re.M):
+        module, _, name = dotted.rpartition(".")
+        assert getattr(__import__(module, fromlist=[name]), name).__doc__
