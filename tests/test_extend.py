@@ -13,6 +13,7 @@ import pytest
 from libai_ext.checkpoint import oneflow_folder
 
 ROOT = Path(__file__).resolve().parents[1]
+RUNS = "tests/multiprocess/many_runs.py"
 PAGE = (ROOT / "docs/extend.md").read_text()
 OPTIONS = ["model.depth=1", "train.global_batch_size=8", "train.train_iter=8"]
 OPTIONS += ["train.warmup_iter=1", "train.log_period=1", "train.evaluation.enabled=True"]
@@ -21,7 +22,7 @@ OPTIONS += ["dataloader.train.num_workers=1", "dataloader.test.num_workers=0"]
 
 @pytest.fixture(scope="module")
 def runs(launch, tmp_path_factory):
-    """Folders of the runs by number of processes, and the last evaluation's words."""
+    """Runs in folders by the number of processes; that of one is evaluated from its config.yaml."""
     folder = tmp_path_factory.mktemp("outside")
     files = dict(re.findall(r"^`(mine/\w+\.py)`\n\n```python\n(.*?)^```", PAGE, re.M | re.S))
     assert list(files) == [
@@ -31,12 +32,14 @@ def runs(launch, tmp_path_factory):
     for name, text in files.items():
         (folder / name).write_text(text)
     env = {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    for processes in (1, 2):
-        options = [*OPTIONS, f"train.output_dir={folder}/{processes}"]
-        launch.train(folder / "mine/config.py", processes, *options, env=env)
-    evaluation = ["--allow-targets", "mine", "--eval-only"]
-    out = launch.train(folder / "1/config.yaml", 1, *evaluation, env=env)
-    return folder, out
+    options = ["--config-file", f"{folder}/mine/config.py", *OPTIONS]
+    again = ["--config-file", f"{folder}/1/config.yaml", "--allow-targets", "mine", "--eval-only"]
+    for processes, then in ((1, [again]), (2, [])):
+        path = folder / f"commands-{processes}.json"
+        path.write_text(json.dumps([[*options, f"train.output_dir={folder}/{processes}"], *then]))
+        command = ["-m", "libai_ext.launch", "--nproc-per-node", processes, RUNS, path]
+        launch.python(*command, env=env)
+    return folder
 
 
 def metrics(folder):
@@ -45,7 +48,7 @@ def metrics(folder):
 
 @pytest.mark.slow
 def test_the_same_curve(runs):
-    one, two = (metrics(runs[0] / name) for name in "12")
+    one, two = (metrics(runs / name) for name in "12")
     curves = [[line["total_loss"] for line in lines] for lines in (one, two)]
     assert len(curves[0]) == 8 and curves[0] == pytest.approx(curves[1], rel=1e-5)
     assert [line["images_seen"] for line in two] == [8 * step for step in range(1, 9)]
@@ -53,17 +56,17 @@ def test_the_same_curve(runs):
 
 @pytest.mark.slow
 def test_each_part_was_in_use(runs):
-    folder, evaluated = runs
-    weights = oneflow_folder.load(folder / "2/model_final")
+    weights = oneflow_folder.load(runs / "2/model_final")
     assert weights["decoder_pred.weight"].shape == (64, 1)  # one grey value a patch
-    record = json.loads((folder / "2/model_final/record.json").read_text())
+    record = json.loads((runs / "2/model_final/record.json").read_text())
     assert record["model"]["target"] == "mine.target.MeanColour"
-    log = (folder / "1/log.txt").read_text()
+    log = (runs / "1/log.txt").read_text()
     assert "cannot read image noise 3: it is here to be skipped; sample 4 stands in" in log
-    assert (folder / "1/tensorboard").is_dir()
-    last = metrics(folder / "1")[-1]["eval/loss"]
+    assert (runs / "1/tensorboard").is_dir()
+    last = metrics(runs / "1")[-1]["eval_loss"]
     assert np.isfinite(last)
-    assert f"evaluation on 64 samples: loss {last:.6g}" in evaluated
+    # Once while training, once from the config as text.
+    assert log.count(f"evaluation on 64 samples: loss {last:.6g}") == 2
 
 
 def test_the_page_names_what_is_there():

@@ -30,16 +30,22 @@ def masks(masking, count):
 
 
 @pytest.mark.parametrize(
-    "grid, ratio",
-    [((14, 14), 0.75), ((14, 14), 0.4), ((8, 32), 0.6), ((2, 4), 0.75), ((1, 9), 0.5)],
+    "grid, ratio, least",
+    [((14, 14), 0.75, 16), ((14, 14), 0.4, 16), ((8, 32), 0.6, 16), ((2, 4), 0.75, 2)],
 )
-def test_blocks_remove_the_exact_number(grid, ratio):
-    masking = BlockwiseMasking(grid, num_kept(grid[0] * grid[1], ratio))
+def test_blocks_remove_the_exact_number(grid, ratio, least):
+    masking = BlockwiseMasking(grid, num_kept(grid[0] * grid[1], ratio), min_patches=least)
     found, noise = masks(masking, 200)
     assert noise.dtype == np.float32
     assert (found.sum(axis=(1, 2)) == grid[0] * grid[1] - masking.num_kept).all()
     np.testing.assert_array_equal(found.reshape(200, -1), noise >= 1)
+    # No patch is removed always or never.
     assert found.any(axis=0).all() and not found.all(axis=0).any()
+
+
+def test_blocks_that_are_larger_than_all_that_is_removed():
+    with pytest.raises(ConfigError, match="min_patches=16 patches, model.mask_ratio removes 6:"):
+        BlockwiseMasking((2, 4), 2)
 
 
 def test_blocks_are_blocks():

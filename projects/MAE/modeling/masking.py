@@ -8,7 +8,7 @@ import numpy as np
 import oneflow as flow
 
 from libai_ext.data.sampler import SampleKey
-from libai_ext.errors import DataError
+from libai_ext.errors import ConfigError, DataError
 
 
 class MaskingNoise:
@@ -78,6 +78,9 @@ class BlockwiseMasking(Masking):
     an aspect ratio from ``min_aspect`` to its inverse, uniform in the logarithm as in BEiT's code.
     BEiT ends near its ratio; here the last block gives back, from its lower right, what is too
     much, since all samples keep the same number of patches.
+
+    Raises:
+        ConfigError: fewer patches are removed than the smallest block has.
     """
 
     def __init__(
@@ -88,6 +91,12 @@ class BlockwiseMasking(Masking):
         min_aspect: float = 0.3,
     ):
         super().__init__(grid, num_kept)
+        removed = self.grid[0] * self.grid[1] - num_kept
+        if min_patches > removed:
+            raise ConfigError(
+                f"BlockwiseMasking: a block has at least min_patches={min_patches} patches, "
+                f"model.mask_ratio removes {removed}: set min_patches to less"
+            )
         self.min_patches = min_patches
         self.min_aspect = min_aspect
 
