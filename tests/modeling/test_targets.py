@@ -24,6 +24,7 @@ from projects.MAE.pictures import visualize
 from projects.MAE.tasks import Pretraining
 from projects.MAE.weights.describe import describe
 from projects.MAE.weights.load import load_weights
+from projects.MAE.weights.model import model_of
 from projects.MAE.weights.packing import PUBLISHED
 
 GOLDEN = np.load(Path(__file__).resolve().parents[1] / "golden" / "hog_numbers.npz")
@@ -63,6 +64,19 @@ def test_pixels_are_those_of_before():
         expected = (patch - patch.mean()) / np.sqrt(patch.var(ddof=1) + 1e-6)
         np.testing.assert_allclose(found[1, 6], expected if normalized else patch, atol=1e-5)
         np.testing.assert_allclose(target.as_pixels(found[1, 6:7], patch[None])[0], patch, 0, 1e-5)
+
+
+def test_a_teacher_of_hugging_face():
+    """Its folder says its heads; what else is known of it comes along."""
+    folder = str(Path(__file__).resolve().parents[1] / "golden/hf_pretrain")
+    target = TeacherFeatures(folder)
+    target.prepare((8, 8), 2, 3)
+    images = to_global(np.load(f"{folder}.npz")["images"], batch_sbp())
+    with flow.no_grad():
+        tokens = model_of(folder).model.features(images).numpy()[:, 1:]
+    centred = tokens - tokens.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(target(images).numpy(), expected, atol=1e-4)
 
 
 def test_a_teacher_that_has_changed_is_another_one(teacher, tmp_path):
