@@ -95,6 +95,8 @@ def test_a_teacher_that_has_changed_is_another_one(teacher, tmp_path):
 def test_one_target_at_a_time():
     with pytest.raises(ConfigError, match="norm_pix_loss=True is for pixels"):
         autoencoder(target=Hog(cell=4), norm_pix_loss=True)
+    with pytest.raises(ConfigError, match="pixels are the target of a model without model.target"):
+        autoencoder(target=Pixels())
 
 
 class Trained(Target):
@@ -226,7 +228,7 @@ def test_a_checkpoint_says_what_it_predicts(tmp_path):
     assert describe(run)[1].record.model["target"] == record["model"]["target"]
     subject = visualize.load(run, PUBLISHED, img_size=(16, 16))
     assert not subject.has_decoder and subject.target == record["model"]["target"]
-    assert subject.notes[-1].endswith("hog.Hog, which cannot be shown: no reconstruction")
+    assert subject.notes[-1].endswith("hog.Hog, not pixels: no reconstruction is drawn")
     # Its whole, decoder included, goes back into a model of its kind, and no other.
     again = autoencoder(target=Hog(cell=4))
     load_weights(again, run)

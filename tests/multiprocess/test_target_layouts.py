@@ -34,6 +34,7 @@ class Runs:
             *("train.log_period=1", f"train.checkpointer.period={SAVED_AT}"),
             "dataloader.train.num_workers=0",
             f"graph.enabled={layout != 'tp2'}",
+            f"train.activation_checkpoint.enabled={layout == 'dp2'}",
             f"train.output_dir={self.folder}/{recipe}-{layout}",
             f"train.dist.data_parallel_size={data}",
             f"train.dist.tensor_parallel_size={tensor}",

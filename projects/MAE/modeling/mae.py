@@ -78,6 +78,8 @@ class MaskedAutoencoder(nn.Module):
             raise ConfigError(
                 "model.norm_pix_loss=True is for pixels: with a model.target leave it False"
             )
+        if type(target) is Pixels:  # checkpoints say norm_pix_loss, and no target for pixels
+            raise ConfigError("pixels are the target of a model without model.target")
         self.target = Pixels(norm_pix_loss) if target is None else target
         self.target.prepare(self.patch_embed.img_size, patch_size, in_chans)
         _check_untrained(self.target)

@@ -78,7 +78,7 @@ def load(
         notes.append(f"{weights} does not say norm_pix_loss: off (else: --norm-pix-loss)")
     target = known.model.get("target")
     if target:
-        notes.append(f"{weights} predicts {target}, which cannot be shown: no reconstruction")
+        notes.append(f"{weights} predicts {target}, not pixels: no reconstruction is drawn")
     mean, std = list(data["mean"]), list(data["std"])
     transform = None if img_size else _recorded_transform(source)
     if transform is None:
