@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from libai_ext.checkpoint import oneflow_folder, safetensors_file, torch_file
+from libai_ext.checkpoint import oneflow_folder, safetensors_file, sharded, torch_file
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.files import map_file
 from libai_ext.checkpoint.record import read_text
 
 # What `save_pretrained` of Hugging Face leaves in a folder, in the order of preference.
-PRETRAINED_FILES = ("model.safetensors", "pytorch_model.bin")
+PRETRAINED_FILES = ("model.safetensors", "pytorch_model.bin", *sharded.INDEXES)
 # In a run's output folder: the name of its last checkpoint.
 POINTER = "last_checkpoint"
 
@@ -36,7 +36,7 @@ def locate(path: str | os.PathLike[str]) -> str:
     if os.path.isfile(os.path.join(path, "config.yaml")):
         raise CheckpointError(f"{path}: the run has no checkpoint yet")
     raise CheckpointError(
-        f"{path}: a folder without {', '.join(PRETRAINED_FILES)} or {oneflow_folder.PICKLE}"
+        f"{path}: a folder without {', '.join(PRETRAINED_FILES[:2])} or {oneflow_folder.PICKLE}"
     )
 
 
@@ -52,6 +52,8 @@ def _last_checkpoint(run: str) -> str:
 def _reader(path: str) -> Any:
     if os.path.isdir(path):
         return oneflow_folder
+    if sharded.is_index(path):
+        return sharded
     return safetensors_file if is_safetensors(path) else torch_file
 
 

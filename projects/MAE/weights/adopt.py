@@ -127,6 +127,8 @@ def _refuse(
         ConfigError: a size of the config is another one in the weights.
     """
     known = source.record.model
+    if not start.whole and compare.grey_of_colours(wanted, known):
+        wanted = {key: value for key, value in wanted.items() if key != "in_chans"}
     found = compare.contradictions(wanted, known, sizes, "model.")
     if start.whole and source.contents == "classifier" and "num_classes" in cfg.model:
         found += compare.contradictions(cfg.model, known, compare.HEAD, "model.")

@@ -21,6 +21,8 @@ from projects.MAE.weights.shapes import sizes_of
 
 logger = logging.getLogger(__name__)
 
+PATCHES = "patch_embed.proj.weight"  # [D, C, P, P]
+
 
 def load_weights(
     model: MaskedAutoencoder | ViTClassifier,
@@ -63,6 +65,12 @@ def load_weights(
     skip = () if hasattr(model, "decoder_blocks") else DECODER
     try:
         weights, left_out = to_ours(state, source.style, _heads(own, source), skip)
+        if compare.grey_of_colours(own, source.record.model):
+            weights[PATCHES] = weights[PATCHES].sum(axis=1, keepdims=True)
+            logger.warning(
+                f"{path}: the model has one channel, the file three: its patch embedding is the "
+                "sum over them"
+            )
         matched = match(
             {name: tuple(tensor.shape) for name, tensor in tensors.items()},
             weights,
@@ -103,6 +111,8 @@ def _check(own: dict[str, Any], source: Source, replaced: Sequence[str]) -> None
                 "finetune.path"
             )
         keys += compare.HEAD
+    if compare.grey_of_colours(own, source.record.model) and replaced:
+        keys = tuple(key for key in keys if key != "in_chans")
     differing = compare.contradictions(own, source.record.model, keys)
     if differing:
         raise CheckpointError(f"{source.path} is of another model: {'; '.join(differing)}")
