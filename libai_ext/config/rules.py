@@ -199,13 +199,15 @@ def check(
             raise ConfigError(f"the config has no node '{name}'")
     check_targets(cfg)
     splits = [name for name, node in cfg.dataloader.items() if node is not None]
-    for key in (*_CALLED, *called, *(f"dataloader.{name}.dataset" for name in splits)):
+    evals = _evals(cfg)
+    for key in (*_CALLED, *called, *(f"dataloader.{name}.dataset" for name in splits), *evals):
         _check_called(cfg, key)
     _check_names(cfg.train, get_config("common/train.py").train, "train")
     check_arguments(cfg)
     _check_data(cfg)
     problems = []
-    for key, rule in {**RULES, **(rules or {})}.items():
+    periods = {f"{key}.{name}": rule for key in evals for name, rule in _PERIODS.items()}
+    for key, rule in {**RULES, **periods, **(rules or {})}.items():
         value = OmegaConf.select(cfg, key, default=_ABSENT)
         if value is _ABSENT or (value is None and rule.unset):
             continue
@@ -216,6 +218,14 @@ def check(
 
 
 _ABSENT = object()
+_EVALS = "train.evaluation.evals"
+_PERIODS = {"period": whole(1, unset=True), "epoch": number(0, unset=True, above=True)}
+
+
+def _evals(cfg: DictConfig) -> list[str]:
+    """Keys of the evaluators that are not switched off by null."""
+    evals = OmegaConf.select(cfg, _EVALS) or {}
+    return [f"{_EVALS}.{name}" for name, node in evals.items() if node is not None]
 
 
 def _check_called(cfg: DictConfig, key: str) -> None:
@@ -250,7 +260,11 @@ def _check_names(node: DictConfig, known: DictConfig, prefix: str) -> None:
                 f"unknown config key '{prefix}.{name}'{did_you_mean(name, known, prefix)}"
             )
         inner, model = node._get_node(name), known._get_node(name)
-        if isinstance(model, DictConfig) and "_target_" not in model:
+        if (
+            f"{prefix}.{name}" != _EVALS
+            and isinstance(model, DictConfig)
+            and "_target_" not in model
+        ):
             if not isinstance(inner, DictConfig):
                 raise ConfigError(f"{prefix}.{name} is a group of keys: {', '.join(model)}")
             _check_names(inner, model, f"{prefix}.{name}")

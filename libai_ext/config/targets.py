@@ -19,7 +19,7 @@ _RECIPES = re.compile(
     r"oneflow\.nn\.optimizer\.adamw"
     r"|libai_ext\.data\.(auto_augment|dataset|mixup|random_erasing|sources|transforms)"
     r"|libai_ext\.(engine\.graph|layers\.drop_path|optim\.(lars|param_groups|schedule))"
-    r"|projects\.\w+\.(tasks|modeling\.(archs|masking))"
+    r"|projects\.\w+\.(tasks|modeling\.(archs|masking)|evaluation\.evaluators)"
 )
 # Packages of the user's own.
 _added: list[str] = []
