@@ -87,7 +87,8 @@ def draw(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        both = sum(any(name in metrics for metrics in runs.values()) for name in styles) > 1
+        present = [name for name in styles if name in found]
+        both = len(present) > 1 or any("/" in name for name in present)
         for number, (run, metrics) in enumerate(runs.items()):
             for name, style in styles.items():
                 if name in metrics:
