@@ -10,18 +10,10 @@ import time
 import pytest
 from hostile_peer import ATTACKS, Hostile, replay
 
-from libai_ext import peers, ports
+from libai_ext import peers
 from libai_ext.peers import Peers
 
 SECRET = "known to the launchers alone"
-
-
-@pytest.fixture
-def port():
-    number, held = ports.free()
-    yield number
-    for name in held:
-        name.close()
 
 
 @pytest.fixture
