@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh
-.venv/bin/ruff check .
+bash tools/dev/check.sh
 exec .venv/bin/python -m pytest "$@"
