@@ -163,8 +163,8 @@ def when(started: object, events: EventAccumulator) -> dict[str, str]:
     tags = events.Tags()["scalars"]
     times = [event.wall_time for tag in tags for event in events.Scalars(tag)]
     try:
-        times.append(datetime.datetime.fromisoformat(started).timestamp())
-    except (TypeError, ValueError):
+        times.append(datetime.datetime.fromisoformat(str(started)).timestamp())
+    except ValueError:
         pass  # version 0.1 did not keep it
     if not times:
         return {"date": "unknown"}

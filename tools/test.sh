@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh
-.venv/bin/ruff check .
+bash tools/dev/check.sh
 if [ "${1:-}" = --quick ]; then
   set -- -m quick "${@:2}"
 fi

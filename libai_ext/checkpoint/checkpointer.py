@@ -267,9 +267,9 @@ def _read_state(folder: str) -> Any:
 
 def _iteration(path: Path) -> int:
     """The last iteration that a checkpoint contains; -1 when it is too damaged to say."""
-    number = _NAMES.fullmatch(path.name).group(1)
-    if number.isdigit():
-        return int(number)
+    number = _NAMES.fullmatch(path.name)
+    if number and number[1].isdigit():
+        return int(number[1])
     try:
         return int(json.loads(record.read_text(str(path / PROGRESS)))["iteration"])
     except (ValueError, KeyError, TypeError):

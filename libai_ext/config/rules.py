@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -165,19 +165,24 @@ def complete(cfg: DictConfig) -> list[str]:
     Returns:
         A sentence that names them, where there are any.
     """
-    node, filled = cfg.get("train"), []
+    node = cfg.get("train")
+    filled: list[str] = []
     if isinstance(node, DictConfig):
         _fill(node, get_config("common/train.py").train, "train", filled)
     return [f"keys that the config lacks, by default: {', '.join(filled)}"] if filled else []
 
 
 def _fill(node: DictConfig, defaults: DictConfig, prefix: str, filled: list[str]) -> None:
-    for name in defaults:
+    for name in map(str, defaults):
         inner, default = node._get_node(name), defaults._get_node(name)
         if inner is None:
             node[name] = default
             filled.append(f"{prefix}.{name}={_shown(defaults[name])}")
-        elif isinstance(inner, DictConfig) and "_target_" not in default:
+        elif (
+            isinstance(inner, DictConfig)
+            and isinstance(default, DictConfig)
+            and "_target_" not in default
+        ):
             _fill(inner, default, f"{prefix}.{name}", filled)
 
 
@@ -246,7 +251,8 @@ def _check_data(cfg: DictConfig) -> None:
 
 def _references(node) -> Iterator[str]:
     if isinstance(node, (DictConfig, ListConfig)) and not node._is_interpolation():
-        for name in node if isinstance(node, DictConfig) else range(len(node)):
+        names: Iterable = node if isinstance(node, DictConfig) else range(len(node))
+        for name in names:
             yield from _references(node._get_node(name))
     elif node is not None and node._is_interpolation():
         yield node._value()
@@ -254,7 +260,7 @@ def _references(node) -> Iterator[str]:
 
 def _check_names(node: DictConfig, known: DictConfig, prefix: str) -> None:
     """Recursively; a node with a ``_target_`` has its own parameters to be compared with."""
-    for name in node:
+    for name in map(str, node):
         if name not in known:
             raise ConfigError(
                 f"unknown config key '{prefix}.{name}'{did_you_mean(name, known, prefix)}"
@@ -266,7 +272,9 @@ def _check_names(node: DictConfig, known: DictConfig, prefix: str) -> None:
             and "_target_" not in model
         ):
             if not isinstance(inner, DictConfig):
-                raise ConfigError(f"{prefix}.{name} is a group of keys: {', '.join(model)}")
+                raise ConfigError(
+                    f"{prefix}.{name} is a group of keys: {', '.join(map(str, model))}"
+                )
             _check_names(inner, model, f"{prefix}.{name}")
 
 

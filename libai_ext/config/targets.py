@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import re
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -59,7 +59,7 @@ def calls(node, key: str = "") -> Iterator[tuple[str, DictConfig]]:
 def _nodes(node, key: str) -> Iterator[tuple[str, Any]]:
     yield key, node
     if isinstance(node, DictConfig):
-        names = list(node)
+        names: Iterable = list(node)
     elif isinstance(node, ListConfig):
         names = range(len(node))
     else:
@@ -103,7 +103,7 @@ def check_arguments(cfg: DictConfig) -> None:
         known = parameters(node, key)
         if any(p.kind is p.VAR_KEYWORD for p in known.values()):
             continue
-        for name in node:
+        for name in map(str, node):
             if name != "_target_" and name not in known:
                 raise ConfigError(
                     f"unknown config key '{key}.{name}'{did_you_mean(name, known, key)} "

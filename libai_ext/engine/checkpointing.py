@@ -94,10 +94,10 @@ class Evaluation(HookBase):
         named = {metric_names.of_result(name): value for name, value in results.items()}
         self.trainer.storage.put_scalars(**named, smoothing_hint=False)
         if self.metric is not None:
-            self._compare(results)
+            self._compare(results[self.metric])
 
-    def _compare(self, results: dict[str, float]) -> None:
-        value, iteration = results[self.metric], self.trainer.iter
+    def _compare(self, value: float) -> None:
+        iteration = self.trainer.iter
         # Rank 0 alone knows whether the best so far could be written.
         if _broadcast_py_object(self._is_best(value)):
             best = {"metric": self.metric, "value": value, "iteration": iteration}

@@ -58,7 +58,7 @@ def evaluate(
 
 def on_rank_0(tensor: flow.Tensor) -> np.ndarray:
     """The whole tensor where the rank is 0, nothing of use elsewhere; all ranks must call it."""
-    first = [0] if tensor.placement.ranks.ndim == 1 else [[0]]
+    first: list = [0] if tensor.placement.ranks.ndim == 1 else [[0]]
     return dist.tton(tensor, ranks=first)
 
 
@@ -68,7 +68,7 @@ class MeanOf:
     def __init__(self, **names: str):
         """``names``: result name = output name."""
         self.names = names
-        self.values = {name: [] for name in names}
+        self.values: dict[str, list] = {name: [] for name in names}
 
     def process(self, inputs, outputs) -> None:
         for name, output in self.names.items():

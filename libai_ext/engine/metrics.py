@@ -132,17 +132,16 @@ class Classification:
             samples: their names, such as file paths; their number from 0 where not given.
         """
         columns = [self._column(number) for number in range(5)]
-        if samples is None:
-            samples = range(len(columns[0]))
+        names = range(len(columns[0])) if samples is None else samples
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = target.with_name(target.name + ".tmp")
         with unfinished.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["sample", "label", "predicted", "probability", "rank", "loss"])
-            for sample, label, predicted, rank, loss, share in zip(samples, *columns):
-                names = map(cell, (str(sample), self.classes[label], self.classes[predicted]))
-                writer.writerow([*names, f"{share:.6g}", rank, f"{loss:.6g}"])
+            for sample, label, predicted, rank, loss, share in zip(names, *columns):
+                cells = map(cell, (str(sample), self.classes[label], self.classes[predicted]))
+                writer.writerow([*cells, f"{share:.6g}", rank, f"{loss:.6g}"])
         os.replace(unfinished, target)
 
     def _column(self, number: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
+from typing import Any
 
 import oneflow as flow
 from libai.engine import hooks
@@ -60,11 +61,16 @@ class Trainer(DefaultTrainer):
         """
         TrainerBase.__init__(self)
         self.cfg = cfg
-        self.dataset = self.order = self.optimizer = self.lr_scheduler = self.test_set = None
+        # None for a trainer that does not need them.
+        self.dataset: Any = None
+        self.order: Any = None
+        self.optimizer: Any = None
+        self.lr_scheduler: Any = None
+        self.test_set: Any = None
         kind = GraphSteps if cfg.graph.enabled else EagerSteps
         self.steps = kind(self, StepGuard(self, cfg.train.max_nonfinite_steps))
         self.means = Means()
-        self._batches = None
+        self._batches: Any = None
         # Why the run has to end after this iteration, on every rank.
         self.unavailable: DataUnavailable | None = None
         if training:
@@ -139,7 +145,7 @@ class Trainer(DefaultTrainer):
     def build_checkpointer(self) -> Checkpointer:
         """In graph mode the graph owns the optimizer's state; the schedule of the eager side is
         kept as well, since it is what the log shows."""
-        items = {}
+        items: dict[str, Any] = {}
         if self.average is not None:
             items["ema"] = self.average
         if self.cfg.graph.enabled:

@@ -85,5 +85,5 @@ def tile(pictures: np.ndarray) -> Image.Image:
         for column, picture in enumerate(sample):
             left = _MARGIN + column * (width + _MARGIN)
             canvas[top : top + height, left : left + width] = picture
-    pixels = np.uint8(np.round(canvas * 255))
+    pixels = np.round(canvas * 255).astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)

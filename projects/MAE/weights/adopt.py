@@ -204,7 +204,7 @@ def _differences(cfg: DictConfig, source: Source, start: Start) -> list[str]:
     """
     known, found = source.record, []
     for node, keys in (("model", ("norm_pix_loss",)), ("data", ("mode", "mean", "std"))):
-        own = OmegaConf.to_container(cfg[node], resolve=True) if node in cfg else {}
+        own: Any = OmegaConf.to_container(cfg[node], resolve=True) if node in cfg else {}
         values = known.model if node == "model" else known.data
         found += compare.contradictions(own, values, keys, f"{node}.")
     if found and start.evaluate:

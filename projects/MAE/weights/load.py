@@ -51,7 +51,7 @@ def load_weights(
         raise ConfigError(
             f"finetune.weight_style must be 'oneflow' or 'pytorch', not {weight_style!r}"
         )
-    state, source = describe(path, grid=tuple(grid) if grid else None)
+    state, source = describe(path, grid=(grid[0], grid[1]) if grid else None)
     found = "oneflow" if source.style == "ours" else "pytorch"
     if weight_style not in (None, found):
         raise CheckpointError(
@@ -101,7 +101,7 @@ def _check(own: dict[str, Any], source: Source, replaced: Sequence[str]) -> None
     Raises:
         CheckpointError: the file is of a model with other sizes; names both of each.
     """
-    keys = compare.ENCODER
+    keys: tuple[str, ...] = compare.ENCODER
     if "decoder_depth" in own and source.contents == "pretraining":
         keys += compare.DECODER
     if "num_classes" in own and "head." not in replaced:

@@ -140,7 +140,7 @@ def shapes_in(state: Mapping[str, Any], style: str) -> dict[str, tuple[int, ...]
 def names_in(state: Iterable[str], style: str) -> list[str]:
     """Our names of the tensors in a state dict, those that are in our table."""
     rows = ROWS_BY_THEIRS[style]
-    found = {}
+    found: dict[str, None] = {}
     for name in state:
         template, number = split_number(without_alias(name))
         if template in rows:

@@ -107,8 +107,8 @@ def _layers() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
         styles = (ours, fb, hf, hf, mm)
         yield kind, [() if name is None else (name,) for name in styles]
     for prefixes in _BLOCK_PREFIXES:
-        for kind, *names in _INSIDE_BLOCKS:
-            parts = [(name,) if isinstance(name, str) else name for name in names]
+        for kind, *inner in _INSIDE_BLOCKS:
+            parts = [(name,) if isinstance(name, str) else name for name in inner]
             yield kind, [tuple(p + n for n in part) for p, part in zip(prefixes, parts)]
 
 

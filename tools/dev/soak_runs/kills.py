@@ -202,7 +202,7 @@ def kill_one_layout(
                 disturbed += moment != "ended before"
             else:
                 moment = kill(job, kind == 0, seconds, rng)
-            faults["hanging"] += [fault] * (fault is not None)
+            faults["hanging"] += [] if fault is None else [fault]
             faults["damaged"] += unreadable(job)
             where[moment] = where.get(moment, 0) + 1
             if moment == "ended before":
