@@ -52,10 +52,6 @@ class Pretraining:
             if cfg.dataloader.get(split) is not None:
                 cfg.dataloader[split].dataset.fields[0].num_patches = rows * columns
 
-    def pipeline_layers(self, model: DictConfig) -> int:
-        """Layers numbered by the model: encoder and decoder form one pipeline."""
-        return model.depth + model.decoder_depth
-
     def record(self, cfg: DictConfig, dataset) -> dict:
         """What each checkpoint says of its model, see :mod:`projects.MAE.weights.record`."""
         return of_config(cfg).plain()
@@ -113,9 +109,6 @@ class Classification:
                 f"train.train_micro_batch_size {micro} is odd: mixup pairs "
                 "the samples of a micro-batch (dataloader.train.dataset.mixer=null switches it off)"
             )
-
-    def pipeline_layers(self, model: DictConfig) -> int:
-        return model.depth
 
     def record(self, cfg: DictConfig, dataset) -> dict:
         """What each checkpoint says of its model, the names of its classes included."""

@@ -50,12 +50,11 @@ def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run
     starts = weights and not Path(path).exists() and cfg.get("finetune") is not None
     if starts:
         cfg = resolve(config_file, opts)
-    task = instantiate(cfg.task)
-    set_layout(cfg.train.dist, task.pipeline_layers(cfg.model))
+    set_layout(cfg.train.dist)
     flow.manual_seed(cfg.train.seed)
     model = instantiate(fresh(cfg.model))
     if starts:
-        task.start_from(model, cfg)
+        instantiate(cfg.task).start_from(model, cfg)
     elif weights:
         # An encoder alone will do for features, or a classifier with its last norm.
         load_weights(model, path, replaced=(*DECODER, "head"), grid=cfg.train.load_grid)
