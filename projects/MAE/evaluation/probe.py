@@ -161,14 +161,6 @@ def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
     images, noise = (_stack(dataset, indices, name) for name in ("images", "noise"))
     with flow.no_grad():
         out = model(to_global(images, batch_sbp()), to_global(noise, batch_sbp()))
-    pictures = panels(
-        images,
-        out["prediction"].numpy(),
-        out["mask"].numpy(),
-        model.patch_embed.grid_size,
-        cfg.data.mean,
-        cfg.data.std,
-        model.norm_pix_loss,
-    )
+    pictures = panels(model, cfg.data, images, out["prediction"].numpy(), out["mask"].numpy())
     rows = [[*left, *right] for left, right in zip(pictures[::2], pictures[1::2])]
     return sheet(rows, TITLES * 2, scale)
