@@ -193,8 +193,8 @@ class Classification:
         if self.per_class:
             (folder / "per_class.txt").write_text(evaluator.table() + "\n", encoding="utf-8")
         if self.confusion:
-            picture = confusion.draw(evaluator.confusion(), evaluator.classes)
-            picture.save(folder / "confusion.png")
+            figure = confusion.draw(evaluator.confusion(), evaluator.classes)
+            figure.savefig(folder / "confusion.png", dpi=100, bbox_inches="tight")
         if self.predictions:
             names = [dataset.source.name(index) for index in range(len(dataset))]
             evaluator.write_predictions(str(folder / "predictions.csv"), names)
