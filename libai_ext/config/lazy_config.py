@@ -15,7 +15,7 @@ from libai.config import instantiate as _instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from libai_ext.config import safe_yaml, values
-from libai_ext.config.names import did_you_mean, from_elsewhere
+from libai_ext.config.names import did_you_mean, from_elsewhere, question
 from libai_ext.config.targets import check_targets, parameters
 from libai_ext.errors import ConfigError, UserError
 
@@ -186,7 +186,7 @@ def _nearest(key: str, known: list[str]) -> str:
     told = from_elsewhere(key)
     best = [k for k in same_name if f"'{k}'" in told or not told]
     if best:
-        return f": did you mean '{best[0]}'?"
+        return question(best[0])
     return told or did_you_mean(key, known) or "; see --print-config"
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from libai.utils import distributed as dist
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
-from libai_ext.checkpoint import record
-from libai_ext.checkpoint.checkpointer import POINTER
+from libai_ext.checkpoint import pointer, record
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.data.tolerant import Tolerant
 from libai_ext.data.walk import some
@@ -61,8 +60,8 @@ def saved(path: str) -> list[str] | None:
 
 def _read(path: Path) -> list[str] | None:
     try:
-        path = path / record.read_text(str(path / POINTER)).decode().strip()
-    except ValueError:  # no run, but a checkpoint or nothing of the kind
+        path = pointer.read(path)
+    except CheckpointError:  # no run, but a checkpoint or nothing of the kind
         pass
     try:
         names = (record.read(str(path)) or {}).get("classes")

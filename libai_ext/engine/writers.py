@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from libai_ext.engine import metric_names
 from libai_ext.engine.logs import FILES_ONLY
+from libai_ext.files.atomic import write_text
 from libai_ext.launch.exit_report import ON_TERMINAL
 
 logger = logging.getLogger(__name__)
@@ -124,12 +125,7 @@ class MetricsFile(_File):
         if iteration and path.exists():
             lines = path.read_text(errors="replace").splitlines()
             kept = [line + "\n" for line in lines if _upto(line, iteration)]
-        partial = path.with_name(f"{path.name}.new")
-        with partial.open("w") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_text(path, "".join(kept))
         self.size = path.stat().st_size
 
 

@@ -178,7 +178,7 @@ def _given(args: argparse.Namespace) -> DictConfig:
 
 
 def _build(cfg: DictConfig, notes: Sequence[str], args: argparse.Namespace) -> TaskTrainer:
-    set_up(cfg, instantiate(cfg.task).pipeline_layers(cfg.model), log_files=not args.dry_run)
+    set_up(cfg, log_files=not args.dry_run)
     for note in notes:
         logger.info(note)
     trainer = TaskTrainer(cfg, training=not args.eval_only)

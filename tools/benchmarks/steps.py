@@ -265,7 +265,7 @@ def our_side(side: str, task: str, size: str):
 
     image, patch, encoder, decoder, _ = SIZES[size]
     sizes = dict(data_parallel_size=1, tensor_parallel_size=1, pipeline_parallel_size=1)
-    set_layout(DictConfig(sizes), encoder[1] + decoder[1])
+    set_layout(DictConfig(sizes))
     if task == "pretrain":
         model = MaskedAutoencoder(image, patch, 3, *encoder, *decoder).train()
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from typing import Any, Sequence
 
 import numpy as np
 from libai.utils import distributed as dist
@@ -134,7 +134,7 @@ def _features(trainer, dataset) -> tuple[np.ndarray, np.ndarray]:
         return {"features": probe.pooled(model, images)}
 
     loader = _loader(trainer, dataset)
-    found = evaluate(
+    found: Any = evaluate(
         model, loader, trainer.get_batch, _Collect(), trainer.test_batches, forward=forward
     )
     return found.get("features"), found.get("labels")

@@ -52,12 +52,11 @@ def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run
     starts = weights and not Path(path).exists() and cfg.get("finetune") is not None
     if starts:
         cfg = resolve(config_file, opts)
-    task = instantiate(cfg.task)
-    set_layout(cfg.train.dist, task.pipeline_layers(cfg.model))
+    set_layout(cfg.train.dist)
     flow.manual_seed(cfg.train.seed)
     model = instantiate(fresh(cfg.model))
     if starts:
-        task.start_from(model, cfg)
+        instantiate(cfg.task).start_from(model, cfg)
     elif weights:
         # An encoder alone will do for features, or a classifier with its last norm.
         load_weights(model, path, replaced=(*DECODER, "head"), grid=cfg.train.load_grid)
@@ -151,7 +150,8 @@ def nearest_neighbours(run: Run, counts: Sequence[int] | None = None) -> dict[in
         DataError: fewer training samples than neighbours that were asked for, or none asked
             for; see also :func:`labelled`.
     """
-    return neighbours_accuracy(*_both(run), counts)
+    train, test = _both(run)
+    return neighbours_accuracy(train, test, counts)
 
 
 def neighbours_accuracy(train, test, counts: Sequence[int] | None = None) -> dict[int, float]:
@@ -183,14 +183,6 @@ def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
     images, noise = (_stack(dataset, indices, name) for name in ("images", "noise"))
     with flow.no_grad():
         out = model(to_global(images, batch_sbp()), to_global(noise, batch_sbp()))
-    pictures = panels(
-        images,
-        out["prediction"].numpy(),
-        out["mask"].numpy(),
-        model.patch_embed.grid_size,
-        cfg.data.mean,
-        cfg.data.std,
-        model.norm_pix_loss,
-    )
+    pictures = panels(model, cfg.data, images, out["prediction"].numpy(), out["mask"].numpy())
     rows = [[*left, *right] for left, right in zip(pictures[::2], pictures[1::2])]
     return sheet(rows, TITLES * 2, scale)

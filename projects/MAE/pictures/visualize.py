@@ -184,15 +184,7 @@ def reconstruction_rows(
         # The lowest noise stays visible.
         noise = to_global(np.float32(hidden), batch_sbp())
         out = model(to_global(images, batch_sbp()), noise)
-    pictures = panels(
-        images,
-        out["prediction"].numpy(),
-        out["mask"].numpy(),
-        model.patch_embed.grid_size,
-        subject.mean,
-        subject.std,
-        model.norm_pix_loss,
-    )
+    pictures = panels(model, subject, images, out["prediction"].numpy(), out["mask"].numpy())
     return [list(row if subject.has_decoder else row[:2]) for row in pictures]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.plain import Placeholder
 from libai_ext.checkpoint.tensors import TensorInfo
+from libai_ext.config.names import nearest
 from projects.MAE.weights.names import (
     COPY,
     LEFT_OUT,
@@ -37,15 +37,15 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(f"{name!s:.120}" for name in names[:SHOWN]) + more
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def with_nearest(name: str, known: Iterable[str]) -> str:
     """The name with the one that was probably meant."""
-    close = difflib.get_close_matches(name[:120], list(known), 1)
-    return f"{name:.120} (nearest known: {close[0]})" if close else name
+    close = nearest(name, known)
+    return f"{name:.120} (nearest known: {close})" if close else name
 
 
 def _nearest_in_table(name: str, rows: Iterable[str]) -> str:
     number = split_number(name)[1]
-    return nearest(name, [row.replace("#", number) for row in rows])
+    return with_nearest(name, [row.replace("#", number) for row in rows])
 
 
 def _is_tensor(value: Any) -> bool:

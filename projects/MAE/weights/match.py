@@ -13,7 +13,7 @@ import numpy as np
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.text import printable
 from projects.MAE.weights.describe import DECODER
-from projects.MAE.weights.mapping import SHOWN, nearest, some
+from projects.MAE.weights.mapping import SHOWN, some, with_nearest
 from projects.MAE.weights.names import split_number
 from projects.MAE.weights.pos_embed import interpolate
 from projects.MAE.weights.shapes import grids
@@ -189,7 +189,7 @@ def _raise_if_any(
         ("of another shape", ill_shaped, ()),
     ):
         if names:
-            shown = [nearest(name, others) for name in names[:SHOWN]] + names[SHOWN:]
+            shown = [with_nearest(name, others) for name in names[:SHOWN]] + names[SHOWN:]
             lines.append(f"{len(names)} tensors are {title}: {some(shown)}")
     if missing and not any(name.startswith(DECODER) for name in given):
         if all(name.startswith(DECODER) for name in missing):
