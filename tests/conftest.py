@@ -176,6 +176,15 @@ def pytest_xdist_make_scheduler(config, log):
     return shared_out.LongestFirst(config, log)
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_report_to_serializable():
+    """What a worker of pytest-xdist sends; tests log names of files that are no text."""
+    import shared_out
+
+    sent = yield
+    sent.force_result(shared_out.encodable(sent.get_result()))
+
+
 def pytest_sessionfinish(session, exitstatus):
     session.config.final_status = int(exitstatus)
 

@@ -47,3 +47,12 @@ def test_order_and_shares():
         ("first", {"tests/b/test_many.py"}),
     ]
     assert [len(parts) for _, parts in sent] == [4, 3, 9]
+
+
+def test_a_report_that_is_no_text_is_sent():
+    report = {"sections": [("log", "a \udcff")], "longrepr": ("x.py", 3, "\udce9"), "when": None}
+    assert shared_out.encodable(report) == {
+        "sections": [("log", "a \\udcff")],
+        "longrepr": ("x.py", 3, "\\udce9"),
+        "when": None,
+    }
