@@ -75,9 +75,8 @@ def disturb(job: Job, seconds: float, rng: random.Random) -> tuple[str, str | No
     lines_before = job.lines()
     process = job.start()
     time.sleep(rng.uniform(0, seconds))
-    children = psutil.Process(process.pid).children() if process.poll() is None else []
-    ranks = [child for child in children if _is_rank(child)]
-    workers = [child for rank in ranks for child in rank.children() if _is_fork(child, rank)]
+    ranks = [child for child in _children(process.pid) if _is_rank(child)]
+    workers = [child for rank in ranks for child in _children(rank.pid) if _is_fork(child, rank)]
     role, how = rng.choice(sorted(DEEDS))
     victims = workers if role == "worker" and workers else ranks
     if process.poll() is not None:
@@ -100,6 +99,14 @@ def disturb(job: Job, seconds: float, rng: random.Random) -> tuple[str, str | No
     psutil.wait_procs(family, timeout=30)
     fault = f"{job.folder}: a {role} was {how}, then the status was {status}"
     return f"{role} {how}", None if status in DEEDS[role, how] else fault
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    """None of a process that has ended."""
+    try:
+        return psutil.Process(pid).children()
+    except psutil.Error:
+        return []
 
 
 def _is_rank(child: psutil.Process) -> bool:
