@@ -144,9 +144,9 @@ def test_a_checkpoint_names_the_classes(tmp_path, own):
 )
 def test_checkpoints_that_name_none(tmp_path, content):
     (tmp_path / RECORD).write_text(content)
-    assert classes.saved(str(tmp_path)) is None
-    assert classes.saved(str(tmp_path / "none")) is None
-    assert classes.saved(str(tmp_path / RECORD)) is None
+    assert classes.saved_classes(str(tmp_path)) is None
+    assert classes.saved_classes(str(tmp_path / "none")) is None
+    assert classes.saved_classes(str(tmp_path / RECORD)) is None
 
 
 def test_weights_that_name_no_classes(tmp_path, caplog):

@@ -75,7 +75,7 @@ def test_names_with_spaces_and_folders(tmp_path):
 def test_images_that_are_not_listed_are_counted(val, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(open_list(val, f"{NAMES[1]}.JPEG n1")) == 1
-    assert f"passed over 2 images that are not listed (in {val}/list.txt 2)" in caplog.text
+    assert f"skipped 2 images that are not listed (in {val}/list.txt 2)" in caplog.text
 
 
 @pytest.mark.parametrize(

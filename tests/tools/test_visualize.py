@@ -275,7 +275,7 @@ def test_command_line(launch, files, tmp_path):
     "arguments, message",
     [
         (["{}/none.pth", "{}/images"], "none.pth: no such file or folder"),
-        (["{}/run", "{}/mae.pth"], "cannot read image .*mae.pth: it is of no known image format"),
+        (["{}/run", "{}/mae.pth"], "cannot read image .*mae.pth: unknown image format"),
         (["{}/run", "{}/images", "--mask-ratio", "1"], "at least 0 and below 1, not 1"),
         (["{}/run", "{}/images", "--output", "{}/x.unknown"], "cannot write .*x.unknown"),
     ],
