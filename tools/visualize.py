@@ -5,8 +5,8 @@
     .venv/bin/python tools/visualize.py WEIGHTS IMAGE ... --attention heads|rollout
 
 WEIGHTS is a run's output folder, one of its checkpoints, or a file or folder of the official code,
-timm or Hugging Face. Sizes, heads, loss, mean and deviation are those that lie beside the weights;
-what no file says is named, or asked for.
+timm or Hugging Face. Sizes, heads, loss, mean and deviation are read from the files beside the
+weights; what no file says is logged, or must be given as an option.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--attention", choices=("heads", "rollout"), help="instead of masking")
     parser.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the model's input")
     parser.add_argument("--pixels", type=int, default=224, help="longer side of a panel, about")
-    parser.add_argument("--norm-pix-loss", action="store_true", help="it was trained so")
-    parser.add_argument("--encoder-heads", type=int, help="where nothing tells")
-    parser.add_argument("--decoder-heads", type=int, help="where nothing tells")
+    parser.add_argument("--norm-pix-loss", action="store_true", help="WEIGHTS were trained with it")
+    parser.add_argument("--encoder-heads", type=int, help="if no file says it")
+    parser.add_argument("--decoder-heads", type=int, help="if no file says it")
     parser.add_argument(
-        "--grid", type=_size, metavar="ROWSxCOLUMNS", help="patches in WEIGHTS, where nothing tells"
+        "--grid", type=_size, metavar="ROWSxCOLUMNS", help="patches in WEIGHTS, if no file says it"
     )
     entry.add_allow_targets(parser)
     return parser.parse_args()

@@ -2,8 +2,8 @@
 
     bash tools/quickstart.sh
 
-Two minutes on two CPU cores, to a loss of 0.06; five nearest neighbours by its features then name
-96 % of unseen digits, 83 % by those of the untrained encoder. The images are 8 x 8 pixels, shown
+Two minutes on two CPU cores, to a loss of 0.06; k-NN (k = 5) on its features then has
+an accuracy of 96 % on unseen digits, and of 83 % on features of the untrained encoder. The images are 8 x 8 pixels, shown
 to the model at 32 x 32.
 """
 
