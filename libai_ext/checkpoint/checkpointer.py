@@ -152,7 +152,7 @@ class Checkpointer(LiBaiCheckpointer):
         numbers = [(_iteration(path), path) for path in self._folders() if path.name[-1].isdigit()]
         reached = sorted(item for item in numbers if item[0] <= iteration)
         for _, path in reached[: -self.max_to_keep]:
-            path.rename(path.with_name(f"{path.name}.partial"))  # a half removed one is not a checkpoint
+            path.rename(path.with_name(f"{path.name}.partial"))  # so that no half is left
         self._remove_partial()
 
     def _folders(self) -> list[Path]:

@@ -90,8 +90,8 @@ def _checksum(library: Path) -> bytes:
 
 @contextlib.contextmanager
 def building(library: Path) -> Iterator[Path]:
-    """Give a temporary path for a library. At the end of the block it moves into the cache, with its
-    checksum. The caller holds the lock.
+    """Give a temporary path for a library. At the end of the block it moves into the cache, with
+    its checksum. The caller holds the lock.
 
     Raises:
         OSError: the disk refuses.

@@ -2,9 +2,8 @@
 
     bash tools/quickstart.sh
 
-Two minutes on two CPU cores, to a loss of 0.06; k-NN (k = 5) on its features then has
-an accuracy of 96 % on unseen digits, and of 83 % on features of the untrained encoder. The images are 8 x 8 pixels, shown
-to the model at 32 x 32.
+Two minutes on two CPU cores, to a loss of 0.06. k-NN accuracy (k = 5) of frozen features on unseen
+digits: 96 %, of the untrained encoder 83 %. The images are 8 x 8 pixels, resized to 32 x 32.
 """
 
 from libai.config import LazyCall
