@@ -7,8 +7,8 @@ SRC is a `.pth`, `.bin` or `.safetensors` file, a Hugging Face folder, a checkpo
 folder of a run for its last checkpoint; its style is recognised by tensor names. DST is a `.pth`
 (`.bin` for hf) or `.safetensors` file, a new folder for `from_pretrained` (hf), or a new checkpoint
 (oneflow). What SRC says of its model (heads, image size, loss, mean and deviation, classes) is
-kept if DST's format has a place for it. Neither PyTorch nor OneFlow is needed, and nothing in SRC is
-executed.
+kept if DST's format has a place for it. Neither PyTorch nor OneFlow is needed, and nothing in SRC
+is executed.
 """
 
 from __future__ import annotations
