@@ -187,7 +187,7 @@ def test_data_without_classes_are_called_so(tmp_path, kind, head):
         roots = [flat] if kind == "flat" else [folder(tmp_path / "train", CLASSES), flat]
     with pytest.raises(DataError) as caught:
         check(tmp_path, roots, head=head, split="train")
-    assert "data.train: " in str(caught.value) and " samples have no class, as " in str(
+    assert "data.train: " in str(caught.value) and " samples have no class, such as " in str(
         caught.value
     )
     assert "labels:FILE:FOLDER" in str(caught.value) and "num_classes" not in str(caught.value)
@@ -240,7 +240,7 @@ def test_samples_without_a_class_are_no_neighbours(tmp_path, caplog):
     flat = folder(tmp_path / "flat", [""], start=100 * ord("a"))  # the ants, without a name
     with caplog.at_level(logging.WARNING):
         assert neighbours(f"{train},{flat}", train, [1]) == {1: 100.0}
-    assert "data.train: 2 samples without a class are left out" in caplog.text
+    assert "data.train: 2 samples without a class are skipped" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["mae_finetune", "mae_linprobe"])

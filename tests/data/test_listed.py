@@ -102,7 +102,7 @@ def test_unusable_roots(val):
     (val / "image.txt").write_bytes(encode(pixels()))
     for root, message in (
         ("labels:/gone.txt:/data", "list of labels /gone.txt: No such file"),
-        (f"labels:{val}/image.txt:{val}/val", "image.txt is no text in UTF-8"),
+        (f"labels:{val}/image.txt:{val}/val", "image.txt is not UTF-8 text"),
         (f"labels:{val}/list.txt", "expected labels:FILE:FOLDER, as labels:val.txt:data/val"),
         (f"labels:{val}:{val}/val", "list of labels .*: Is a directory"),
     ):
