@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import oneflow as flow
 from libai.utils import distributed as dist
@@ -34,7 +35,7 @@ def set_layout(layout: DictConfig) -> None:
     """
     # LiBai warns of every size that it works out itself.
     logging.getLogger("libai.utils.distributed").setLevel(logging.ERROR)
-    sizes = OmegaConf.to_container(layout)
+    sizes: Any = OmegaConf.to_container(layout)
     stages = sizes.get("custom_pipeline_stage_id") or [0] * _MANY_LAYERS
     dist._DIST_UTIL = _Ranks(DictConfig(dict(sizes, custom_pipeline_stage_id=stages)))
 
@@ -42,6 +43,8 @@ def set_layout(layout: DictConfig) -> None:
 class _Ranks(dist._DistributeUtil):
     """LiBai 0.1.1 cuts a pipeline into stages of equally many layers; here each layer's stage is
     given, under the key that LiBai's later versions read."""
+
+    _layer_ranks: list  # of each stage, then of each layer
 
     def _init_placement_group(self, cfg: DictConfig) -> None:
         cfg.pipeline_num_layers = self.pipeline_parallel_size  # one layer for each stage

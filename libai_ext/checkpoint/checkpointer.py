@@ -259,9 +259,9 @@ def _read_state(folder: str) -> Any:
 
 def _iteration(path: Path) -> int:
     """The last iteration in a checkpoint; -1 if its progress.json is damaged."""
-    number = _NAMES.fullmatch(path.name).group(1)
-    if number.isdigit():
-        return int(number)
+    number = _NAMES.fullmatch(path.name)
+    if number and number[1].isdigit():
+        return int(number[1])
     try:
         return int(json.loads(record.read_text(str(path / PROGRESS)))["iteration"])
     except (ValueError, KeyError, TypeError):

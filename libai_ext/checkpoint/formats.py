@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from libai_ext.checkpoint import oneflow_folder, pointer, safetensors_file, torch_file
+from libai_ext.checkpoint import oneflow_folder, pointer, safetensors_file, sharded, torch_file
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.files import map_file
 
 # Files of Hugging Face's `save_pretrained`, in order of preference.
-PRETRAINED_FILES = ("model.safetensors", "pytorch_model.bin")
+PRETRAINED_FILES = ("model.safetensors", "pytorch_model.bin", *sharded.INDEXES)
 
 
 def locate(path: str | os.PathLike[str]) -> str:
@@ -36,13 +36,15 @@ def locate(path: str | os.PathLike[str]) -> str:
     if os.path.isfile(os.path.join(path, "config.yaml")):
         raise CheckpointError(f"{path}: the run has no checkpoint yet")
     raise CheckpointError(
-        f"{path}: a folder without {', '.join(PRETRAINED_FILES)} or {oneflow_folder.PICKLE}"
+        f"{path}: a folder without {', '.join(PRETRAINED_FILES[:2])} or {oneflow_folder.PICKLE}"
     )
 
 
 def _reader(path: str) -> Any:
     if os.path.isdir(path):
         return oneflow_folder
+    if sharded.is_index(path):
+        return sharded
     return safetensors_file if is_safetensors(path) else torch_file
 
 

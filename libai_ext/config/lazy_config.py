@@ -52,7 +52,7 @@ def _load_python(path: str) -> DictConfig:
     except UserError:
         raise
     except SyntaxError as error:
-        inner = error.__cause__ or error
+        inner = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error
         raise ConfigError(f"config file {path}, line {inner.lineno}: {inner.msg}") from error
     except Exception as error:
         lines = [
@@ -161,13 +161,13 @@ def _check_type(key: str, default, value) -> None:
 
 
 def _written(values: ListConfig) -> str:
-    return "[" + ",".join(str(item) for item in OmegaConf.to_container(values)) + "]"
+    return "[" + ",".join(str(item) for item in OmegaConf.to_container(values) or ()) + "]"
 
 
 def keys_of(cfg, prefix: str = "") -> list[str]:
     """All dotted keys of a config, inner nodes and list positions included."""
     if isinstance(cfg, ListConfig):
-        names = range(len(cfg))
+        names: Iterable = range(len(cfg))
     elif isinstance(cfg, DictConfig):
         names = list(cfg.keys())
     else:

@@ -67,8 +67,9 @@ def _read(path: Path) -> list[str] | None:
         names = (record.read(str(path)) or {}).get("classes")
     except CheckpointError:  # loading the weights reports it
         return None
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if is_list and any(names) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return names if any(names) else None
 
 
 def read_names(file: str) -> list[str]:

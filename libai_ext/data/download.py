@@ -174,10 +174,9 @@ def _unpack(path: Path, folder: Path, archive: Archive) -> None:
         with atomic_folder(folder) as temporary, tarfile.open(path, "r:gz") as tar:
             for member in tar:
                 name = wanted.get(os.path.normpath(member.name))
-                if name is not None and member.isreg():
-                    with tar.extractfile(member) as source, open(
-                        os.path.join(temporary, name), "wb"
-                    ) as target:
+                content = tar.extractfile(member) if name is not None and member.isreg() else None
+                if name is not None and content is not None:
+                    with content as source, open(os.path.join(temporary, name), "wb") as target:
                         shutil.copyfileobj(source, target, _CHUNK)
             if not _complete(Path(temporary), archive):
                 raise DataError(f"{path} lacks some of {', '.join(wanted)}")

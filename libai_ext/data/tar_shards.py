@@ -64,7 +64,7 @@ class TarShards:
         if not len(self._shard):
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {', '.join(patterns)}")
         self.classes = self._classes()
-        self._files = (os.getpid(), OrderedDict())
+        self._files: tuple[int, OrderedDict] = (os.getpid(), OrderedDict())
 
     def __getstate__(self):
         return dict(self.__dict__, _files=(-1, OrderedDict()))

@@ -74,7 +74,7 @@ def _training_rows(trainer) -> dict[str, str]:
 
 
 def _model(node: DictConfig) -> str:
-    keys = [key for key in node if key != "_target_" and node[key] is not None]
+    keys = [key for key in map(str, node) if key != "_target_" and node[key] is not None]
     return ", ".join(f"{key} {node[key]}" for key in keys)
 
 

@@ -24,7 +24,7 @@ _FORWARDED_PREFIXES = ("NCCL_", "ONEFLOW_", "GLOG_", "LIBAI_EXT_")
 class Nodes(NamedTuple):
     """This machine's place among those of the job, and where they meet."""
 
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # a tuple has a method of this name
     rank: int = 0
     address: str = "127.0.0.1"
     port: int | None = None
@@ -184,6 +184,7 @@ class Hosts:
 
 
 def _write(process: subprocess.Popen, line: str) -> None:
+    assert process.stdin is not None
     try:
         process.stdin.write(f"{line}\n".encode())
     except OSError:

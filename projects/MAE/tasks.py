@@ -173,7 +173,7 @@ class Classification:
         weights = cfg.train.load_weight or cfg.train.output_dir
         kept = classes.saved_classes(weights)
         names = classes.read_names(self.classes) if self.classes else kept
-        if kept and names != kept:
+        if kept and names is not None and names != kept:
             raise DataError(
                 f"task.classes {self.classes} has {some(names)} ({len(names)}), the checkpoint of "
                 f"{weights} {some(kept)} ({len(kept)}): leave task.classes out"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from image_files import bad_files, encode, pixels
 
-from libai_ext.data import tolerant
+from libai_ext.data import skip_unreadable
 from libai_ext.data.dataset import KeyedDataset
 from libai_ext.data.decode import BadImage
 from libai_ext.data.image_folder import ImageFolder
@@ -123,7 +123,7 @@ def test_the_message_counts():
 def test_nothing_readable(monkeypatch):
     with pytest.raises(DataError, match="no readable image among 3 from number 1 on; .* number 1:"):
         SkipUnreadable(Numbers(3, bad=range(3)))[1]
-    monkeypatch.setattr(tolerant, "MAX_RUN", 20)
+    monkeypatch.setattr(skip_unreadable, "MAX_RUN", 20)
     numbers = Numbers(1000, bad=range(990))
     with pytest.raises(DataError, match="no readable image among 20 from number 5 on"):
         SkipUnreadable(numbers)[5]

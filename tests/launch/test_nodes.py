@@ -64,20 +64,6 @@ def program(tmp_path):
     return write
 
 
-@pytest.fixture
-def port():
-    """Free, with the one after it."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            number = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", number + 1))
-            except OSError:
-                continue
-            return number
-
-
 def running(tmp_path):
     path = tmp_path / "pids"
     pids = path.read_text().split() if path.exists() else []

@@ -128,6 +128,7 @@ class ViTClassifier(nn.Module):
         logits = self.head(self.features(images, path_noise))
         if not self.training:
             return {"prediction_scores": logits}
+        assert labels is not None, "labels are needed for training"
         return {"losses": cross_entropy(logits, labels.to_global(placement=logits.placement))}
 
     def features(self, images: flow.Tensor, path_noise: flow.Tensor | None = None) -> flow.Tensor:

@@ -21,9 +21,7 @@ def unpatchify(patches: np.ndarray, grid: Sequence[int], channels: int) -> np.nd
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * p, columns * p, channels)
 
 
-def panels(
-    model, data, images: np.ndarray, prediction: np.ndarray, mask: np.ndarray
-) -> np.ndarray:
+def panels(model, data, images: np.ndarray, prediction: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Four pictures of each sample: original, masked, reconstruction, reconstruction with the
     visible patches kept.
 
@@ -78,5 +76,5 @@ def tile(pictures: np.ndarray) -> Image.Image:
         for column, picture in enumerate(sample):
             left = _MARGIN + column * (width + _MARGIN)
             canvas[top : top + height, left : left + width] = picture
-    pixels = np.uint8(np.round(canvas * 255))
+    pixels = np.round(canvas * 255).astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)

@@ -112,11 +112,11 @@ def match(
     missing, ill_shaped = [], []
     for name, shape in expected.items():
         array, shape = given.get(name), tuple(shape)
-        fits = array is not None and array.shape == shape
-        table = grid is not None and name in POSITION_TABLES and getattr(array, "ndim", 0) == 3
-        if fits and not (table and source_grid not in (None, grid)):
+        table = name in POSITION_TABLES and getattr(array, "ndim", 0) == 3
+        moved = table and grid is not None and source_grid not in (None, grid)
+        if array is not None and array.shape == shape and not moved:
             result.weights[name] = array
-        elif table:
+        elif array is not None and grid is not None and table:
             result.weights[name] = _resize(name, array, shape, grid, source_grid)
             result.interpolated.append(name)
         elif name.startswith(replaced):
