@@ -72,7 +72,7 @@ def main() -> None:
     start()
     # OneFlow must be up before anything that imports it.
     from projects.MAE.pictures import visualize as vis
-    from projects.MAE.pictures.figure import magnification, sheet
+    from projects.MAE.pictures.figure import image_grid, magnification
     from projects.MAE.pictures.panels import TITLES
     from projects.MAE.weights.packing import Heads
 
@@ -98,14 +98,14 @@ def main() -> None:
             print(f"warning: {vis.NO_DECODER}", file=sys.stderr)
         hidden = vis.hidden_patches(subject, len(images), args.seed, args.mask_ratio, args.patches)
         rows, titles = vis.reconstruction_rows(subject, images, hidden), list(TITLES)
-    _write(args.output, sheet(rows, titles[: len(rows[0])], scale, files).save)
+    _write(args.output, image_grid(rows, titles[: len(rows[0])], scale, files).save)
     if args.gif:
         frames = []
         for ratio in args.ratios:
             hidden = vis.hidden_patches(subject, len(images), args.seed, ratio, None)
             rows = vis.reconstruction_rows(subject, images, hidden)
             titles = [TITLES[0], f"masked {100 * ratio:.0f} %", *TITLES[2:]]
-            frames.append(sheet(rows, titles[: len(rows[0])], scale, files))
+            frames.append(image_grid(rows, titles[: len(rows[0])], scale, files))
         _write(
             args.gif,
             lambda path: frames[0].save(

@@ -24,7 +24,7 @@ from libai_ext.errors import DataError
 from libai_ext.placement import batch_sbp, set_layout, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.vit import ViTClassifier
-from projects.MAE.pictures.figure import sheet
+from projects.MAE.pictures.figure import image_grid
 from projects.MAE.pictures.panels import TITLES, panels
 from projects.MAE.run import resolve
 from projects.MAE.weights.describe import DECODER
@@ -186,4 +186,4 @@ def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
         out = model(to_global(images, batch_sbp()), to_global(noise, batch_sbp()))
     pictures = panels(model, cfg.data, images, out["prediction"].numpy(), out["mask"].numpy())
     rows = [[*left, *right] for left, right in zip(pictures[::2], pictures[1::2])]
-    return sheet(rows, TITLES * 2, scale)
+    return image_grid(rows, TITLES * 2, scale)
