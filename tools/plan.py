@@ -1,4 +1,4 @@
-"""List the layouts in which a model can be trained on given devices, best first, on paper.
+"""List the parallel layouts of a model on given devices, fastest first, by a cost model.
 
     .venv/bin/python tools/plan.py --arch mae_vit_large_patch16 --devices 64 --memory 40
 

@@ -1,4 +1,4 @@
-"""Write a run's results as one HTML file that needs nothing else: numbers, curves, pictures.
+"""Write a run's results as one self-contained HTML file: numbers, curves, pictures.
 
     .venv/bin/python tools/report.py RUN_DIR [--output FILE.html]
 
@@ -46,7 +46,7 @@ COSTS = {
     metric_names.DATA_WAIT: ("waiting for data", 100, "%"),
     metric_names.MEMORY: ("memory", 1, "GiB"),
 }
-# Spread evenly over the run: its pictures show how it came along.
+# Spread evenly over the run.
 MAX_PICTURES = 6
 
 STYLE = """

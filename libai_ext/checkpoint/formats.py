@@ -1,4 +1,4 @@
-"""Reading a checkpoint of any format: the format shows in the content, not in the name."""
+"""Read a checkpoint of any format, recognised by its content, not its name."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from libai_ext.checkpoint import oneflow_folder, pointer, safetensors_file, shar
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.files import map_file
 
-# What `save_pretrained` of Hugging Face leaves in a folder, in the order of preference.
+# Files of Hugging Face's `save_pretrained`, in order of preference.
 PRETRAINED_FILES = ("model.safetensors", "pytorch_model.bin", *sharded.INDEXES)
 
 
 def locate(path: str | os.PathLike[str]) -> str:
-    """The file or folder that holds the tensors: a Hugging Face folder stands for its weights, a
-    run's output folder for its last checkpoint.
+    """The file or folder with the tensors: of a Hugging Face folder its weights file, of a run's
+    output folder its last checkpoint.
 
     Raises:
-        CheckpointError: there is nothing, or a folder of an unknown kind.
+        CheckpointError: it does not exist, or is a folder of an unknown kind.
     """
     path = os.fspath(path)
     if not os.path.exists(path):
@@ -55,7 +55,7 @@ def is_safetensors(path: str) -> bool:
 
 
 def inspect(path: str | os.PathLike[str]) -> Any:
-    """The content with a `TensorInfo` in the place of every tensor: nothing is read.
+    """The content with a `TensorInfo` for each tensor; no tensor is read.
 
     Raises:
         CheckpointError: the file cannot be read as any known format.
@@ -65,7 +65,7 @@ def inspect(path: str | os.PathLike[str]) -> Any:
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """The content with read-only arrays in the place of tensors.
+    """The content with a read-only array for each tensor.
 
     Raises:
         CheckpointError: the file cannot be read as any known format.

@@ -1,4 +1,4 @@
-"""What values config keys may have: a table of one line a key."""
+"""Allowed values of config keys: one line a key."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from libai_ext.errors import ConfigError
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words, and a test of it; ``unset``: null will do; ``reads`` makes a
-    value of the text behind ``key=`` where Hydra's grammar does not."""
+    """A test of a value, and its description in ``words``. ``unset``: null is allowed. ``reads``
+    parses the text after ``key=`` instead of Hydra's grammar."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -40,8 +40,8 @@ def number(
     above: bool = False,
     below: bool = False,
 ) -> Rule:
-    """A finite number in [least, most], without ``least`` itself if ``above``, without ``most`` if
-    ``below``."""
+    """A finite number in [least, most]; ``above`` excludes ``least``, ``below`` excludes
+    ``most``."""
     bounds = [f"above {least:g}" if above else f"of at least {least:g}"] * (least > -math.inf)
     bounds += [f"below {most:g}" if below else f"at most {most:g}"] * (most < math.inf)
 
@@ -54,7 +54,7 @@ def number(
 
 
 def each(rule: Rule, length: int | None = None, unset: bool = False) -> Rule:
-    """A list, every item of which follows ``rule``."""
+    """A list; every item follows ``rule``."""
     size = "" if length is None else f"{length} of "
     return Rule(
         f"a list: {size}{rule.words}",
@@ -147,7 +147,7 @@ RULES: Mapping[str, Rule] = {
     "dataloader.test.num_workers": whole(0, unset=True),
 }
 _NODES = ("model", "optim", "graph", "train", "dataloader")
-# What is built from the config, in every run.
+# Nodes that every run instantiates.
 _CALLED = (
     "model",
     "optim",
@@ -159,11 +159,11 @@ _CALLED = (
 
 
 def complete(cfg: DictConfig) -> list[str]:
-    """Give the keys of ``train`` that a config lacks their defaults. The ``config.yaml`` of a run
-    has those that there were at the time.
+    """Add missing keys of ``train`` with their defaults: an older run's ``config.yaml`` lacks keys
+    that came later.
 
     Returns:
-        A sentence that names them, where there are any.
+        A sentence that names them, if there are any.
     """
     node = cfg.get("train")
     filled: list[str] = []
@@ -189,15 +189,14 @@ def _fill(node: DictConfig, defaults: DictConfig, prefix: str, filled: list[str]
 def check(
     cfg: DictConfig, rules: Mapping[str, Rule] | None = None, called: Sequence[str] = ()
 ) -> None:
-    """Refuse a config with keys that nothing reads or values that nothing can use.
+    """Refuse a config with unknown keys or unusable values.
 
     Args:
-        called: keys of what a project builds beside what every run does.
-        rules: of a project's own keys, beside :data:`RULES`; keys that the config lacks are none
-            of a rule's business.
+        called: further nodes that a project instantiates.
+        rules: of a project's own keys, added to :data:`RULES`; missing keys are not checked.
 
     Raises:
-        ConfigError: says all that is wrong with the values, or names the first wrong key.
+        ConfigError: lists all wrong values, or names the first wrong key.
     """
     for name in _NODES:
         if not isinstance(cfg.get(name), DictConfig):
@@ -242,7 +241,7 @@ def _check_called(cfg: DictConfig, key: str) -> None:
 
 
 def _check_data(cfg: DictConfig) -> None:
-    """The keys of ``data`` are there to be referred to by other nodes."""
+    """Refuse keys of ``data`` that no other node refers to."""
     used = set(re.findall(r"\$\{data\.(\w+)\}", " ".join(_references(cfg)))) | {"train", "test"}
     for name in cfg.get("data") or ():
         if name not in used:
@@ -259,7 +258,7 @@ def _references(node) -> Iterator[str]:
 
 
 def _check_names(node: DictConfig, known: DictConfig, prefix: str) -> None:
-    """Recursively; a node with a ``_target_`` has its own parameters to be compared with."""
+    """Recursively, except nodes with a ``_target_``: see :func:`check_arguments`."""
     for name in map(str, node):
         if name not in known:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Fetch an archive once per machine, check it, unpack what is needed of it."""
+"""Download an archive once per machine, verify it, and unpack the files that are needed."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Archive:
 def provide(archive: Archive, root: str, download: bool) -> Path:
     """The folder ``root/<archive.folder>`` with all files of the archive.
 
-    One process downloads and unpacks while the others of this machine wait. The folder appears
-    at once and complete, so that nothing is half done however the process ends.
+    One process downloads and unpacks, the others of this machine wait. The folder appears when
+    it is complete.
 
     Raises:
-        DataError: the files are not there and ``download`` is not set, or could not be fetched.
+        DataError: the files are missing and ``download`` is not set, or the download failed.
     """
     folder = Path(root, archive.folder)
     if _complete(folder, archive):
@@ -77,10 +77,10 @@ def _complete(folder: Path, archive: Archive) -> bool:
 
 
 def fetch(url: str, path: Path, md5: str) -> None:
-    """Download to ``path``, which appears when the checksum is right.
+    """Download to ``path``, which appears when the checksum is verified.
 
-    What was received lies in ``path.part``: a later attempt asks for the rest, and starts again
-    where the server does not give parts.
+    Received bytes are in ``path.part``. A later attempt requests the rest, or starts over if the
+    server does not send ranges.
 
     Raises:
         DataError: the server cannot be reached, or sends other bytes (which are removed).
@@ -105,10 +105,10 @@ def fetch(url: str, path: Path, md5: str) -> None:
 
 
 def _receive_persistently(url: str, part: Path) -> None:
-    """``_receive``, again and again while the connection breaks.
+    """``_receive``, repeated while the connection breaks.
 
     Raises:
-        DataError: it breaks each time, or the server refuses.
+        DataError: it breaks each time, or the server returns an error.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -134,7 +134,7 @@ def _receive(url: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: nothing follows what we have; the checksum will tell
+        if error.code != 416:  # 416: nothing is missing; the checksum decides
             raise
         return
     with response:
@@ -164,7 +164,7 @@ def _md5(path: Path) -> str:
 
 
 def _unpack(path: Path, folder: Path, archive: Archive) -> None:
-    """Exactly the files that are needed, into a folder that then takes its name.
+    """Unpack the needed files, and nothing else, into a new folder.
 
     Raises:
         DataError: the archive is damaged or lacks one.

@@ -1,4 +1,4 @@
-"""STL-10, binary version: uint8 images of 96 x 96, each channel stored column by column."""
+"""STL-10, binary version: uint8 images of 96 x 96; each channel is stored column by column."""
 
 from __future__ import annotations
 

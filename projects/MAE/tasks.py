@@ -147,7 +147,7 @@ class Classification:
         """
         source, head = dataset.source, cfg.model.num_classes
         known = self._classes_of_the_head(cfg, trained_on)
-        classes.follow(source, known or source.classes, key)
+        classes.use_class_numbers(source, known or source.classes, key)
         count = len(source.classes)
         if count != head:
             advice = (
@@ -158,7 +158,7 @@ class Classification:
             )
             raise DataError(
                 f"{key} has {count} classes ({some(source.classes)}), the model's head {head}: "
-                f"{advice}{classes.without_samples(source)}"
+                f"{advice}{classes.describe_empty_classes(source)}"
             )
         if known is None and key == "data.test":
             logger.warning(
@@ -171,7 +171,7 @@ class Classification:
         if trained_on is not None:
             return trained_on.source.classes
         weights = cfg.train.load_weight or cfg.train.output_dir
-        kept = classes.saved(weights)
+        kept = classes.saved_classes(weights)
         names = classes.read_names(self.classes) if self.classes else kept
         if kept and names is not None and names != kept:
             raise DataError(

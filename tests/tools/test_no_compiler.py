@@ -20,7 +20,7 @@ CORE = (
     "engine/test_graph.py",
     "data/test_augment.py",
     "data/test_dataset.py",
-    "data/test_handover.py",
+    "data/test_shared_batches.py",
 )
 COMPILER = re.compile(r"(.*-)?(g\+\+|gcc|c\+\+|cc|clang|clang\+\+)(-[\d.]+)?")
 

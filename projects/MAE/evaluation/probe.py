@@ -1,5 +1,4 @@
-"""Looks at a run's encoder: what simple classifiers make of its features, pictures of its
-reconstructions."""
+"""Evaluate a run's encoder: k-NN and linear probes of frozen features, and reconstructions."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ from libai_ext.errors import DataError
 from libai_ext.placement import batch_sbp, set_layout, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.vit import ViTClassifier
-from projects.MAE.pictures.figure import sheet
+from projects.MAE.pictures.figure import image_grid
 from projects.MAE.pictures.panels import TITLES, panels
 from projects.MAE.run import resolve
 from projects.MAE.weights.describe import DECODER
@@ -45,8 +44,8 @@ class Run(NamedTuple):
 
 
 def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run:
-    """The model of a config, with the weights of ``train.load_weight``, else of the run in its
-    output directory, else of ``finetune.path``; or as initialised."""
+    """Build the model of a config. Its weights are those of ``train.load_weight``, else of the run
+    in its output directory, else of ``finetune.path``; without ``weights``, the initial ones."""
     cfg = resolve(config_file, opts, evaluate=weights)
     path = cfg.train.load_weight or cfg.train.output_dir
     starts = weights and not Path(path).exists() and cfg.get("finetune") is not None
@@ -58,13 +57,13 @@ def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run
     if starts:
         instantiate(cfg.task).start_from(model, cfg)
     elif weights:
-        # An encoder alone will do for features, or a classifier with its last norm.
+        # Features need an encoder only.
         load_weights(model, path, replaced=(*DECODER, "head"), grid=cfg.train.load_grid)
     return Run(cfg, model.eval())
 
 
 def dataset_of(cfg: DictConfig, split: str):
-    """The split with the transform of evaluation, labels included."""
+    """A split with labels and the transform of evaluation."""
     node = fresh(cfg.dataloader.test.dataset)
     node.source.roots = cfg.data[split]
     node.labels = True
@@ -72,21 +71,21 @@ def dataset_of(cfg: DictConfig, split: str):
 
 
 def labelled(cfg: DictConfig):
-    """Training and test split, their classes numbered alike; and the indices of the training
-    samples that have a class.
+    """Training and test split with the same class numbers, and the indices of the labelled training
+    samples.
 
     Raises:
-        DataError: there is none, or the test split has samples without a class or of one that
-            the training split lacks.
+        DataError: no training sample is labelled, or a test sample has no class or one that the
+            training split lacks.
     """
     train, test = dataset_of(cfg, "train"), dataset_of(cfg, "test")
-    nameless = classes.nameless_samples(train.source)
-    indices = np.flatnonzero(~nameless)
+    unlabelled = classes.unlabelled_samples(train.source)
+    indices = np.flatnonzero(~unlabelled)
     if not len(indices):
-        classes.follow(train.source, train.source.classes, "data.train")
-    if nameless.any():
-        logger.warning(f"data.train: {nameless.sum():,} samples without a class are left out")
-    classes.follow(test.source, train.source.classes, "data.test")
+        classes.use_class_numbers(train.source, train.source.classes, "data.train")
+    if unlabelled.any():
+        logger.warning(f"data.train: {unlabelled.sum():,} samples without a class are skipped")
+    classes.use_class_numbers(test.source, train.source.classes, "data.test")
     return train, test, indices
 
 
@@ -95,7 +94,8 @@ def _stack(dataset, indices, name: str) -> np.ndarray:
 
 
 def features(run: Run, dataset, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """[N, D] and class number [N] of samples: the mean patch token, or what the head sees."""
+    """Features [N, D] (the mean patch token, or the input of a classifier's head) and class numbers
+    [N]."""
     parts, labels = [], []
     for start in range(0, len(indices), _BATCH):
         samples = [dataset[SampleKey(0, int(i))] for i in indices[start : start + _BATCH]]
@@ -119,7 +119,7 @@ def _both(run: Run):
 
 
 def accuracies(run: Run) -> dict[str, float]:
-    """Top-1 on the test split, in percent, of classifiers of the frozen features."""
+    """Top-1 test accuracy in per cent of classifiers on frozen features."""
     train, test = _both(run)
     neighbours = make_pipeline(StandardScaler(), KNeighborsClassifier(5))
     return {
@@ -141,14 +141,15 @@ def linear_accuracy(train, test, iterations: int) -> float:
 
 
 def nearest_neighbours(run: Run, counts: Sequence[int] | None = None) -> dict[int, float]:
-    """Top-1 on the test split, in percent, by number of neighbours (cosine similarity, weighted).
+    """k-NN accuracy of frozen features in per cent, by k (cosine similarity, weighted votes).
 
     Args:
-        counts: unset: 1, 5, 10 and 20, as far as there are so many training samples.
+        counts: the values of k. Unset: those of 1, 5, 10 and 20 up to the number of training
+            samples.
 
     Raises:
-        DataError: fewer training samples than neighbours that were asked for, or none asked
-            for; see also :func:`labelled`.
+        DataError: k is below 1 or above the number of training samples; see also
+            :func:`labelled`.
     """
     train, test = _both(run)
     return neighbours_accuracy(train, test, counts)
@@ -175,8 +176,8 @@ def _similarity(distances: np.ndarray) -> np.ndarray:
 
 
 def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
-    """An even number of test samples, spread evenly over the split, two a row: original, masked,
-    reconstruction, reconstruction with the visible patches."""
+    """Test samples spread evenly over the split, two a row: original, masked, reconstruction,
+    reconstruction with the visible patches. ``samples`` is even."""
     cfg, model = run
     dataset = dataset_of(cfg, "test")
     indices = np.linspace(0, len(dataset) - 1, samples).astype(int)
@@ -185,4 +186,4 @@ def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
         out = model(to_global(images, batch_sbp()), to_global(noise, batch_sbp()))
     pictures = panels(model, cfg.data, images, out["prediction"].numpy(), out["mask"].numpy())
     rows = [[*left, *right] for left, right in zip(pictures[::2], pictures[1::2])]
-    return sheet(rows, TITLES * 2, scale)
+    return image_grid(rows, TITLES * 2, scale)

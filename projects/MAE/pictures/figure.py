@@ -1,4 +1,4 @@
-"""Figures for papers: labelled columns of pictures, one row a sample."""
+"""Labelled image grids: a column for each kind of picture, a row for each sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def magnification(height: int, width: int, wanted: int) -> int:
     return max(1, round(wanted / max(height, width)))
 
 
-def sheet(
+def image_grid(
     rows: Sequence[Sequence[np.ndarray]],
     titles: Sequence[str],
     scale: int,

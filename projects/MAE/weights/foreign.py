@@ -73,7 +73,7 @@ def timm(folder: str) -> Record:
 def official(args: Any, origin: str) -> tuple[Record, list[str]]:
     """Of the ``args`` that the official code's training scripts keep beside the weights.
 
-    Forks have other options under the same names: what cannot be is passed over.
+    Forks have other options under the same names: impossible values are skipped.
 
     Returns:
         The record, and a sentence for each value that is not used.
