@@ -40,7 +40,8 @@ def start() -> None:
         RuntimeError: OneFlow has run an op already; native kernels cannot be loaded any more.
     """
     if not faulthandler.is_enabled():
-        faulthandler.enable()  # where each thread was when the engine aborts or crashes
+        # Where each thread was when the engine aborts or crashes. A notebook's sys.stderr is no file.
+        faulthandler.enable(sys.__stderr__)
     if "oneflow" not in sys.modules:
         # 3 = fatal only: without a GPU the engine logs errors about CUDA that are none; with one,
         # warnings are shown. This and the threading variables are read at import.

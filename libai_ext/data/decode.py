@@ -102,22 +102,19 @@ class Decoder:
         """
         if not data:
             raise BadImage(name, "the file is empty")
-        # Pillow's plug-ins raise whatever a corrupt file leads them to: KeyError, struct.error,
-        # zlib.error and more. The bytes are in memory, so nothing here is the machine's fault but
-        # MemoryError.
-        try:
-            with _pixel_limit(self.max_pixels):
-                with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                    _check_cost(image, data)
-                    return self._convert(self._load(image))
-        except MemoryError:
-            raise
-        except UnidentifiedImageError as error:
-            raise BadImage(name, "it is of no known image format") from error
-        except Exception as error:
-            # Pillow tells of objects in memory, by their address.
-            why = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", str(error))
-            raise BadImage(name, why or type(error).__name__) from error
+        with _told_as_bad_image(name), _pixel_limit(self.max_pixels):
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_cost(image, data)
+                return self._convert(self._load(image))
+
+    def convert(self, image: Image.Image, name: str = "that was given") -> Image.Image:
+        """By the same rules, of an image that Pillow has opened or made; it stays as it was.
+
+        Raises:
+            BadImage: see the table.
+        """
+        with _told_as_bad_image(name):
+            return self._convert(self._load(image))
 
     def _load(self, image: Image.Image) -> Image.Image:
         """The first frame, decoded and upright."""
@@ -126,7 +123,8 @@ class Decoder:
             if _orientation(image) >= 5:
                 height, width = width, height
             image.draft(self.mode, (width, height))
-        deep_colours = ";16" in str(image.tile) and not image.mode.startswith("I")
+        # An image made in memory has no tile.
+        deep_colours = ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I")
         image.load()
         if self.as_torchvision:
             return image
@@ -141,8 +139,9 @@ class Decoder:
     def _convert(self, image: Image.Image) -> Image.Image:
         if image.mode == "F" and not self.as_torchvision:
             raise ValueError("floating-point pixels have no defined range")
-        # Pillow warns of palettes with transparency, which conversion drops.
-        image.info.pop("transparency", None)
+        if "transparency" in image.info:  # Pillow warns of palettes with it: conversion drops it
+            image = image.copy()
+            del image.info["transparency"]
         return image if image.mode == self.mode else image.convert(self.mode)
 
 
@@ -191,6 +190,23 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # a broken tag is no reason to lose good pixels
         return 1
+
+
+@contextlib.contextmanager
+def _told_as_bad_image(name: str) -> Iterator[None]:
+    """Pillow's plug-ins raise whatever a corrupt file leads them to: KeyError, struct.error,
+    zlib.error and more. The bytes are in memory, so nothing here is the machine's fault but
+    MemoryError."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImage(name, "it is of no known image format") from error
+    except Exception as error:
+        # Pillow tells of objects in memory, by their address.
+        why = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", str(error))
+        raise BadImage(name, why or type(error).__name__) from error
 
 
 @contextlib.contextmanager
