@@ -40,7 +40,8 @@ def start() -> None:
         RuntimeError: OneFlow has run an op already; native kernels cannot be loaded any more.
     """
     if not faulthandler.is_enabled():
-        # Where each thread was when the engine aborts or crashes. A notebook's sys.stderr is no file.
+        # Where each thread was when the engine aborts or crashes. sys.stderr of a notebook is no
+        # file.
         faulthandler.enable(sys.__stderr__)
     if "oneflow" not in sys.modules:
         # 3 = fatal only: without a GPU the engine logs errors about CUDA that are none; with one,

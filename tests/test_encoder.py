@@ -113,18 +113,23 @@ def test_another_size_is_said(tmp_path, caplog):
 def test_what_cannot_be_done_is_said(tmp_path, monkeypatch):
     encoder = load_encoder(pretrained_run(tmp_path / "run")[0])
     images = draw(1, 3, 16, 16)
-    for error, message, call in (
-        (ConfigError, "pool must be one of cls, mean, tokens", lambda: encoder.features(images, pool="max")),
-        (ConfigError, "layer 2: the encoder has 2 blocks", lambda: encoder.features(images, 2)),
-        (ConfigError, "has no class head", lambda: encoder.predict(images)),
-        (ConfigError, "batch_size must be", lambda: encoder.features(images, batch_size=0)),
-        (DataError, "there are no images", lambda: encoder.features([])),
-        (DataError, r"\[3, 8, 16\], the model takes \[3, 16, 16\]", lambda: encoder.features(images[:, :, :8])),
-        (DataError, "not list of float64", lambda: encoder.features([[0.5, 0.1]])),
-        (DataError, "cannot open .*nowhere.png", lambda: encoder.features("nowhere.png")),
-    ):  # fmt: skip
-        with pytest.raises(error, match=message):
-            call()
+    for message, arguments in (
+        ("pool must be one of cls, mean, tokens", dict(pool="max")),
+        ("layer 2: the encoder has 2 blocks, numbered 0 to 1", dict(layer=2)),
+        ("batch_size must be at least 1", dict(batch_size=0)),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            encoder.features(images, **arguments)
+    with pytest.raises(ConfigError, match="has no class head"):
+        encoder.predict(images)
+    for message, given in (
+        ("there are no images", []),
+        (r"\[3, 8, 16\], the model takes \[3, 16, 16\]", images[:, :, :8]),
+        ("not list of float64", [[0.5, 0.1]]),
+        ("cannot open nowhere.png: No such file", "nowhere.png"),
+    ):
+        with pytest.raises(DataError, match=message):
+            encoder.features(given)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="one of 2 that a launcher started"):
         load_encoder(tmp_path / "run")

@@ -94,6 +94,15 @@ class Encoder:
             ConfigError: no such layer or pool.
             DataError: there is no image, or one of another shape or kind.
         """
+        self.check(layer, pool)
+        blocks = layer % self.depth + 1
+        return self._compute(images, batch_size, lambda x: self._pooled(x, blocks, pool, norm))
+
+    def check(self, layer: int, pool: str) -> None:
+        """
+        Raises:
+            ConfigError: no such layer or pool.
+        """
         if pool not in POOLS:
             raise ConfigError(f"pool must be one of {', '.join(POOLS)}, not {pool!r}")
         if not -self.depth <= layer < self.depth:
@@ -101,8 +110,6 @@ class Encoder:
                 f"layer {layer}: the encoder has {self.depth} blocks, numbered 0 to "
                 f"{self.depth - 1}, or from the last one -1 to -{self.depth}"
             )
-        blocks = layer % self.depth + 1
-        return self._compute(images, batch_size, lambda x: self._pooled(x, blocks, pool, norm))
 
     def logits(self, images: Any, batch_size: int = 64) -> np.ndarray:
         """float32 [B, N]: what the class head says of images; arguments as of :meth:`features`.
