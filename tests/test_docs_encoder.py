@@ -56,7 +56,7 @@ def test_python(launch, folder, tmp_path):
     )
     code = f"import sys\nimport projects.MAE\nassert 'oneflow' not in sys.modules\n{NOTEBOOK}"
     (tmp_path / "page.py").write_text(code + blocks("python") + checks)
-    out = launch.python("page.py", cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    out = launch.python("page.py", cwd=tmp_path)
     assert out == "(4, 4) 48 2 4\n"
 
 
@@ -67,8 +67,7 @@ def commands(launch, folder):
     for line in blocks("bash").splitlines():
         python, program, *arguments = shlex.split(line)
         assert python == ".venv/bin/python"
-        env = {"PYTHONPATH": str(ROOT)}
-        outputs[program] = launch.python(ROOT / program, *arguments, cwd=folder, env=env)
+        outputs[program] = launch.python(ROOT / program, *arguments, cwd=folder)
     return outputs
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 
 from libai_ext.engine import cli as entry
 from libai_ext.errors import ConfigError
@@ -32,11 +33,9 @@ def main() -> None:
     parser.add_argument("--decoder-heads", type=int, metavar="N", help="where nothing tells")
     parser.add_argument("--grid", type=_grid, metavar="ROWSxCOLUMNS", help="where nothing tells")
     args = parser.parse_args()
-    try:
-        import onnx
-    except ModuleNotFoundError:
-        raise ConfigError("the package onnx is not installed: pip install onnx==1.17.0") from None
-    del onnx
+    if importlib.util.find_spec("onnx") is None:
+        raise ConfigError("the package onnx is not installed: pip install onnx==1.17.0")
+    # It imports onnx.
     from projects.MAE.weights import onnx_graph
 
     heads = Heads(args.encoder_heads, args.decoder_heads)

@@ -60,9 +60,8 @@ def test_shares_and_interruptions_change_nothing(made):
     assert not first.folder.exists()
     assert (folder / "many.npz").read_bytes() == (folder / "one.npz").read_bytes()
 
-    assert bad == [
-        f"cannot read image {folder}/images/{number}.png: the file is empty" for number in range(4, 8)
-    ]  # fmt: skip
+    empty = [f"{folder}/images/{number}.png" for number in range(4, 8)]
+    assert bad == [f"cannot read image {path}: the file is empty" for path in empty]
     file = np.load(folder / "one.npz", allow_pickle=False)
     assert file["labels"].tolist() == [-1] * 6 and file["classes"].tolist() == [""]
     paths = [f"{folder}/images/{number}.png" for number in (0, 1, 2, 3, 8, 9)]

@@ -49,7 +49,10 @@ class Extraction:
         for number in range(self.count):
             if self._path(number).exists():
                 self._read(number, "key")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make {self.folder}: {error.strerror}") from error
 
     def run(self, share: int = 0, shares: int = 1) -> Iterator[int]:
         """Compute the parts of this share that are not there yet; gives how many images are done
@@ -152,6 +155,7 @@ def _key(encoder: Encoder, source: Concat, options: dict[str, Any]) -> str:
     facts += [dict(encoder.source.record.data), *encoder.preprocess[:3]]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(encoder.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.numpy()))
+        if not name.startswith("head"):  # features do not depend on it, and it may be untrained
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(tensor.numpy()))
     return digest.hexdigest()[:32]

@@ -15,7 +15,8 @@ from libai_ext.errors import ConfigError
 from libai_ext.placement import batch_sbp, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.masking import num_kept
-from projects.MAE.pictures import attention, panels
+from projects.MAE.pictures import attention
+from projects.MAE.pictures.panels import panels
 from projects.MAE.weights.match import WHERE_DECODERS_ARE
 from projects.MAE.weights.model import model_of
 from projects.MAE.weights.packing import Heads
