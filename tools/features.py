@@ -138,8 +138,8 @@ def finish(extraction, args: argparse.Namespace) -> None:
         from projects.MAE.pictures.scatter import scatter
 
         with np.load(args.output, allow_pickle=False) as file:
-            arrays = [file[name] for name in ("features", "labels", "classes")]
-        scatter(*arrays, args.projection, args.picture)
+            features, labels, classes = file["features"], file["labels"], file["classes"]
+        scatter(features, labels, classes, args.projection, args.picture)
         print(args.picture)
 
 

@@ -200,7 +200,7 @@ def open_encoder(
         )
     chosen = devices.choose(device)
     path = os.fspath(weights)
-    model, source = encoder_of(path, Heads(heads), img_size, tuple(grid) if grid else None)
+    model, source = encoder_of(path, Heads(heads), img_size, (grid[0], grid[1]) if grid else None)
     encoder = Encoder(model, source, preprocessing_of(source, img_size))
     notes = [f"{path}: {note}" for note in source.notes] + list(encoder.preprocess.notes)
     if encoder.num_classes and not encoder.classes:

@@ -151,11 +151,11 @@ class Extraction:
 def _key(encoder: Encoder, source: Concat, options: dict[str, Any]) -> str:
     """Tells features apart by all that they depend on."""
     digest = hashlib.sha256()
-    facts = [fingerprint(source), len(source), options, encoder.shape, PART, BATCH]
+    facts: list[Any] = [fingerprint(source), len(source), options, encoder.shape, PART, BATCH]
     facts += [dict(encoder.source.record.data), *encoder.preprocess[:3]]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(encoder.model.state_dict().items()):
         if not name.startswith("head"):  # features do not depend on it, and it may be untrained
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(tensor.numpy()))
+            digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:32]

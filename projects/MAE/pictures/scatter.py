@@ -42,7 +42,8 @@ def scatter(
     axes = figure.add_subplot(xticks=[], yticks=[])
     present = np.unique(labels)
     for number in present:
-        axes.scatter(*points[labels == number].T, s=8)
+        x, y = points[labels == number].T
+        axes.scatter(x, y, s=8)
     if 1 < len(present) <= _MAX_NAMED:
         legend = axes.legend(axes.collections, ["class"] * len(present))
         for text, number in zip(legend.get_texts(), present):

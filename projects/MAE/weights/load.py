@@ -51,7 +51,7 @@ def load_weights(
         raise ConfigError(
             f"finetune.weight_style must be 'oneflow' or 'pytorch', not {weight_style!r}"
         )
-    state, source = describe(path, heads, tuple(grid) if grid else None)
+    state, source = describe(path, heads, (grid[0], grid[1]) if grid else None)
     found = "oneflow" if source.style == "ours" else "pytorch"
     if weight_style not in (None, found):
         raise CheckpointError(

@@ -77,7 +77,7 @@ class _Graph:
     def attention(self, name: str, x: str, heads: int) -> str:
         query, key, value = self.split_heads(f"{name}.qkv", x, heads)
         width = self.weights[f"{name}.qkv.weight"].shape[1]
-        query = self.add("Mul", query, np.float32([1 / math.sqrt(width // heads)]))
+        query = self.add("Mul", query, _number(1 / math.sqrt(width // heads)))
         scores = self.add("MatMul", query, self.add("Transpose", key, perm=[0, 1, 3, 2]))
         mixed = self.add("MatMul", self.add("Softmax", scores, axis=-1), value)
         mixed = self.add("Transpose", mixed, perm=[0, 2, 1, 3])
@@ -86,8 +86,8 @@ class _Graph:
     def mlp(self, name: str, x: str) -> str:
         """With the exact GELU, x (1 + erf(x / sqrt 2)) / 2."""
         x = self.linear(f"{name}.fc1", x)
-        share = self.add("Erf", self.add("Mul", x, np.float32([math.sqrt(0.5)])))
-        share = self.add("Mul", self.add("Add", share, np.float32([1])), np.float32([0.5]))
+        share = self.add("Erf", self.add("Mul", x, _number(math.sqrt(0.5))))
+        share = self.add("Mul", self.add("Add", share, _number(1)), _number(0.5))
         return self.linear(f"{name}.fc2", self.add("Mul", x, share))
 
     def embed(self, patch: int) -> str:
@@ -103,6 +103,10 @@ class _Graph:
         return self.add("Add", self.add("Concat", token, x, axis=1), self.weight("pos_embed"))
 
 
+def _number(value: float) -> np.ndarray:
+    return np.array(value, np.float32)
+
+
 def build(weights: dict[str, np.ndarray], source: Source) -> onnx.ModelProto:
     """
     Args:
@@ -114,7 +118,7 @@ def build(weights: dict[str, np.ndarray], source: Source) -> onnx.ModelProto:
         CheckpointError: something that is needed is not known.
     """
     known = source.record.model
-    if "img_size" not in known or "mlp_ratio" not in known:
+    if source.patches is None or "img_size" not in known or "mlp_ratio" not in known:
         raise CheckpointError(f"{source.path}: its image size or its blocks are not known")
     heads = source.heads.of("blocks.0", known["embed_dim"])
     graph = _Graph(from_ours(weights, "fb", Heads(heads)))
