@@ -46,8 +46,7 @@ def main() -> None:
         print("note: the batch norm before the head becomes part of the head")
     for note in source.notes:
         print(f"note: {printable(note)}")
-    encoder = {name: w for name, w in weights.items() if not name.startswith(files.DECODER)}
-    for file in onnx_graph.write(onnx_graph.build(encoder, source), args.output):
+    for file in onnx_graph.write(onnx_graph.build(weights, source), args.output):
         print(file)
 
 

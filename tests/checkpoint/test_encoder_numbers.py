@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from projects.MAE import load_encoder
+from projects.MAE.weights.files import read_weights, write_timm
+from projects.MAE.weights.packing import Heads
 
 
 def draw(*shape) -> np.ndarray:
@@ -38,7 +40,8 @@ def test_every_layer_is_that_of_transformers(golden, oracle, tmp_path):
 
 @pytest.mark.oracle
 def test_features_are_those_of_timms_model(golden, oracle, tmp_path):
-    path = golden / "fb_encoder_legacy.pth"
+    path, heads = tmp_path / "timm.pth", Heads(3)
+    write_timm(read_weights(golden / "fb_encoder_legacy.pth", heads)[0], str(path), heads)
     encoder = load_encoder(path, heads=3, grid=(4, 4))
     images = draw(3, *encoder.shape)
     tokens = encoder.features(images, pool="tokens")

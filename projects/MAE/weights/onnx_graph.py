@@ -17,7 +17,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from libai_ext.checkpoint.errors import CheckpointError
-from projects.MAE.weights.describe import Source
+from projects.MAE.weights.describe import DECODER, Source
 from projects.MAE.weights.mapping import from_ours
 from projects.MAE.weights.packing import Heads
 
@@ -121,7 +121,8 @@ def build(weights: dict[str, np.ndarray], source: Source) -> onnx.ModelProto:
     if source.patches is None or "img_size" not in known or "mlp_ratio" not in known:
         raise CheckpointError(f"{source.path}: its image size or its blocks are not known")
     heads = source.heads.of("blocks.0", known["embed_dim"])
-    graph = _Graph(from_ours(weights, "fb", Heads(heads)))
+    kept = {name: array for name, array in weights.items() if not name.startswith(DECODER)}
+    graph = _Graph(from_ours(kept, "fb", Heads(heads)))
     x = graph.embed(known["patch_size"])
     for number in range(known["depth"]):
         block = f"blocks.{number}"

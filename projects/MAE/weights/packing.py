@@ -37,7 +37,7 @@ class Heads:
             raise CheckpointError(
                 f"{name}: {article} {part} of width {width} is none of the published ones "
                 f"({', '.join(map(str, known))}), so its number of heads must be given: "
-                f"Heads({part}=...), in tools/convert.py --{part}-heads, of load_encoder heads"
+                f"Heads({part}=...), load_encoder(heads=...), in tools/convert.py --{part}-heads"
             )
         if width % heads:
             raise CheckpointError(f"{name}: {heads} heads do not divide the width {width}")
