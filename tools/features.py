@@ -61,10 +61,11 @@ def main() -> None:
     args = parse_args()
     if args.processes < 1:
         raise ConfigError(f"--processes must be at least 1, not {args.processes}")
+    parent = os.getppid()
     with other_processes(args) as others:
         extraction = prepared(args)
-        total, parent = len(extraction.source), os.getppid()
-        with tqdm(total=total, unit="image", disable=None if args.share == 0 else True) as bar:
+        shown = None if args.share == 0 else True  # None: on a terminal
+        with tqdm(total=len(extraction.source), unit="image", disable=shown) as bar:
             for done in extraction.run(args.share, args.processes):
                 bar.update(done - bar.n)
                 check(others)
@@ -96,12 +97,15 @@ def prepared(args: argparse.Namespace):
 def other_processes(args: argparse.Namespace) -> Iterator[list[subprocess.Popen]]:
     """Starts the same command for the other shares; each is an engine of its own."""
     others: list[subprocess.Popen] = []
+    if args.share:
+        yield others
+        return
     configure_environment(args.processes)
     gpus = visible_gpus(args.device)
     if gpus and args.processes > len(gpus):
         raise ConfigError(f"--processes {args.processes}, but {len(gpus)} GPUs: one for each")
     try:
-        for share in range(1, args.processes if args.share == 0 else 1):
+        for share in range(1, args.processes):
             env = dict(os.environ, **({"CUDA_VISIBLE_DEVICES": gpus[share]} if gpus else {}))
             command = [sys.executable, *sys.argv, "--share", str(share)]
             others.append(subprocess.Popen(command, env=env))
