@@ -21,7 +21,7 @@ from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
 from libai_ext.data.download import exclusive
 from libai_ext.data.fingerprint import of_labels
 from libai_ext.data.patience import away, patiently
-from libai_ext.data.tar_scan import NO_LABEL, ShardIndex, scan
+from libai_ext.data.tar_scan import MOST_DIGITS, NO_LABEL, ShardIndex, scan
 from libai_ext.data.walk import EXTENSIONS, PassedOver, warn_once
 from libai_ext.errors import DataError, UserError
 from libai_ext.regular import open_regular
@@ -213,6 +213,7 @@ def _check_index(index: ShardIndex) -> None:
     kinds = numbers.dtype == np.int64 and index.name.dtype.kind == index.passed.dtype.kind == "S"
     if not kinds or numbers.ndim != 2 or index.name.shape != numbers[0].shape:
         raise ValueError("its columns are not those of an index")
-    if (numbers[:2] < 0).any() or (numbers[2] < NO_LABEL).any():
-        raise ValueError("it holds negative numbers")
+    labels = numbers[2]
+    if (numbers[:2] < 0).any() or ((labels < NO_LABEL) | (labels >= 10**MOST_DIGITS)).any():
+        raise ValueError("it holds numbers that no scan finds")
     _passed_over([index])
