@@ -13,10 +13,11 @@ import string
 import sys
 import time
 
-from libai_ext import device, kernels, watch
+from libai_ext import device, kernels
 from libai_ext.errors import ConfigError
-from libai_ext.failure import JOB, starting
 from libai_ext.kernels.threads import configure_environment
+from libai_ext.launch import deadlines
+from libai_ext.launch.exit_report import JOB, starting
 
 # How long OneFlow may take to come up; it waits for all ranks.
 START_SECONDS = 600
@@ -46,14 +47,14 @@ def start() -> None:
         os.environ.setdefault("GLOG_minloglevel", "1" if device.hardware() else "3")
         configure_environment()
         _let_ranks_meet_without_proxy()
-        watch.open_file()
-        watch.expect(_what_is_waited_for(), end=START_SECONDS)
+        deadlines.open_file()
+        deadlines.expect(_what_is_waited_for(), end=START_SECONDS)
         _wait_for_first_rank()
         with _drop_noise_on_stderr():
             import oneflow
 
         _know_each_other(oneflow._oneflow_internal.cpu_broadcast)
-        watch.idle()
+        deadlines.idle()
     kernels.load()
     from libai_ext.compat import repairs
 

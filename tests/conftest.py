@@ -118,8 +118,8 @@ def small_disk(tmp_path):
 
 # What a machine need not have: mark of the tests, variable that names it, command that finds it.
 HELPERS = (
-    ("oracle", "MAE_ORACLE_PYTHON", "bash tools/oracle.sh"),
-    ("browser", "MAE_BROWSER", "bash tools/browser.sh"),
+    ("oracle", "MAE_ORACLE_PYTHON", "bash tools/dev/oracle.sh"),
+    ("browser", "MAE_BROWSER", "bash tools/dev/browser.sh"),
 )
 
 

@@ -10,10 +10,10 @@ from libai.config import instantiate
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from libai_ext.config import fresh
+from libai_ext.config.lazy_config import fresh
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.placement import batch_sbp, to_global
-from projects.MAE.probe import load_run
+from projects.MAE.evaluation.probe import load_run
 from projects.MAE.run import resolve
 
 MARGIN = 2

@@ -9,7 +9,7 @@ import oneflow as flow
 from omegaconf import OmegaConf
 
 from libai_ext.checkpoint import torch_writer
-from libai_ext.checkpoint.native import Checkpointer
+from libai_ext.checkpoint.checkpointer import Checkpointer
 from libai_ext.layers.initialize import assign
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.vit import ViTClassifier

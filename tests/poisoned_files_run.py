@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from libai_ext.checkpoint import manifest
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from libai_ext.errors import UserError
 
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from libai_ext import config
-from libai_ext.engine import main as entry
+from libai_ext.config import lazy_config
+from libai_ext.engine import cli as entry
 from libai_ext.engine.output_dir import write_record
 from libai_ext.errors import UserError
 from projects.MAE.rules import read_config
@@ -158,12 +158,12 @@ OLDER = {
 
 @pytest.mark.parametrize("absent", OLDER)
 def test_what_an_older_config_lacks_is_by_default(absent, kept, tmp_path):
-    older = config.load(kept)
+    older = lazy_config.load(kept)
     for key in absent.split():
         parent, _, name = key.rpartition(".")
         del OmegaConf.select(older, parent)[name]
     path = tmp_path / "config.yaml"
-    path.write_text(config.dump(older))
+    path.write_text(lazy_config.dump(older))
     notes = []
     found = resolve(str(path), ["train.seed=3"], notes=notes)
     assert notes == [f"keys that the config lacks, by default: {', '.join(OLDER[absent])}"]
@@ -173,7 +173,7 @@ def test_what_an_older_config_lacks_is_by_default(absent, kept, tmp_path):
 def _head():
     names = ("data", "dataloader", "graph", "model", "optim", "task", "train")
     nodes = "; ".join(f"{name} = c.{name}" for name in names)
-    return f"from libai_ext.config import load; c = load({DIGITS!r}); {nodes}; del c\n"
+    return f"from libai_ext.config.lazy_config import load; c = load({DIGITS!r}); {nodes}; del c\n"
 
 
 HOSTILE = [
@@ -184,8 +184,8 @@ HOSTILE = [
     "oneflow.hub.load",
     "oneflow.os.system",
     "libai.config.LazyConfig.load",
-    "libai_ext.config.load",
-    "libai_ext.launch.main",
+    "libai_ext.config.lazy_config.load",
+    "libai_ext.launch.launcher.main",
     "libai_ext.data.download.urlopen",
     "libai_ext.data.dataset.np.load",
     "libai_ext.data.transforms.Compose.__init__",
@@ -200,7 +200,7 @@ HOSTILE = [
 @pytest.mark.parametrize("target", HOSTILE)
 @pytest.mark.parametrize("place", ["model", "train.scheduler", "dataloader.test.dataset.fields.0"])
 def test_a_yaml_cannot_name_what_runs_code(target, place, tmp_path):
-    content = yaml.safe_load(config.dump(config.load(DIGITS)))
+    content = yaml.safe_load(lazy_config.dump(lazy_config.load(DIGITS)))
     node = content
     for name in place.split("."):
         node = node[int(name) if name.isdigit() else name]
@@ -208,7 +208,7 @@ def test_a_yaml_cannot_name_what_runs_code(target, place, tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(UserError, match=rf"{place}._target_ '{target}' (is not among|does not)"):
-        config.load(str(path))
+        lazy_config.load(str(path))
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,9 @@ def test_what_a_run_writes_is_the_same_run(recipe, tmp_path):
     given.train.output_dir = str(tmp_path)
     write_record(str(tmp_path), given)
     again = resolve(f"{tmp_path}/config.yaml", [])
-    assert config.dump(again) == config.dump(resolve(recipe, [f"train.output_dir={tmp_path}"]))
+    assert lazy_config.dump(again) == lazy_config.dump(
+        resolve(recipe, [f"train.output_dir={tmp_path}"])
+    )
 
 
 def test_another_number_of_processes(kept, monkeypatch):

@@ -7,7 +7,7 @@ import json
 import pytest
 import yaml
 
-from libai_ext.config import dump, load
+from libai_ext.config.lazy_config import dump, load
 
 DIGITS = "projects/MAE/configs/mae_digits.py"
 

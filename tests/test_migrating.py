@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from libai_ext import config
-from libai_ext.config_names import from_elsewhere
-from libai_ext.engine import main as entry
+from libai_ext.config import lazy_config
+from libai_ext.config.names import from_elsewhere
+from libai_ext.engine import cli as entry
 from libai_ext.errors import ConfigError
 from projects.MAE.former_names import NAMES
 
@@ -20,12 +20,12 @@ PAIRS = [(old, new) for names in NAMES.values() for old, new in names.items()]
 
 @pytest.fixture(scope="module")
 def recipes():
-    return [config.load(f"projects/MAE/configs/{name}.py") for name in RECIPES]
+    return [lazy_config.load(f"projects/MAE/configs/{name}.py") for name in RECIPES]
 
 
 def answer(cfg, key: str) -> str:
     try:
-        config.override(cfg.copy(), [f"{key}=surely-not"])
+        lazy_config.override(cfg.copy(), [f"{key}=surely-not"])
     except ConfigError as error:
         return str(error)
     return ""
@@ -56,7 +56,7 @@ def test_each_new_name_exists(recipes, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["x", "--help"])
     with pytest.raises(SystemExit):
         entry.parse_args("")
-    known = {key for cfg in recipes for key in config.keys_of(cfg)}
+    known = {key for cfg in recipes for key in lazy_config.keys_of(cfg)}
     known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     assert {new for _, new in PAIRS if " " not in new} - known == set()
 

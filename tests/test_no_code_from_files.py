@@ -34,16 +34,24 @@ BROADCAST = "rank 0 pickles, the other ranks of the job unpickle: no file is inv
 # (file, what) -> why it may stay.
 ALLOWED = {
     ("libai_ext/kernels/loader.py", "ctypes.CDLL"): "the library that build.py vouches for",
-    ("libai_ext/checkpoint/native.py", "libai.utils.checkpoint.Checkpointer"): "load is replaced",
-    ("libai_ext/config_targets.py", "importlib.import_module"): "of the packages on a fixed list",
-    ("libai_ext/config_yaml.py", "yaml.load"): "by a subclass of yaml.SafeLoader",
+    (
+        "libai_ext/checkpoint/checkpointer.py",
+        "libai.utils.checkpoint.Checkpointer",
+    ): "load is replaced",
+    ("libai_ext/config/targets.py", "importlib.import_module"): "of the packages on a fixed list",
+    ("libai_ext/config/safe_yaml.py", "yaml.load"): "by a subclass of yaml.SafeLoader",
     ("libai_ext/data/decode.py", "PIL.Image.open"): "with a list of formats that run nothing",
-    ("tools/benchmark_data.py", "PIL.Image.open"): "of images that it has made",
+    ("tools/benchmarks/data.py", "PIL.Image.open"): "of images that it has made",
     ("libai_ext/data/tar_shards.py", "numpy.load"): "with allow_pickle=False",
-    ("tools/benchmark_checkpoint.py", "torch.load"): "of a file that it has made",
+    ("tools/benchmarks/checkpoint.py", "torch.load"): "of a file that it has made",
     **{
         (f"libai_ext/{file}.py", "oneflow.framework.check_point_v2._broadcast_py_object"): BROADCAST
-        for file in ("checkpoint/native", "data/classes", "engine/checkpointing", "engine/steps")
+        for file in (
+            "checkpoint/checkpointer",
+            "data/classes",
+            "engine/checkpointing",
+            "engine/steps",
+        )
     },
 }
 

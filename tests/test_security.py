@@ -9,14 +9,14 @@ from pathlib import Path
 
 import psutil
 
-from libai_ext import peers
 from libai_ext.data.decode import FORMATS
+from libai_ext.launch import rendezvous
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "SECURITY.md").read_text()
 PROGRAM = """
 import os, psutil
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from libai_ext.startup import start
 def program():
     start()
@@ -30,7 +30,7 @@ entry.run(program)
 
 def test_it_names_what_there_is():
     assert f"one of {', '.join(FORMATS)} (" in TEXT
-    assert peers.SECRET in TEXT
+    assert rendezvous.SECRET in TEXT
     links = re.findall(r"\]\(([^)]+)\)", TEXT)
     assert len(links) >= 4 and all((ROOT / link).exists() for link in links)
 
@@ -41,7 +41,7 @@ def test_one_process_listens_nowhere():
 
 def test_of_several_each_rank_keeps_one_port_open(tmp_path, monkeypatch):
     """The one of the rendezvous is closed again. Without a network, by the command of the text."""
-    monkeypatch.setenv(peers.SECRET, "of the test")
+    monkeypatch.setenv(rendezvous.SECRET, "of the test")
     path = tmp_path / "program.py"
     path.write_text(PROGRAM)
     job = f"{sys.executable} -m libai_ext.launch --nproc-per-node 2 {path}"

@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from libai_ext.startup import start
 
 # Sums in another order; rounding to eleven bits of an input and of the result.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from libai_ext.startup import start
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     start()
     # OneFlow must be up before anything that imports it.
-    from projects.MAE.probe import load_run, nearest_neighbours
+    from projects.MAE.evaluation.probe import load_run, nearest_neighbours
 
     results = nearest_neighbours(load_run(args.config, args.opts), args.neighbours)
     for count, share in results.items():

@@ -3,7 +3,7 @@
     .venv/bin/python tools/plan.py --arch mae_vit_large_patch16 --devices 64 --memory 40
 
 Memory is that of the fullest GPU, training in a graph. The cost model is described in
-projects/MAE/planner.py and projects/MAE/memory.py.
+projects/MAE/parallel/planner.py and projects/MAE/parallel/memory.py.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def main() -> int:
     start()
     from omegaconf import OmegaConf
 
-    from projects.MAE.costs import layers_of
     from projects.MAE.modeling.archs import ARCHS
-    from projects.MAE.planner import Machine, Training, plans
+    from projects.MAE.parallel.costs import layers_of
+    from projects.MAE.parallel.planner import Machine, Training, plans
 
     if args.arch not in ARCHS:
         print(f"error: unknown --arch {args.arch}; known are {', '.join(ARCHS)}", file=sys.stderr)

@@ -15,28 +15,28 @@ from typing import Mapping, Sequence
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from libai_ext.engine import main as entry
-from libai_ext.engine import names
+from libai_ext.engine import cli as entry
+from libai_ext.engine import metric_names
 from libai_ext.engine.run_folder import Series, read_metrics
 from libai_ext.errors import ConfigError
 from libai_ext.text import printable
 
 # Panel -> metrics drawn in it with the style of their line; there is no panel without metrics.
 PANELS = {
-    "loss": {names.TRAINING_LOSS: "-", names.EVALUATION_LOSS: "o--"},
-    "learning rate": {names.LEARNING_RATE: "-"},
-    "accuracy, %": {names.TOP1: "o-", names.TOP5: "o--"},
-    "gradient norm": {names.GRADIENT_NORM: "-"},
-    "images/s": {names.SPEED: "-"},
-    "memory, GiB": {names.MEMORY: "-"},
+    "loss": {metric_names.TRAINING_LOSS: "-", metric_names.EVALUATION_LOSS: "o--"},
+    "learning rate": {metric_names.LEARNING_RATE: "-"},
+    "accuracy, %": {metric_names.TOP1: "o-", metric_names.TOP5: "o--"},
+    "gradient norm": {metric_names.GRADIENT_NORM: "-"},
+    "images/s": {metric_names.SPEED: "-"},
+    "memory, GiB": {metric_names.MEMORY: "-"},
 }
 FROM_ZERO = ("images/s", "memory, GiB")
 # What the legend says where a panel shows two metrics.
 NOTES = {
-    names.TRAINING_LOSS: "training",
-    names.EVALUATION_LOSS: "evaluation",
-    names.TOP1: "top 1",
-    names.TOP5: "top 5",
+    metric_names.TRAINING_LOSS: "training",
+    metric_names.EVALUATION_LOSS: "evaluation",
+    metric_names.TOP1: "top 1",
+    metric_names.TOP5: "top 5",
 }
 
 

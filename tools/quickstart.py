@@ -49,7 +49,7 @@ def run(*command: str) -> None:
 def report(output: str, opts) -> None:
     """Draw reconstructions, probe the encoder, say where everything lies."""
     # OneFlow must be up before anything that imports it.
-    from projects.MAE.probe import accuracies, load_run, reconstruction_picture
+    from projects.MAE.evaluation.probe import accuracies, load_run, reconstruction_picture
 
     trained = load_run(CONFIG, opts)
     untrained = load_run(CONFIG, opts, weights=False)

@@ -23,28 +23,28 @@ from typing import Iterable, Mapping
 from plot import draw, labels
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from libai_ext.engine import environment, names
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
+from libai_ext.engine import environment, metric_names
 from libai_ext.engine.run_folder import Series, read_metrics, read_text
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.text import printable, printable_lines
 
 # Metric -> its heading.
 HEADINGS = {
-    names.TRAINING_LOSS: "training loss",
-    names.EVALUATION_LOSS: "evaluation loss",
-    names.TOP1: "top 1, %",
-    names.TOP5: "top 5, %",
-    f"ema_{names.EVALUATION_LOSS}": "evaluation loss of averages",
-    f"ema_{names.TOP1}": "top 1 of averages, %",
+    metric_names.TRAINING_LOSS: "training loss",
+    metric_names.EVALUATION_LOSS: "evaluation loss",
+    metric_names.TOP1: "top 1, %",
+    metric_names.TOP5: "top 5, %",
+    f"ema_{metric_names.EVALUATION_LOSS}": "evaluation loss of averages",
+    f"ema_{metric_names.TOP1}": "top 1 of averages, %",
 }
 # The first of these that a run has is its result.
-BEST = (names.TOP1, names.EVALUATION_LOSS)
+BEST = (metric_names.TOP1, metric_names.EVALUATION_LOSS)
 # Metric -> heading, factor, unit.
 COSTS = {
-    names.SPEED: ("speed", 1, "images/s"),
-    names.DATA_WAIT: ("waiting for data", 100, "%"),
-    names.MEMORY: ("memory", 1, "GiB"),
+    metric_names.SPEED: ("speed", 1, "images/s"),
+    metric_names.DATA_WAIT: ("waiting for data", 100, "%"),
+    metric_names.MEMORY: ("memory", 1, "GiB"),
 }
 # Spread evenly over the run: its pictures show how it came along.
 MAX_PICTURES = 6
@@ -103,7 +103,7 @@ def page(run: str) -> str:
         _section("Pictures", _pictures(events) or f"<p>None in {_shown(run)}/tensorboard.</p>"),
     ]
     path = Path(run, "confusion.png")
-    if path.is_file() or names.TOP1 in metrics:
+    if path.is_file() or metric_names.TOP1 in metrics:
         parts.append(_section("Confusion", _confusion(path)))
     for title, file in (("Evaluation by class", "per_class.txt"), ("Config", "config.yaml")):
         path = Path(run, file)

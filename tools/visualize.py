@@ -15,7 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from libai_ext.errors import ConfigError
 from libai_ext.startup import start
 
@@ -71,9 +71,9 @@ def main() -> None:
     args = parse_args()
     start()
     # OneFlow must be up before anything that imports it.
-    from projects.MAE import visualization as vis
-    from projects.MAE.pictures import TITLES
-    from projects.MAE.sheet import magnification, sheet
+    from projects.MAE.pictures import visualize as vis
+    from projects.MAE.pictures.figure import magnification, sheet
+    from projects.MAE.pictures.panels import TITLES
     from projects.MAE.weights.packing import Heads
 
     for ratio in ([] if args.mask_ratio is None else [args.mask_ratio]) + args.ratios:

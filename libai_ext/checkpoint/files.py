@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Iterator
 
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.regular import open_regular
+from libai_ext.files.regular import open_regular
 
 
 def map_file(path: str | os.PathLike[str]) -> mmap.mmap:

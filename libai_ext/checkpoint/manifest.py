@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.regular import open_regular, read_regular
+from libai_ext.files.regular import open_regular, read_regular
 
 MANIFEST = "manifest"
 MAX_BYTES = 64 << 20

@@ -10,7 +10,7 @@ import os
 from typing import Any, Mapping
 
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.regular import read_regular
+from libai_ext.files.regular import read_regular
 
 RECORD = "record.json"
 VERSION = 1

@@ -10,12 +10,12 @@ from libai.utils import distributed as dist
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
 from libai_ext.checkpoint import record
+from libai_ext.checkpoint.checkpointer import POINTER
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.checkpoint.native import POINTER
 from libai_ext.data.tolerant import Tolerant
 from libai_ext.data.walk import some
 from libai_ext.errors import DataError
-from libai_ext.regular import read_regular
+from libai_ext.files.regular import read_regular
 
 MAX_NAMES = 64 << 20  # bytes of a list of classes
 

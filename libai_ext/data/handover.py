@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple, Sequence
 
 import numpy as np
 
-from libai_ext.nameless_file import nameless_file
+from libai_ext.files.anonymous import anonymous_file
 
 # Batches of a worker that may lie ready.
 PREFETCH = 2
@@ -67,7 +67,7 @@ class _Slot:
     """Memory that forked processes share; it grows with what is put into it."""
 
     def __init__(self):
-        self.file = nameless_file("batch")
+        self.file = anonymous_file("batch")
         self.memory: mmap.mmap | None = None
         self.clear()
 

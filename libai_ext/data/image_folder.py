@@ -14,7 +14,7 @@ from libai_ext.data.fingerprint import of_files, of_labels
 from libai_ext.data.patience import away, patiently
 from libai_ext.data.walk import EXTENSIONS, Walk, some, warn_once
 from libai_ext.errors import DataError
-from libai_ext.regular import read_regular
+from libai_ext.files.regular import read_regular
 
 
 class ImageFiles:

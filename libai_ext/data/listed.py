@@ -10,7 +10,7 @@ from collections import Counter
 from libai_ext.data.image_folder import ImageFiles, check_folder
 from libai_ext.data.walk import EXTENSIONS, Walk, some, warn_once
 from libai_ext.errors import DataError
-from libai_ext.regular import read_regular
+from libai_ext.files.regular import read_regular
 
 _MAX_BYTES = 1 << 30  # 10 million images
 # Column of Kaggle's ImageNet list: a class, then boxes.

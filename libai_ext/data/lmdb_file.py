@@ -14,7 +14,7 @@ import os
 import struct
 from typing import NamedTuple
 
-from libai_ext.regular import open_regular
+from libai_ext.files.regular import open_regular
 
 _PAGE = struct.Struct("<QHHHH")  # number, pad, flags, end of the node table, start of the nodes
 _META = struct.Struct("<IIQQ" + 2 * "IHHQQQQQ" + "QQ")

@@ -16,7 +16,7 @@ from libai_ext.data.stl10 import Stl10
 from libai_ext.data.tar_shards import TarShards
 from libai_ext.data.tolerant import Tolerant
 from libai_ext.errors import DataError
-from libai_ext.failure import restarted
+from libai_ext.launch.exit_report import restarted
 
 NAMED = {"cifar10": Cifar10, "cifar100": Cifar100, "stl10": Stl10}
 

@@ -24,7 +24,7 @@ import numpy as np
 
 from libai_ext.data.walk import EXTENSIONS, UNREAD, PassedOver, is_hidden
 from libai_ext.errors import DataError
-from libai_ext.regular import open_regular
+from libai_ext.files.regular import open_regular
 
 NO_LABEL = -1
 MOST_DIGITS = 6  # of a class number

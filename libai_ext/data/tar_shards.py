@@ -24,8 +24,8 @@ from libai_ext.data.patience import away, patiently
 from libai_ext.data.tar_scan import MOST_DIGITS, NO_LABEL, ShardIndex, scan
 from libai_ext.data.walk import EXTENSIONS, PassedOver, warn_once
 from libai_ext.errors import DataError, UserError
-from libai_ext.regular import open_regular
-from libai_ext.user_cache import user_cache
+from libai_ext.files.regular import open_regular
+from libai_ext.files.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 

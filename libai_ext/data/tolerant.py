@@ -14,7 +14,7 @@ from PIL import Image
 from libai_ext.data.decode import BadImage
 from libai_ext.data.walk import some
 from libai_ext.errors import DataError
-from libai_ext.nameless_file import nameless_file
+from libai_ext.files.anonymous import anonymous_file
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +148,7 @@ class _SharedCounts:
 
     def __init__(self, count: int):
         self._numbers = multiprocessing.RawArray("q", count)
-        self._lock = nameless_file("counts")
+        self._lock = anonymous_file("counts")
 
     def __reduce__(self):
         return _SharedCounts, (len(self._numbers),)

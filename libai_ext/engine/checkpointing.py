@@ -8,8 +8,8 @@ import math
 from libai.engine.trainer import HookBase
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
-from libai_ext.checkpoint.native import Checkpointer
-from libai_ext.engine import names
+from libai_ext.checkpoint.checkpointer import Checkpointer
+from libai_ext.engine import metric_names
 from libai_ext.errors import DataUnavailable
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Evaluation(HookBase):
             logger.error(f"the evaluation after {done} iterations is left out: {error}")
             self.trainer.unavailable = error
             return
-        named = {names.of_result(name): value for name, value in results.items()}
+        named = {metric_names.of_result(name): value for name, value in results.items()}
         self.trainer.storage.put_scalars(**named, smoothing_hint=False)
         if self.metric is not None:
             self._compare(results)

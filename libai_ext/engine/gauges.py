@@ -10,7 +10,7 @@ from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 
 from libai_ext.compat.placements import placement
-from libai_ext.engine import names
+from libai_ext.engine import metric_names
 from libai_ext.engine.memory import memory_gib
 from libai_ext.engine.writers import is_line
 from libai_ext.placement import device_type
@@ -22,7 +22,7 @@ class Means:
     """Values of the steps since the last logging step, by name; on every rank alike."""
 
     # Not those of a run that goes on elsewhere.
-    _TIMES = (names.STEP_SECONDS, names.DATA_SECONDS)
+    _TIMES = (metric_names.STEP_SECONDS, metric_names.DATA_SECONDS)
 
     def __init__(self):
         self.values: dict[str, list[float]] = {}
@@ -47,7 +47,7 @@ class Means:
 class Gauges(HookBase):
     """At each logging step the means since the one before (loss, gradient norm, times), and what
     follows from them, the memory and, with mixed precision, the loss scale and the steps skipped
-    so far: see :mod:`libai_ext.engine.names`.
+    so far: see :mod:`libai_ext.engine.metric_names`.
 
     Args:
         periods: of the logging steps, see :func:`libai_ext.engine.writers.is_line`.
@@ -62,14 +62,14 @@ class Gauges(HookBase):
         if not is_line(self.trainer, self.periods):
             return
         trainer, means = self.trainer, self.means.take()
-        scalars = {**means, names.MEMORY: memory_gib()}
-        if names.STEP_SECONDS in means:
-            seconds = means[names.STEP_SECONDS]
-            scalars[names.SPEED] = self.samples_per_iter / seconds
-            scalars[names.DATA_WAIT] = means[names.DATA_SECONDS] / seconds
+        scalars = {**means, metric_names.MEMORY: memory_gib()}
+        if metric_names.STEP_SECONDS in means:
+            seconds = means[metric_names.STEP_SECONDS]
+            scalars[metric_names.SPEED] = self.samples_per_iter / seconds
+            scalars[metric_names.DATA_WAIT] = means[metric_names.DATA_SECONDS] / seconds
         if trainer.cfg.train.amp.enabled:
-            scalars[names.LOSS_SCALE] = trainer.steps.loss_scale
-            scalars[names.SKIPPED_STEPS] = trainer.iter + 1 - trainer.steps.taken
+            scalars[metric_names.LOSS_SCALE] = trainer.steps.loss_scale
+            scalars[metric_names.SKIPPED_STEPS] = trainer.iter + 1 - trainer.steps.taken
         trainer.storage.put_scalars(**scalars)
 
 

@@ -29,7 +29,7 @@ def set_up_logs(output_dir: str | None) -> None:
             root.addHandler(log_file(output_dir, rank))
         for handler in root.handlers:
             handler.addFilter(_fit_to_be_shown)
-    # It logs the exceptions that libai_ext.engine.main reports.
+    # It logs the exceptions that libai_ext.engine.cli reports.
     logging.getLogger("libai.engine.trainer").setLevel(logging.CRITICAL)
 
 

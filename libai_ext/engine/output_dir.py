@@ -12,11 +12,11 @@ from typing import Iterator, Mapping
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
-from libai_ext.config import dump
+from libai_ext.config.lazy_config import dump
 from libai_ext.engine import environment
 from libai_ext.engine.run_lock import LOCK, RunLock
 from libai_ext.errors import ConfigError
-from libai_ext.failure import restarted
+from libai_ext.launch.exit_report import restarted
 
 # What a run writes, as patterns; other files in the directory are none of its business.
 _WRITTEN = (

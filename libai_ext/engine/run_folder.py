@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from libai_ext.engine import names
+from libai_ext.engine import metric_names
 from libai_ext.errors import DataError
 
 
@@ -18,8 +18,8 @@ class Series(NamedTuple):
 
 
 def read_metrics(run: str) -> dict[str, Series]:
-    """``metrics.jsonl`` by name of the metric (:mod:`libai_ext.engine.names`); a last line that was
-    cut off is left out.
+    """``metrics.jsonl`` by name of the metric (:mod:`libai_ext.engine.metric_names`); a last line
+    that was cut off is left out.
 
     Raises:
         DataError: there is no such file, nothing in it, or something else.
@@ -38,7 +38,7 @@ def read_metrics(run: str) -> dict[str, Series]:
         iteration = row.pop("iteration")
         for name, value in row.items():
             # Version 0.1 kept "loss" for that of an evaluation.
-            own = series.setdefault(names.of_result(name), Series([], []))
+            own = series.setdefault(metric_names.of_result(name), Series([], []))
             own.iterations.append(iteration)
             own.values.append(value)
     if not series:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from libai_ext.errors import ConfigError
-from libai_ext.failure import USAGE_ERROR, tell
+from libai_ext.launch.exit_report import USAGE_ERROR, tell
 
 LOCK = "run.lock"
 BEAT_SECONDS = 5

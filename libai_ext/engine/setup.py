@@ -14,7 +14,7 @@ from libai_ext import device, kernels
 from libai_ext.engine import watchdog
 from libai_ext.engine.logs import set_up_logs
 from libai_ext.engine.memory import out_of_memory
-from libai_ext.failure import foresee_out_of_memory
+from libai_ext.launch.exit_report import foresee_out_of_memory
 from libai_ext.placement import set_layout
 
 logger = logging.getLogger(__name__)

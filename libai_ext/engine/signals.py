@@ -10,7 +10,7 @@ import oneflow as flow
 from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 
-from libai_ext.failure import SAVED_ON_SIGNAL, Insistence, launched, stop_signals
+from libai_ext.launch.exit_report import SAVED_ON_SIGNAL, Insistence, launched, stop_signals
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import oneflow as flow
 from libai.utils import distributed as dist
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
-from libai_ext.engine import names
+from libai_ext.engine import metric_names
 from libai_ext.engine.nonfinite import StepGuard, gradient_norms, is_finite
 from libai_ext.optim.lr_scale import scaled
 from libai_ext.placement import device_type
@@ -84,7 +84,7 @@ class EagerSteps(Steps):
             self.guard.reject(trainer.iter, [values], 1, norms=norms)
         else:
             self._update(norms)
-            trainer.means.add(names.TRAINING_LOSS, sum(values.values()))
+            trainer.means.add(metric_names.TRAINING_LOSS, sum(values.values()))
         trainer.optimizer.zero_grad()
 
     def _update(self, norms: dict[str, float]) -> None:
@@ -94,7 +94,7 @@ class EagerSteps(Steps):
         with scaled(optimizer):
             optimizer.step()
         self.taken += 1
-        self.trainer.means.add(names.GRADIENT_NORM, math.hypot(*norms.values()))
+        self.trainer.means.add(metric_names.GRADIENT_NORM, math.hypot(*norms.values()))
 
 
 class GraphSteps(Steps):
@@ -165,7 +165,7 @@ class GraphSteps(Steps):
             self.guard.reject(self.trainer.iter, losses, faults, norms=norms)
         if not faults or len(steps) > 1:
             for step in filter(is_finite, losses):
-                self.trainer.means.add(names.TRAINING_LOSS, sum(step.values()))
+                self.trainer.means.add(metric_names.TRAINING_LOSS, sum(step.values()))
 
     def _overflows(self, sound: int) -> int:
         """How many steps the loss scaler may leave out on its way down to the lowest scale: it

@@ -10,7 +10,7 @@ from libai.utils import distributed as dist
 
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.errors import DataUnavailable
-from libai_ext.failure import DATA_UNAVAILABLE, tell
+from libai_ext.launch.exit_report import DATA_UNAVAILABLE, tell
 
 logger = logging.getLogger(__name__)
 

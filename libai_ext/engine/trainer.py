@@ -12,12 +12,12 @@ from libai.engine.trainer import TrainerBase
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
-from libai_ext.checkpoint.native import Checkpointer
-from libai_ext.config import fresh, instantiate
-from libai_ext.config_targets import check_targets
+from libai_ext.checkpoint.checkpointer import Checkpointer
+from libai_ext.config.lazy_config import fresh, instantiate
+from libai_ext.config.targets import check_targets
 from libai_ext.data.loader import build_eval_loader, build_train_loader
 from libai_ext.data.sampler import GlobalOrder
-from libai_ext.engine import agreement, names
+from libai_ext.engine import metric_names, resume_check
 from libai_ext.engine.checkpointing import Checkpointing, Evaluation
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
@@ -154,7 +154,7 @@ class Trainer(DefaultTrainer):
         checkpointer = Checkpointer(
             self.model, train.output_dir, max_to_keep=train.checkpointer.max_to_keep, **items
         )
-        checkpointer.plain["settings"] = agreement.settings(self.cfg, self.dataset)
+        checkpointer.plain["settings"] = resume_check.settings(self.cfg, self.dataset)
         checkpointer.before_save = self.settle
         return checkpointer
 
@@ -171,7 +171,9 @@ class Trainer(DefaultTrainer):
         progress = checkpointer.progress(path)
         # An evaluation has nothing to do with how the model was trained.
         prefix = "" if self.optimizer is not None else "model."
-        agreement.check(progress.get("settings", {}), checkpointer.plain["settings"], path, prefix)
+        resume_check.check(
+            progress.get("settings", {}), checkpointer.plain["settings"], path, prefix
+        )
         checkpointer.load(path)
         refuse_nonfinite(self.model, path)
         checkpointer.plain["best"] = progress.get("best")
@@ -219,7 +221,7 @@ class Trainer(DefaultTrainer):
             self.average.update()
         # Graphs are compiled and data workers started in the first steps.
         if self.iter >= self.start_iter + WARM_UP:
-            self.means.add(names.STEP_SECONDS, time.perf_counter() - start)
+            self.means.add(metric_names.STEP_SECONDS, time.perf_counter() - start)
 
     def reading_due(self) -> bool:
         """Whether something needs to know, after this step, how the steps so far went."""
@@ -255,7 +257,7 @@ class Trainer(DefaultTrainer):
         start = time.perf_counter()
         batch = self.get_batch(next(self._batches))
         if self.iter >= self.start_iter + WARM_UP:
-            self.means.add(names.DATA_SECONDS, time.perf_counter() - start)
+            self.means.add(metric_names.DATA_SECONDS, time.perf_counter() - start)
         return batch
 
     def build_hooks(self):
@@ -350,7 +352,7 @@ class Schedule(hooks.LRScheduler):
         if self.scheduler.last_step != taken - 1:  # steps were left out
             move_to(self.scheduler, max(taken - 1, 0))
         lr = self.scheduler.get_last_lr()[self._best_param_group_id]
-        self.trainer.storage.put_scalar(names.LEARNING_RATE, lr, smoothing_hint=False)
+        self.trainer.storage.put_scalar(metric_names.LEARNING_RATE, lr, smoothing_hint=False)
         move_to(self.scheduler, taken)
 
 

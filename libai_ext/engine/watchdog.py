@@ -14,8 +14,8 @@ from collections import deque
 from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 
-from libai_ext import watch
 from libai_ext.engine.steps import WARM_UP
+from libai_ext.launch import deadlines
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def start(end_seconds: float | None) -> None:
 
 def begin(what: str) -> None:
     """The task before is done, another one begins."""
-    watch.expect(what, _end_seconds / 2, _end_seconds)
+    deadlines.expect(what, _end_seconds / 2, _end_seconds)
 
 
 class StepWatch(HookBase):
@@ -75,7 +75,7 @@ class StepWatch(HookBase):
         # The step that reads waits for those that are queued as well.
         report = max(self.min_seconds, self.factor * median * (len(self.unread) + 1))
         end = max(_end_seconds, 2 * report)
-        watch.expect(what, report, end, f", the median is {median:.3g} s")
+        deadlines.expect(what, report, end, f", the median is {median:.3g} s")
 
     def after_step(self) -> None:
         begin(f"the work after iteration {self.trainer.iter} (logging, evaluation, saving)")
@@ -96,7 +96,7 @@ def _watch(watched: int) -> None:
     said = None
     while True:
         time.sleep(_POLL_SECONDS)
-        task = watch.current
+        task = deadlines.current
         if task is not said and time.monotonic() - task.start > task.report:
             said = task
             _report(task, watched)
@@ -108,7 +108,7 @@ def _fate(end: float) -> str:
     return f"after {end:.0f} s the job is ended (train.watchdog.end_seconds)"
 
 
-def _report(task: watch.Task, watched: int) -> None:
+def _report(task: deadlines.Task, watched: int) -> None:
     seconds = time.monotonic() - task.start
     lines = [
         f"rank {dist.get_rank()}: {task.what} has taken {seconds:.0f} s so far{task.note}; "

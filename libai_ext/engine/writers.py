@@ -23,9 +23,9 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
-from libai_ext.engine import names
+from libai_ext.engine import metric_names
 from libai_ext.engine.logs import FILES_ONLY
-from libai_ext.failure import ON_TERMINAL
+from libai_ext.launch.exit_report import ON_TERMINAL
 
 logger = logging.getLogger(__name__)
 _INTERNAL = ("eta_seconds",)
@@ -33,7 +33,7 @@ _EVENT_FILE = re.compile(r"events\.out\.tfevents\.(\d{10})\.")
 
 
 def latest_scalars(storage: EventStorage) -> dict[str, float]:
-    """Scalars of the iteration just done, by name: see :mod:`libai_ext.engine.names`."""
+    """Scalars of the iteration just done, by name: see :mod:`libai_ext.engine.metric_names`."""
     return {
         name: value
         for name, (value, iteration) in storage.latest().items()
@@ -274,20 +274,20 @@ class Progress(HookBase):
 
     def _text(self) -> str:
         latest = latest_scalars(self.trainer.storage)
-        if names.TRAINING_LOSS not in latest:
+        if metric_names.TRAINING_LOSS not in latest:
             return "step left out"
-        text = f"training loss {latest[names.TRAINING_LOSS]:.4f}"
-        text += f", lr {latest[names.LEARNING_RATE]:.2e}"
-        if names.LOSS_SCALE in latest:
-            text += f", loss scale {latest[names.LOSS_SCALE]:g}"
-            text += f", {latest[names.SKIPPED_STEPS]:.0f} skipped"
-        if names.SPEED in latest:  # not in the first iterations
-            text += f", {latest[names.SPEED]:.0f} images/s"
-            text += f", data wait {100 * latest[names.DATA_WAIT]:.0f} %"
-        return f"{text}, memory {latest[names.MEMORY]:.2f} GiB"
+        text = f"training loss {latest[metric_names.TRAINING_LOSS]:.4f}"
+        text += f", lr {latest[metric_names.LEARNING_RATE]:.2e}"
+        if metric_names.LOSS_SCALE in latest:
+            text += f", loss scale {latest[metric_names.LOSS_SCALE]:g}"
+            text += f", {latest[metric_names.SKIPPED_STEPS]:.0f} skipped"
+        if metric_names.SPEED in latest:  # not in the first iterations
+            text += f", {latest[metric_names.SPEED]:.0f} images/s"
+            text += f", data wait {100 * latest[metric_names.DATA_WAIT]:.0f} %"
+        return f"{text}, memory {latest[metric_names.MEMORY]:.2f} GiB"
 
     def _eta(self) -> str:
-        seconds = latest_scalars(self.trainer.storage).get(names.STEP_SECONDS)
+        seconds = latest_scalars(self.trainer.storage).get(metric_names.STEP_SECONDS)
         if seconds is None:
             return ""
         left = seconds * (self.trainer.max_iter - self.trainer.iter - 1)

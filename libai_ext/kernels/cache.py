@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from libai_ext.regular import open_regular
-from libai_ext.user_cache import user_cache
+from libai_ext.files.regular import open_regular
+from libai_ext.files.user_cache import user_cache
 
 LIBRARY_NAME = "libai_ext_kernels.so"
 CHECKSUM_NAME = "sha256"

@@ -3,7 +3,7 @@ there is neither. MIGRATING.md is this table in words; messages about unknown ke
 
 from __future__ import annotations
 
-from libai_ext.config_names import know
+from libai_ext.config.names import know
 
 MICRO = "train.train_micro_batch_size"
 _MIXER = "dataloader.train.dataset.mixer"

@@ -7,9 +7,9 @@ from typing import Sequence
 
 from omegaconf import DictConfig
 
-from libai_ext import config
-from libai_ext.config_rules import RULES as COMMON
-from libai_ext.config_rules import (
+from libai_ext.config import lazy_config
+from libai_ext.config.rules import RULES as COMMON
+from libai_ext.config.rules import (
     check,
     complete,
     each,
@@ -79,11 +79,11 @@ def read_config(
     Raises:
         ConfigError: no config, or one that no run can use.
     """
-    cfg = config.load(find_recipe(config_file))
+    cfg = lazy_config.load(find_recipe(config_file))
     missing = complete(cfg)
     if notes is not None:
         notes += missing
-    config.override(cfg, opts, {**COMMON, **RULES})
+    lazy_config.override(cfg, opts, {**COMMON, **RULES})
     check_config(cfg)
     return cfg
 

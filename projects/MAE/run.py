@@ -11,8 +11,9 @@ from typing import ContextManager, Sequence
 from libai.utils import distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
-from libai_ext import config, device, watch
-from libai_ext.config import instantiate
+from libai_ext import device
+from libai_ext.config import lazy_config
+from libai_ext.config.lazy_config import instantiate
 from libai_ext.engine.derive import derive_batch, derive_best, derive_layout, refuse_idle
 from libai_ext.engine.memory import fullest
 from libai_ext.engine.output_dir import (
@@ -24,10 +25,11 @@ from libai_ext.engine.output_dir import (
 from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
 from libai_ext.errors import ConfigError
-from libai_ext.failure import restarted
+from libai_ext.launch import deadlines
+from libai_ext.launch.exit_report import restarted
 from libai_ext.startup import START_SECONDS
-from projects.MAE.layout import fit_layout
 from projects.MAE.modeling.archs import resolve_arch
+from projects.MAE.parallel.layout import fit_layout
 from projects.MAE.rules import check_heads, read_config
 from projects.MAE.weights.adopt import adopt, starting_point
 
@@ -119,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
 
     Whatever a run will need is opened and checked before its first step, in a trial as well.
     """
-    watch.expect("reading the config", end=START_SECONDS)
+    deadlines.expect("reading the config", end=START_SECONDS)
     notes: list[str] = []
     cfg = resolve(
         args.config_file,
@@ -131,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.print_config:
         if dist.is_main_process():
-            print(config.dump(cfg), end="")
+            print(lazy_config.dump(cfg), end="")
         return
     given = _given(args) if dist.is_main_process() else None  # starting over may move CONFIG away
     with _output_dir(cfg, args, notes):

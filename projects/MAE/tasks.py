@@ -15,7 +15,7 @@ from libai_ext.engine.metrics import Classification as ClassificationMetrics
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.layers.patch_embedding import grid_of
 from projects.MAE.modeling.masking import num_kept
-from projects.MAE.picture_hook import PictureHook
+from projects.MAE.pictures.hook import PictureHook
 from projects.MAE.weights.load import load_weights
 from projects.MAE.weights.match import REPLACED
 from projects.MAE.weights.record import of_config

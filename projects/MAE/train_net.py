@@ -3,7 +3,7 @@
 bash tools/train.sh projects/MAE/train_net.py CONFIG N [--resume] [--eval-only] [key=value ...]
 """
 
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from libai_ext.startup import start
 from projects.MAE import former_names  # noqa: F401 (messages know its table)
 

@@ -13,8 +13,8 @@ import oneflow as flow
 import pytest
 
 from libai_ext.checkpoint import host_state
+from libai_ext.checkpoint.checkpointer import Checkpointer
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.checkpoint.native import Checkpointer
 
 PLACE = (flow.placement("cpu", [0]), flow.sbp.broadcast)
 TYPES = ("float64", "float32", "float16", "int64", "int32", "int8", "uint8", "bool")

@@ -160,6 +160,7 @@ def test_official_args_are_read(tmp_path):
     _, model = pretrained_run(tmp_path / "x")
     write_fb(weights_of(model), str(tmp_path / "plain.pth"), Heads(4, 2))
     state = read_weights(tmp_path / "plain.pth", Heads(4, 2))[0]
+
     def described(args):
         tree = {"model": from_ours(state, "fb", Heads(4, 2)), "args": args}
         torch_writer.save(tree, tmp_path / "fb.pth")

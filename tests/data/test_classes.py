@@ -11,11 +11,11 @@ from image_files import encode, pixels
 from libai.config import instantiate
 from made_sets import write_lmdb, write_stl10, write_tar
 
-from libai_ext import config
 from libai_ext.checkpoint.record import RECORD, dumps
+from libai_ext.config import lazy_config
 from libai_ext.data import classes
 from libai_ext.errors import DataError
-from projects.MAE.probe import load_run, nearest_neighbours
+from projects.MAE.evaluation.probe import load_run, nearest_neighbours
 from projects.MAE.run import resolve
 from projects.MAE.weights.files import read_weights
 from projects.MAE.weights.packing import Heads
@@ -54,7 +54,7 @@ def check(tmp_path, test, train=None, head=3, split="test", names=None, weights=
     task = instantiate(cfg.task)
 
     def opened(roots):
-        node = config.fresh(cfg.dataloader.test.dataset)
+        node = lazy_config.fresh(cfg.dataloader.test.dataset)
         node.source.roots = roots
         return instantiate(node)
 

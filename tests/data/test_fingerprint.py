@@ -12,7 +12,7 @@ from made_sets import write_cifar10, write_lmdb, write_stl10, write_tar
 
 from libai_ext.data.fingerprint import fingerprint
 from libai_ext.data.sources import open_source
-from libai_ext.engine import agreement
+from libai_ext.engine import resume_check
 
 NAMES = ("a/1.png", "a/2.png", "b/3.png", "b/4.png")
 
@@ -93,9 +93,9 @@ def test_other_kinds(tmp_path):
 
 def test_a_resumed_run_warns(tmp_path, caplog):
     former, latter = ({"training data": number * 12, "model.depth": 4} for number in "12")
-    agreement.check(former, dict(former), "run/model_final")
-    agreement.check({"model.depth": 4}, latter, "run/model_final")  # of an earlier version
-    agreement.check(former, {**latter, "training data": None}, "run/model_final")
+    resume_check.check(former, dict(former), "run/model_final")
+    resume_check.check({"model.depth": 4}, latter, "run/model_final")  # of an earlier version
+    resume_check.check(former, {**latter, "training data": None}, "run/model_final")
     assert caplog.messages == []
-    agreement.check(former, latter, "run/model_final")
+    resume_check.check(former, latter, "run/model_final")
     assert "the training data is not that of run/model_final: as many samples" in caplog.text

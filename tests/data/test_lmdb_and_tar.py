@@ -103,9 +103,7 @@ def test_unusable_lmdbs(tmp_path):
         LmdbImages(short)
     (tmp_path / "c").mkdir()
     (tmp_path / "c/data.mdb").write_bytes(b"no database")
-    with pytest.raises(
-        DataError, match="c/data.mdb: it is cut short: 11 bytes"
-    ):
+    with pytest.raises(DataError, match="c/data.mdb: it is cut short: 11 bytes"):
         LmdbImages(str(tmp_path / "c"))
 
 

@@ -18,7 +18,7 @@ from libai_ext.data.image_folder import ImageFolder, check_folder
 from libai_ext.data.patience import away, passing, patiently
 from libai_ext.data.sources import open_source
 from libai_ext.data.tar_shards import TarShards
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from libai_ext.errors import DataError, DataUnavailable
 
 

@@ -13,7 +13,7 @@ from libai.config import instantiate
 from made_sets import cifar_pixels, write_cifar10, write_lmdb, write_stl10
 from PIL import Image, ImageDraw
 
-from libai_ext.config import fresh
+from libai_ext.config.lazy_config import fresh
 from libai_ext.data.sampler import GlobalOrder, SampleKey
 from libai_ext.engine.derive import derive_schedule
 from projects.MAE.run import resolve

@@ -8,7 +8,7 @@ from image_files import bad_files, encode, pixels
 from libai.config import instantiate
 from made_sets import write_cifar10, write_cifar100, write_lmdb, write_stl10, write_tar
 
-from libai_ext import config
+from libai_ext.config import lazy_config
 from libai_ext.data.concat import Concat
 from libai_ext.data.sampler import SampleKey
 from libai_ext.data.sources import open_source
@@ -133,7 +133,7 @@ def test_the_key_data_train_takes_each(roots):
     for root, count in zip(roots, COUNTS):
         quoted = f"data.train=['{root}']"
         cfg = resolve("projects/MAE/configs/mae_pretraining.py", [quoted, "model.img_size=32"])
-        dataset = instantiate(config.fresh(cfg.dataloader.train.dataset))
+        dataset = instantiate(lazy_config.fresh(cfg.dataloader.train.dataset))
         assert len(dataset) == count
         sample = dataset[SampleKey(0, count - 1)]
         assert (sample["images"].shape, sample["noise"].shape) == ((3, 32, 32), (4,))

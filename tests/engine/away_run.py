@@ -6,8 +6,8 @@ import errno
 import os
 
 from libai_ext.data import image_folder, patience
-from libai_ext.engine import main as entry
-from libai_ext.failure import restarted
+from libai_ext.engine import cli as entry
+from libai_ext.launch.exit_report import restarted
 from projects.MAE.train_net import main
 
 READS = 40

@@ -5,7 +5,7 @@ Arguments are the program's.
 
 from __future__ import annotations
 
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from libai_ext.startup import start
 
 

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from libai_ext.startup import start
 
 CLASSES, MICRO_BATCH = 7, 3

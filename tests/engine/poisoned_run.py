@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from libai_ext.startup import start
 
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 import time
 
-from libai_ext import watch
-from libai_ext.engine import main as entry
-from libai_ext.failure import restarted
+from libai_ext.engine import cli as entry
+from libai_ext.launch import deadlines
+from libai_ext.launch.exit_report import restarted
 from libai_ext.startup import start
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     start()
     from projects.MAE.run import TaskTrainer, run
 
-    next_batch, expect = TaskTrainer.next_batch, watch.expect
+    next_batch, expect = TaskTrainer.next_batch, deadlines.expect
 
     def stand(self):
         if self.iter == iteration and os.environ["RANK"] == "1" and not restarted():
@@ -31,7 +31,7 @@ def main() -> None:
 
     TaskTrainer.next_batch = stand
     if os.environ["RANK"] == "0":
-        watch.expect = note
+        deadlines.expect = note
     run(args)
 
 

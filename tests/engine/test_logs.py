@@ -20,10 +20,10 @@ from libai.utils.events import EventStorage
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from libai_ext.engine import names
+from libai_ext.engine import metric_names
 from libai_ext.engine.run_folder import read_metrics
 from libai_ext.engine.writers import Progress
-from libai_ext.failure import ON_TERMINAL
+from libai_ext.launch.exit_report import ON_TERMINAL
 
 ROOT = Path(__file__).resolve().parents[2]
 ODD = os.fsdecode(b"\xff\x1b[31m\n[11-25 00:00:00] forged: 100 % .png")
@@ -82,7 +82,7 @@ def test_the_log_has_the_training_lines_and_the_terminal_a_bar(on_terminal):
     output, shown = on_terminal
     lines = [line for line in lines_of(output) if "training loss" in line]
     assert [re.search(r"\[(\d)/6\]", line)[1] for line in lines] == list("123456")
-    last = read_metrics(str(output))[names.TRAINING_LOSS].values[-1]
+    last = read_metrics(str(output))[metric_names.TRAINING_LOSS].values[-1]
     assert f"training loss {last:.4f}, lr " in lines[-1] and ", left 0:00:00" in lines[-1]
     assert "6/6 [" in shown and f"training loss {last:.4f}" in shown
     assert "[6/6] training loss" not in shown
@@ -91,16 +91,16 @@ def test_the_log_has_the_training_lines_and_the_terminal_a_bar(on_terminal):
 def test_an_evaluation_is_told_once_at_its_iteration(on_terminal, monkeypatch):
     output, shown = on_terminal
     series = read_metrics(str(output))
-    assert series[names.EVALUATION_LOSS].iterations == [3, 6]
-    assert series[names.TRAINING_LOSS].iterations == [1, 2, 3, 4, 5, 6]
+    assert series[metric_names.EVALUATION_LOSS].iterations == [3, 6]
+    assert series[metric_names.TRAINING_LOSS].iterations == [1, 2, 3, 4, 5, 6]
     lines = "\n".join(lines_of(output))
     told = re.findall(r"\[(\d)/6\] evaluation on 8 samples: loss (\S+)", lines)
-    values = series[names.EVALUATION_LOSS].values
+    values = series[metric_names.EVALUATION_LOSS].values
     assert told == [("3", f"{values[0]:.6g}"), ("6", f"{values[1]:.6g}")]
     assert shown.count(told[0][1]) == 1
     monkeypatch.chdir(output)  # TensorBoard cannot read the path
     events = EventAccumulator("tensorboard").Reload()
-    assert [point.step for point in events.Scalars(names.EVALUATION_LOSS)] == [3, 6]
+    assert [point.step for point in events.Scalars(metric_names.EVALUATION_LOSS)] == [3, 6]
     assert "loss" not in events.Tags()["scalars"]
 
 

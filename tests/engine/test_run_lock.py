@@ -16,7 +16,7 @@ import time
 import pytest
 from omegaconf import DictConfig
 
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from libai_ext.engine import run_lock
 from libai_ext.engine.output_dir import prepare_output_dir
 from libai_ext.engine.run_lock import RunLock

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from libai_ext.failure import MOMENT_SECONDS
+from libai_ext.launch.exit_report import MOMENT_SECONDS
 
 pytestmark = pytest.mark.slow  # real launches
 

@@ -18,7 +18,7 @@ def main() -> None:
 
     from libai.config import instantiate
 
-    from libai_ext.config import fresh
+    from libai_ext.config.lazy_config import fresh
     from libai_ext.engine.trainer import Trainer
     from libai_ext.placement import set_layout
     from projects.MAE.run import resolve

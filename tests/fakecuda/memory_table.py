@@ -72,9 +72,9 @@ class Case(NamedTuple):
         """Bytes."""
         from omegaconf import OmegaConf
 
-        from projects.MAE.costs import layers_of
         from projects.MAE.modeling.archs import ARCHS, ENCODER_SIZES
-        from projects.MAE.planner import Machine, Training, evaluate
+        from projects.MAE.parallel.costs import layers_of
+        from projects.MAE.parallel.planner import Machine, Training, evaluate
 
         model = dict(ARCHS[MODELS[self.model]], in_chans=3, mask_ratio=0.75)
         if "fine-tuning" in self.words:

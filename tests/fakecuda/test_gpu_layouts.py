@@ -123,9 +123,7 @@ class Runs:
         path.write_text(json.dumps(commands))
         gpus = self.fake_gpus(count=processes, memory_gib=MEMORY_MIB / 1024)
         launcher = ("-m", "libai_ext.launch", "--nproc-per-node", processes)
-        gpus.python(
-            *launcher, "tests/multiprocess/many_runs.py", path, timeout=600
-        )
+        gpus.python(*launcher, "tests/multiprocess/many_runs.py", path, timeout=600)
         self.reports[processes] = gpus.report()
 
 

@@ -6,10 +6,10 @@ import pytest
 from fakecuda.memory_table import CASES, Case, on_page
 from omegaconf import OmegaConf
 
-from projects.MAE.costs import layers_of
-from projects.MAE.memory import Training
 from projects.MAE.modeling.archs import ARCHS
-from projects.MAE.planner import Machine, evaluate
+from projects.MAE.parallel.costs import layers_of
+from projects.MAE.parallel.memory import Training
+from projects.MAE.parallel.planner import Machine, evaluate
 
 ARCH = "mae_vit_small_patch8"
 CHEAP = [

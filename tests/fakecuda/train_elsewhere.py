@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from libai_ext import device
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from projects.MAE.train_net import main
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from made_runs import (
 
 from libai_ext.errors import ConfigError, UserError
 from libai_ext.placement import batch_sbp, to_global
-from projects.MAE.probe import load_run
+from projects.MAE.evaluation.probe import load_run
 from projects.MAE.run import resolve
 from projects.MAE.weights.describe import describe
 from projects.MAE.weights.files import write_fb, write_timm
@@ -104,7 +104,7 @@ def test_a_decoder_must_agree_where_it_is_used(lines):
 def test_a_recipe_that_sets_a_size_must_agree(lines, tmp_path):
     path = tmp_path / "recipe.py"
     path.write_text(
-        "from libai_ext.config import load\n"
+        "from libai_ext.config.lazy_config import load\n"
         f"cfg = load('{CONFIGS}/mae_pretraining.py')\n"
         "data, dataloader, graph, model, optim, task, train = (cfg[key] for key in ("
         "'data', 'dataloader', 'graph', 'model', 'optim', 'task', 'train'))\n"

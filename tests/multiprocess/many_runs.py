@@ -14,7 +14,7 @@ import logging
 import sys
 from pathlib import Path
 
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from projects.MAE import train_net
 
 

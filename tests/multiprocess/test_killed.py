@@ -9,8 +9,8 @@ import pytest
 
 @pytest.mark.slow
 def test_killed_at_random_moments(launch):
-    """The short version of ``tools/soak.py``; it fails when anything is lost or differs."""
-    out = launch.python("tools/soak.py", "--kills", 4, timeout=900)
+    """The short version of ``tools/dev/soak.py``; it fails when anything is lost or differs."""
+    out = launch.python("tools/dev/soak.py", "--kills", 4, timeout=900)
     rows = [line.split() for line in out.splitlines() if line.split()[:1] in (["1"], ["2"])]
     assert [row[:3] for row in rows] == [
         ["1", "eager", "mae_pretraining"],

@@ -78,7 +78,7 @@ TASKS = {
 SGD = """
 import oneflow as flow
 from libai.config import LazyCall
-from libai_ext.config import load
+from libai_ext.config.lazy_config import load
 
 globals().update(load("{config}"))
 optim = LazyCall(flow.optim.SGD)(params=optim.params, lr=0.1)

@@ -6,10 +6,10 @@ import os
 import subprocess
 import sys
 
-from libai_ext import ports
+from libai_ext.launch import ports
 
 PROGRAM = """
-from libai_ext.engine import main as entry
+from libai_ext.engine import cli as entry
 from libai_ext.startup import start
 entry.run(start)
 """

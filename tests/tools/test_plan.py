@@ -10,10 +10,10 @@ from fakecuda.memory_table import CASES, on_page
 from omegaconf import OmegaConf
 
 from libai_ext.engine.derive import SIZES
-from projects.MAE.costs import layers_of
-from projects.MAE.memory import Training, fullest
 from projects.MAE.modeling.archs import ARCHS
-from projects.MAE.planner import Machine, evaluate, plans
+from projects.MAE.parallel.costs import layers_of
+from projects.MAE.parallel.memory import Training, fullest
+from projects.MAE.parallel.planner import Machine, evaluate, plans
 from projects.MAE.run import resolve
 
 ROOT = Path(__file__).resolve().parents[2]

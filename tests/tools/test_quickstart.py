@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from libai_ext.config import instantiate
+from libai_ext.config.lazy_config import instantiate
 from libai_ext.data.sampler import GlobalOrder, SampleKey
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.output_dir import prepare_output_dir
-from projects.MAE.pictures import TITLES
+from projects.MAE.pictures.figure import sheet
+from projects.MAE.pictures.panels import TITLES
 from projects.MAE.run import resolve
-from projects.MAE.sheet import sheet
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = ROOT / "tests/golden/quickstart_loss.json"

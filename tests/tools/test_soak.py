@@ -22,7 +22,7 @@ LINE = re.compile(
 def test_faults_of_the_disk_are_survived(launch):
     """Every seventh: all of them take a minute on a machine that is busy."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        out = launch.python("tools/soak.py", "--faults", 7, "--folder", folder)
+        out = launch.python("tools/dev/soak.py", "--faults", 7, "--folder", folder)
     found = [[int(number) for number in line] for line in LINE.findall(out)]
     assert len(found) == 2, out
     for total, killed, failed, full, power, survived in found:
@@ -32,7 +32,7 @@ def test_faults_of_the_disk_are_survived(launch):
 
 
 def test_ended_by_a_signal_it_ends_its_job():
-    command = [sys.executable, "tools/soak.py", "--kills", "1", "--processes", "1"]
+    command = [sys.executable, "tools/dev/soak.py", "--kills", "1", "--processes", "1"]
     soak = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     family: list[psutil.Process] = []
     deadline = time.monotonic() + 60

@@ -17,9 +17,9 @@ from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.data.transforms import Compose, EvalCrop, ToArray
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.placement import batch_sbp, to_global
-from projects.MAE import visualization
 from projects.MAE.modeling.mae import MaskedAutoencoder
-from projects.MAE.sheet import magnification, sheet
+from projects.MAE.pictures import visualize
+from projects.MAE.pictures.figure import magnification, sheet
 from projects.MAE.weights.files import write_fb, write_oneflow, write_timm
 from projects.MAE.weights.model import model_of
 from projects.MAE.weights.packing import Heads
@@ -73,10 +73,10 @@ def test_sizes_are_read_off_the_tensors(files):
 
 def test_what_a_run_says_of_itself_is_used(files):
     folder, _, _ = files
-    subject = visualization.load(str(folder / "run"), Heads())
+    subject = visualize.load(str(folder / "run"), Heads())
     assert subject.model.norm_pix_loss and subject.has_decoder
     assert (subject.mask_ratio, subject.mean) == (0.5, [0.5, 0.5, 0.5])
-    images, _ = visualization.read_images(subject, [str(folder / "images")], samples=2)
+    images, _ = visualize.read_images(subject, [str(folder / "images")], samples=2)
     pixels = [np.asarray(Image.open(folder / f"images/{number}.png")) for number in (0, 2)]
     expected = np.stack(pixels).transpose(0, 3, 1, 2) / 127.5 - 1
     np.testing.assert_allclose(images, expected, atol=1e-6)
@@ -94,10 +94,10 @@ def test_a_checkpoint_alone_says_how_to_look_at_an_image(files, tmp_path):
         {"_target_": f"{name}ToArray", "mean": DATA["mean"], "std": DATA["std"]},
     ]
     (checkpoint / "record.json").write_text(json.dumps(content))
-    subject = visualization.load(str(checkpoint), Heads())
+    subject = visualize.load(str(checkpoint), Heads())
     assert subject.model.norm_pix_loss and subject.mask_ratio == 0.5 and subject.notes == []
     path = str(files[0] / "images/0.png")
-    (image,), _ = visualization.read_images(subject, [path], samples=1)
+    (image,), _ = visualize.read_images(subject, [path], samples=1)
     pixels = np.asarray(Image.open(path)) / 255
     expected = ((pixels - DATA["mean"]) / DATA["std"]).transpose(2, 0, 1)
     np.testing.assert_allclose(image, expected, atol=1e-5)
@@ -105,7 +105,7 @@ def test_a_checkpoint_alone_says_how_to_look_at_an_image(files, tmp_path):
     content["data"]["transform"][0]["_target_"] = "os.system"
     (checkpoint / "record.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match="os.system' is not among what a config may call"):
-        visualization.load(str(checkpoint), Heads())
+        visualize.load(str(checkpoint), Heads())
 
 
 @pytest.mark.parametrize("transform", ["EvalCrop", "Resize"])
@@ -126,7 +126,7 @@ def test_a_run_and_its_hugging_face_folder_see_an_image_alike(tmp_path, monkeypa
     pixels = np.random.default_rng(0).integers(0, 256, (40, 64, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     views = [
-        visualization.read_images(visualization.load(str(tmp_path / source), Heads()), [image], 1)
+        visualize.read_images(visualize.load(str(tmp_path / source), Heads()), [image], 1)
         for source in ("run", "hf")
         for image in [str(tmp_path / "wide.png")]
     ]
@@ -140,9 +140,9 @@ def test_a_run_and_its_hugging_face_folder_see_an_image_alike(tmp_path, monkeypa
 
 def test_rows_are_named_by_their_files(files):
     folder, _, _ = files
-    subject = visualization.load(str(folder / "run"), Heads())
+    subject = visualize.load(str(folder / "run"), Heads())
     paths = [str(folder), str(folder / "images/1.png"), str(folder / "images/1.png")]
-    images, names = visualization.read_images(subject, paths, samples=2)
+    images, names = visualize.read_images(subject, paths, samples=2)
     assert names == ["images/0.png", "images/2.png", "1.png", "1.png"]
     assert len(images) == 4
 
@@ -150,20 +150,20 @@ def test_rows_are_named_by_their_files(files):
 def test_another_size_sees_the_whole_image(files):
     """As for an input of the recipes: what is recorded is for the size that it was trained at."""
     folder, _, _ = files
-    subject = visualization.load(str(folder / "run"), Heads(), (32, 48))
+    subject = visualize.load(str(folder / "run"), Heads(), (32, 48))
     assert subject.model.patch_embed.grid_size == (8, 12)
     path = str(folder / "images/0.png")
-    images, _ = visualization.read_images(subject, [path], samples=1)
+    images, _ = visualize.read_images(subject, [path], samples=1)
     view = Compose([EvalCrop((32, 48)), ToArray([0.5] * 3, [0.5] * 3)])
     expected = view(Image.open(path), np.random.default_rng(0))
     np.testing.assert_allclose(images[0], expected, atol=1e-6)
-    hidden = visualization.hidden_patches(subject, 1, seed=0)
-    ((original, *_),) = visualization.reconstruction_rows(subject, images, hidden)
+    hidden = visualize.hidden_patches(subject, 1, seed=0)
+    ((original, *_),) = visualize.reconstruction_rows(subject, images, hidden)
     assert original.shape == (32, 48, 3)
 
 
 def test_what_a_file_does_not_say_is_named(files):
-    subject = visualization.load(str(files[0] / "mae.pth"), HEADS)
+    subject = visualize.load(str(files[0] / "mae.pth"), HEADS)
     said = "\n".join(subject.notes)
     assert "by the sines and cosines in its position table" in said
     assert "does not say mean and deviation of its data: ImageNet's" in said
@@ -173,11 +173,11 @@ def test_what_a_file_does_not_say_is_named(files):
 def test_reconstructions_under_picked_patches(files):
     """Hidden patches show the model's prediction, scaled back; the others are as they were."""
     folder, _, _ = files
-    subject = visualization.load(str(folder / "run"), Heads())
-    images, _ = visualization.read_images(subject, [str(folder / "images/1.png")], 1)
-    hidden = visualization.hidden_patches(subject, 1, seed=0, patches=[0, 7, 23])
+    subject = visualize.load(str(folder / "run"), Heads())
+    images, _ = visualize.read_images(subject, [str(folder / "images/1.png")], 1)
+    hidden = visualize.hidden_patches(subject, 1, seed=0, patches=[0, 7, 23])
     assert np.flatnonzero(hidden[0]).tolist() == [0, 7, 23]
-    ((original, masked, _, mixed),) = visualization.reconstruction_rows(subject, images, hidden)
+    ((original, masked, _, mixed),) = visualize.reconstruction_rows(subject, images, hidden)
     changed = np.abs(mixed - original).reshape(4, 4, 6, 4, 3).max(axis=(1, 3, 4)) > 1e-6
     assert np.flatnonzero(changed).tolist() == [0, 7, 23]
     grey = (masked == 0.5).reshape(4, 4, 6, 4, 3).all(axis=(1, 3, 4))
@@ -195,29 +195,29 @@ def test_reconstructions_under_picked_patches(files):
 
 def test_larger_ratios_hide_what_smaller_ones_did(files):
     folder, _, _ = files
-    subject = visualization.load(str(folder / "run"), Heads())
-    masks = [visualization.hidden_patches(subject, 2, 5, ratio) for ratio in (0, 0.25, 0.5, 0.9)]
+    subject = visualize.load(str(folder / "run"), Heads())
+    masks = [visualize.hidden_patches(subject, 2, 5, ratio) for ratio in (0, 0.25, 0.5, 0.9)]
     assert [mask.sum(axis=1).tolist() for mask in masks] == [[0] * 2, [6] * 2, [12] * 2, [22] * 2]
     assert all((small <= large).all() for small, large in zip(masks, masks[1:]))
     assert (masks[2][0] != masks[2][1]).any()
-    assert (masks[2] != visualization.hidden_patches(subject, 2, 6, 0.5)).any()
+    assert (masks[2] != visualize.hidden_patches(subject, 2, 6, 0.5)).any()
 
 
 def test_what_cannot_be_drawn(files):
     folder, _, _ = files
     with pytest.raises(CheckpointError, match="mae.pth.* width 32 is none of the published ones"):
-        visualization.load(str(folder / "mae.pth"), Heads())
+        visualize.load(str(folder / "mae.pth"), Heads())
     with pytest.raises(CheckpointError, match=r"grid of its 24 patches: .*--grid.*\[4,6\], "):
-        visualization.load(str(folder / "trained.pth"), HEADS)
-    subject = visualization.load(str(folder / "run"), Heads())
+        visualize.load(str(folder / "trained.pth"), HEADS)
+    subject = visualize.load(str(folder / "run"), Heads())
     with pytest.raises(DataError, match="cannot open .*none.png: No such file"):
-        visualization.read_images(subject, [str(folder / "none.png")], 1)
+        visualize.read_images(subject, [str(folder / "none.png")], 1)
     with pytest.raises(ConfigError, match="no patch 24; the 4 x 6 patches are numbered 0 to 23"):
-        visualization.hidden_patches(subject, 1, 0, patches=[3, 24])
+        visualize.hidden_patches(subject, 1, 0, patches=[3, 24])
     with pytest.raises(ConfigError, match="nothing is left to see"):
-        visualization.hidden_patches(subject, 1, 0, patches=range(24))
+        visualize.hidden_patches(subject, 1, 0, patches=range(24))
     with pytest.raises(ConfigError, match="leaves none of 24 patches"):
-        visualization.hidden_patches(subject, 1, 0, 0.99)
+        visualize.hidden_patches(subject, 1, 0, 0.99)
 
 
 def test_a_sheet_is_sharp_and_labelled():

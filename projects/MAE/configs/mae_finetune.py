@@ -11,7 +11,7 @@ Published: 83.6 % top-1. In part only (section 4.3 of the paper): model.n_partia
 from libai.config import LazyCall
 from omegaconf import DictConfig
 
-from libai_ext.config import get_config
+from libai_ext.config.lazy_config import get_config
 from libai_ext.data.auto_augment import RandAugment
 from libai_ext.data.dataset import KeyedDataset
 from libai_ext.data.mixup import Mixer

@@ -11,7 +11,7 @@ top-1. Other sizes: model.arch=mae_vit_large_patch16 and so on.
 from libai.config import LazyCall
 from omegaconf import DictConfig
 
-from libai_ext.config import get_config
+from libai_ext.config.lazy_config import get_config
 from libai_ext.data.dataset import KeyedDataset
 from libai_ext.data.sources import open_source
 from libai_ext.data.transforms import (

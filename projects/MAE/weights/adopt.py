@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
+from libai_ext.checkpoint.checkpointer import from_rank_0
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.checkpoint.native import from_rank_0
 from libai_ext.errors import ConfigError
 from projects.MAE.modeling.sizes import ARCHS
 from projects.MAE.weights import compare

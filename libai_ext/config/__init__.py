@@ -1,0 +1,1 @@
+"""Lazy configs: reading, overriding, checking and writing them."""

@@ -1,0 +1,260 @@
+"""What values config keys may have: a table of one line a key."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from libai_ext.config import values
+from libai_ext.config.lazy_config import get_config
+from libai_ext.config.names import did_you_mean
+from libai_ext.config.targets import check_arguments, check_targets
+from libai_ext.errors import ConfigError
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words, and a test of it; ``unset``: null will do; ``reads`` makes a
+    value of the text behind ``key=`` where Hydra's grammar does not."""
+
+    words: str
+    holds: Callable[[Any], bool]
+    unset: bool = False
+    reads: Callable[[str], Any] | None = None
+
+
+def whole(least: int, unset: bool = False) -> Rule:
+    return Rule(
+        f"a whole number of at least {least}",
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least,
+        unset,
+    )
+
+
+def number(
+    least: float = -math.inf,
+    most: float = math.inf,
+    unset: bool = False,
+    above: bool = False,
+    below: bool = False,
+) -> Rule:
+    """A finite number in [least, most], without ``least`` itself if ``above``, without ``most`` if
+    ``below``."""
+    bounds = [f"above {least:g}" if above else f"of at least {least:g}"] * (least > -math.inf)
+    bounds += [f"below {most:g}" if below else f"at most {most:g}"] * (most < math.inf)
+
+    def holds(value) -> bool:
+        if not _is_number(value) or not math.isfinite(value) or not least <= value <= most:
+            return False
+        return not (above and value == least or below and value == most)
+
+    return Rule(f"a finite number {' and '.join(bounds)}".rstrip(), holds, unset)
+
+
+def each(rule: Rule, length: int | None = None, unset: bool = False) -> Rule:
+    """A list, every item of which follows ``rule``."""
+    size = "" if length is None else f"{length} of "
+    return Rule(
+        f"a list: {size}{rule.words}",
+        lambda v: (
+            isinstance(v, (ListConfig, list, tuple))
+            and (len(v) == length if length else len(v) > 0)
+            and all(rule.holds(item) for item in v)
+        ),
+        unset,
+        values.texts if rule.reads else None,
+    )
+
+
+def one_of(*choices) -> Rule:
+    return Rule(f"one of {choices}", lambda v: v in choices)
+
+
+def either(first: Rule, second: Rule) -> Rule:
+    return Rule(
+        f"{first.words} or {second.words}",
+        lambda v: first.holds(v) or second.holds(v),
+        first.unset,
+    )
+
+
+def text(unset: bool = False) -> Rule:
+    return Rule("a text", lambda v: isinstance(v, str) and bool(v), unset, values.text)
+
+
+switch = Rule("true or false", lambda v: isinstance(v, bool))
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+RULES: Mapping[str, Rule] = {
+    "train.output_dir": text(),
+    "train.device": one_of("cpu", "cuda")._replace(unset=True),
+    "train.seed": whole(0),
+    "train.train_micro_batch_size": whole(1, unset=True),
+    "train.global_batch_size": whole(1, unset=True),
+    "train.num_accumulation_steps": whole(1, unset=True),
+    "train.test_micro_batch_size": whole(1),
+    "train.train_epoch": number(0, unset=True, above=True),
+    "train.train_iter": whole(1, unset=True),
+    "train.warmup_epoch": number(0),
+    "train.warmup_iter": whole(0, unset=True),
+    "train.base_lr": number(0, unset=True),
+    "train.scheduler.min_lr": number(0),
+    "train.epoch_remainder": one_of("carry", "drop"),
+    "train.load_weight": text(unset=True),
+    "train.load_grid": each(whole(1), length=2, unset=True),
+    "train.log_period": whole(1),
+    "train.checkpointer.period": whole(1),
+    "train.checkpointer.max_to_keep": whole(1),
+    "train.save_on_signal": switch,
+    "train.max_nonfinite_steps": whole(0),
+    "train.watchdog.factor": number(1, above=True),
+    "train.watchdog.min_seconds": number(0, above=True),
+    "train.watchdog.end_seconds": number(0, unset=True, above=True),
+    "train.evaluation.enabled": switch,
+    "train.evaluation.eval_period": whole(1),
+    "train.evaluation.eval_epoch": number(0, unset=True, above=True),
+    "train.evaluation.eval_metric": text(unset=True),
+    "train.evaluation.eval_mode": one_of("max", "min")._replace(unset=True),
+    "train.ema.enabled": switch,
+    "train.ema.decay": number(0, 1),
+    "train.amp.enabled": switch,
+    "train.amp.init_scale": number(1),
+    "train.amp.growth_interval": whole(1),
+    "train.amp.min_scale": number(1),
+    "train.activation_checkpoint.enabled": switch,
+    "train.zero_optimization.enabled": switch,
+    "train.zero_optimization.stage": one_of(1, 2, 3),
+    "train.dist.data_parallel_size": whole(1, unset=True),
+    "train.dist.tensor_parallel_size": whole(1, unset=True),
+    "train.dist.pipeline_parallel_size": whole(1, unset=True),
+    "train.nccl_fusion_threshold_mb": whole(0),
+    "train.nccl_fusion_max_ops": whole(0),
+    "optim.lr": number(0, unset=True),
+    "optim.eps": number(0, above=True),
+    "optim.betas": each(number(0, 1, below=True), length=2),
+    "optim.params.weight_decay": number(0),
+    "optim.params.decay": number(0, 1, above=True),
+    "optim.momentum": number(0, 1),
+    "optim.params.clip_grad_max_norm": number(0, unset=True, above=True),
+    "graph.enabled": switch,
+    "dataloader.train.num_workers": whole(0, unset=True),
+    "dataloader.test.num_workers": whole(0, unset=True),
+}
+_NODES = ("model", "optim", "graph", "train", "dataloader")
+# What is built from the config, in every run.
+_CALLED = (
+    "model",
+    "optim",
+    "optim.params",
+    "train.scheduler",
+    "graph.train_graph",
+    "graph.eval_graph",
+)
+
+
+def complete(cfg: DictConfig) -> list[str]:
+    """Give the keys of ``train`` that a config lacks their defaults. The ``config.yaml`` of a run
+    has those that there were at the time.
+
+    Returns:
+        A sentence that names them, where there are any.
+    """
+    node, filled = cfg.get("train"), []
+    if isinstance(node, DictConfig):
+        _fill(node, get_config("common/train.py").train, "train", filled)
+    return [f"keys that the config lacks, by default: {', '.join(filled)}"] if filled else []
+
+
+def _fill(node: DictConfig, defaults: DictConfig, prefix: str, filled: list[str]) -> None:
+    for name in defaults:
+        inner, default = node._get_node(name), defaults._get_node(name)
+        if inner is None:
+            node[name] = default
+            filled.append(f"{prefix}.{name}={_shown(defaults[name])}")
+        elif isinstance(inner, DictConfig) and "_target_" not in default:
+            _fill(inner, default, f"{prefix}.{name}", filled)
+
+
+def check(
+    cfg: DictConfig, rules: Mapping[str, Rule] | None = None, called: Sequence[str] = ()
+) -> None:
+    """Refuse a config with keys that nothing reads or values that nothing can use.
+
+    Args:
+        called: keys of what a project builds beside what every run does.
+        rules: of a project's own keys, beside :data:`RULES`; keys that the config lacks are none
+            of a rule's business.
+
+    Raises:
+        ConfigError: says all that is wrong with the values, or names the first wrong key.
+    """
+    for name in _NODES:
+        if not isinstance(cfg.get(name), DictConfig):
+            raise ConfigError(f"the config has no node '{name}'")
+    check_targets(cfg)
+    splits = [name for name, node in cfg.dataloader.items() if node is not None]
+    for key in (*_CALLED, *called, *(f"dataloader.{name}.dataset" for name in splits)):
+        _check_called(cfg, key)
+    _check_names(cfg.train, get_config("common/train.py").train, "train")
+    check_arguments(cfg)
+    _check_data(cfg)
+    problems = []
+    for key, rule in {**RULES, **(rules or {})}.items():
+        value = OmegaConf.select(cfg, key, default=_ABSENT)
+        if value is _ABSENT or (value is None and rule.unset):
+            continue
+        if not rule.holds(value):
+            problems.append(f"{key} must be {rule.words}, not {_shown(value)}")
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+_ABSENT = object()
+
+
+def _check_called(cfg: DictConfig, key: str) -> None:
+    node = cfg
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, DictConfig) else None
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ConfigError(f"{key} must be a group of keys with a _target_")
+
+
+def _check_data(cfg: DictConfig) -> None:
+    """The keys of ``data`` are there to be referred to by other nodes."""
+    used = set(re.findall(r"\$\{data\.(\w+)\}", " ".join(_references(cfg)))) | {"train", "test"}
+    for name in cfg.get("data") or ():
+        if name not in used:
+            raise ConfigError(f"unknown config key 'data.{name}'{did_you_mean(name, used, 'data')}")
+
+
+def _references(node) -> Iterator[str]:
+    if isinstance(node, (DictConfig, ListConfig)) and not node._is_interpolation():
+        for name in node if isinstance(node, DictConfig) else range(len(node)):
+            yield from _references(node._get_node(name))
+    elif node is not None and node._is_interpolation():
+        yield node._value()
+
+
+def _check_names(node: DictConfig, known: DictConfig, prefix: str) -> None:
+    """Recursively; a node with a ``_target_`` has its own parameters to be compared with."""
+    for name in node:
+        if name not in known:
+            raise ConfigError(
+                f"unknown config key '{prefix}.{name}'{did_you_mean(name, known, prefix)}"
+            )
+        inner, model = node._get_node(name), known._get_node(name)
+        if isinstance(model, DictConfig) and "_target_" not in model:
+            if not isinstance(inner, DictConfig):
+                raise ConfigError(f"{prefix}.{name} is a group of keys: {', '.join(model)}")
+            _check_names(inner, model, f"{prefix}.{name}")
+
+
+def _shown(value) -> str:
+    return repr(OmegaConf.to_container(value)) if OmegaConf.is_config(value) else repr(value)

@@ -1,0 +1,175 @@
+"""Looks at a run's encoder: what simple classifiers make of its features, pictures of its
+reconstructions."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import NamedTuple, Sequence
+
+import numpy as np
+import oneflow as flow
+from omegaconf import DictConfig
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from libai_ext.config.lazy_config import fresh, instantiate
+from libai_ext.data import classes
+from libai_ext.data.sampler import SampleKey
+from libai_ext.errors import DataError
+from libai_ext.placement import batch_sbp, set_layout, to_global
+from projects.MAE.modeling.mae import MaskedAutoencoder
+from projects.MAE.modeling.vit import ViTClassifier
+from projects.MAE.pictures.figure import sheet
+from projects.MAE.pictures.panels import TITLES, panels
+from projects.MAE.run import resolve
+from projects.MAE.weights.describe import DECODER
+from projects.MAE.weights.load import load_weights
+
+logger = logging.getLogger(__name__)
+
+NEIGHBOURS = (1, 5, 10, 20)
+_BATCH = 128
+
+
+class Run(NamedTuple):
+    """A config and its model."""
+
+    cfg: DictConfig
+    model: MaskedAutoencoder | ViTClassifier
+
+
+def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run:
+    """The model of a config, with the weights of ``train.load_weight``, else of the run in its
+    output directory, else of ``finetune.path``; or as initialised."""
+    cfg = resolve(config_file, opts, evaluate=weights)
+    path = cfg.train.load_weight or cfg.train.output_dir
+    starts = weights and not Path(path).exists() and cfg.get("finetune") is not None
+    if starts:
+        cfg = resolve(config_file, opts)
+    task = instantiate(cfg.task)
+    set_layout(cfg.train.dist, task.pipeline_layers(cfg.model))
+    flow.manual_seed(cfg.train.seed)
+    model = instantiate(fresh(cfg.model))
+    if starts:
+        task.start_from(model, cfg)
+    elif weights:
+        # An encoder alone will do for features, or a classifier with its last norm.
+        load_weights(model, path, replaced=(*DECODER, "head"), grid=cfg.train.load_grid)
+    return Run(cfg, model.eval())
+
+
+def _dataset(cfg: DictConfig, split: str):
+    """The split with the transform of evaluation, labels included."""
+    node = fresh(cfg.dataloader.test.dataset)
+    node.source.roots = cfg.data[split]
+    node.labels = True
+    return instantiate(node)
+
+
+def _labelled(cfg: DictConfig):
+    """Training and test split, their classes numbered alike; and the indices of the training
+    samples that have a class.
+
+    Raises:
+        DataError: there is none, or the test split has samples without a class or of one that
+            the training split lacks.
+    """
+    train, test = _dataset(cfg, "train"), _dataset(cfg, "test")
+    nameless = classes.nameless_samples(train.source)
+    indices = np.flatnonzero(~nameless)
+    if not len(indices):
+        classes.follow(train.source, train.source.classes, "data.train")
+    if nameless.any():
+        logger.warning(f"data.train: {nameless.sum():,} samples without a class are left out")
+    classes.follow(test.source, train.source.classes, "data.test")
+    return train, test, indices
+
+
+def _stack(dataset, indices, name: str) -> np.ndarray:
+    return np.stack([dataset[SampleKey(0, int(i))][name] for i in indices])
+
+
+def features(run: Run, dataset, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """[N, D] and class number [N] of samples: the mean patch token, or what the head sees."""
+    parts, labels = [], []
+    for start in range(0, len(indices), _BATCH):
+        samples = [dataset[SampleKey(0, int(i))] for i in indices[start : start + _BATCH]]
+        labels += [sample["labels"] for sample in samples]
+        images = to_global(np.stack([sample["images"] for sample in samples]), batch_sbp())
+        with flow.no_grad():
+            found = run.model.features(images)
+        parts.append((found[:, 1:].mean(dim=1) if found.ndim == 3 else found).numpy())
+    return np.concatenate(parts), np.array(labels)
+
+
+def _both(run: Run):
+    """Features and class numbers of the training and of the test split."""
+    train, test, indices = _labelled(run.cfg)
+    return features(run, train, indices), features(run, test, range(len(test)))
+
+
+def accuracies(run: Run) -> dict[str, float]:
+    """Top-1 on the test split, in percent, of classifiers of the frozen features."""
+    train, test = _both(run)
+    classifiers = {
+        "5 nearest neighbours": KNeighborsClassifier(5),
+        "linear probe": LogisticRegression(max_iter=2000),
+    }
+    return {
+        name: 100 * make_pipeline(StandardScaler(), classifier).fit(*train).score(*test)
+        for name, classifier in classifiers.items()
+    }
+
+
+def nearest_neighbours(run: Run, counts: Sequence[int] | None = None) -> dict[int, float]:
+    """Top-1 on the test split, in percent, by number of neighbours (cosine similarity, weighted).
+
+    Args:
+        counts: unset: 1, 5, 10 and 20, as far as there are so many training samples.
+
+    Raises:
+        DataError: fewer training samples than neighbours that were asked for, or none asked
+            for; see also :func:`_labelled`.
+    """
+    (train, labels), (test, expected) = _both(run)
+    if counts is None:
+        counts = [count for count in NEIGHBOURS if count <= len(train)]
+    wrong = [count for count in counts if not 1 <= count <= len(train)]
+    if wrong:
+        raise DataError(f"{wrong[0]} neighbours among {len(train)} training samples")
+    train, test = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (train, test))
+    accuracy = {}
+    for count in counts:
+        classifier = KNeighborsClassifier(count, metric="cosine", weights=_similarity)
+        accuracy[count] = 100 * classifier.fit(train, labels).score(test, expected)
+    return accuracy
+
+
+def _similarity(distances: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - distances, 1e-6)
+
+
+def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
+    """An even number of test samples, spread evenly over the split, two a row: original, masked,
+    reconstruction, reconstruction with the visible patches."""
+    cfg, model = run
+    dataset = _dataset(cfg, "test")
+    indices = np.linspace(0, len(dataset) - 1, samples).astype(int)
+    images, noise = (_stack(dataset, indices, name) for name in ("images", "noise"))
+    with flow.no_grad():
+        out = model(to_global(images, batch_sbp()), to_global(noise, batch_sbp()))
+    pictures = panels(
+        images,
+        out["prediction"].numpy(),
+        out["mask"].numpy(),
+        model.patch_embed.grid_size,
+        cfg.data.mean,
+        cfg.data.std,
+        model.norm_pix_loss,
+    )
+    rows = [[*left, *right] for left, right in zip(pictures[::2], pictures[1::2])]
+    return sheet(rows, TITLES * 2, scale)

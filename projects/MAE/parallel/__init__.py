@@ -1,0 +1,1 @@
+"""How a model is cut over devices, and what that costs in time and memory."""

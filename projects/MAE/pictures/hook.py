@@ -1,0 +1,79 @@
+"""Reconstructions of a few training samples, drawn while a model is pre-trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import oneflow as flow
+from libai.engine.trainer import HookBase
+from libai.evaluation.evaluator import inference_context
+from libai.utils import distributed as dist
+
+from libai_ext.data.dataset import stack, to_instance
+from libai_ext.engine.evaluation import on_rank_0
+from libai_ext.placement import data_parallel_rank
+from projects.MAE.pictures.panels import panels, tile
+
+TAG = "reconstruction"  # in TensorBoard; below it original, masked, reconstruction, with visible
+
+
+class PictureHook(HookBase):
+    """Puts a picture into the event storage every ``period`` iterations and after the last one.
+
+    A row a sample: original, masked, reconstruction, reconstruction with the visible patches
+    kept (:func:`panels`). The samples are the first of the run's first batch, as they were
+    augmented and masked there: random ones, and the same throughout, so that two pictures differ
+    by the training between them alone.
+
+    The eager model draws them in graph mode as well. It shares the graph's weights, and needs no
+    second graph compiled for a batch of another size.
+
+    Args:
+        period: in iterations; 0 draws nothing.
+        samples: rows of the picture, at most a global batch.
+    """
+
+    def __init__(self, period: int, samples: int):
+        self.period = period
+        self.samples = samples
+        self._batch: dict | None = None
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        last = done == self.trainer.max_iter
+        if self.period and (done % self.period == 0 or last):
+            picture = self.draw()
+            if dist.is_main_process():
+                self.trainer.storage.put_image(TAG, picture)
+
+    def draw(self) -> np.ndarray | None:
+        """uint8 [C, H, W] on rank 0; all ranks must call it."""
+        if self._batch is None:
+            self._batch = self._read()
+        model, cfg = self.trainer.model, self.trainer.cfg
+        with inference_context(model), flow.no_grad():
+            out = model(**self._batch)
+        images, prediction, mask = (
+            on_rank_0(tensor) for tensor in (self._batch["images"], out["prediction"], out["mask"])
+        )
+        if not dist.is_main_process():
+            return None
+        pictures = panels(
+            images,
+            prediction,
+            mask,
+            model.patch_embed.grid_size,
+            cfg.data.mean,
+            cfg.data.std,
+            model.norm_pix_loss,
+        )
+        picture = np.asarray(tile(pictures[: self.samples]))
+        return picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
+
+    def _read(self) -> dict:
+        """The samples as a global batch: as many on each data-parallel rank."""
+        trainer = self.trainer
+        ranks = trainer.cfg.train.dist.data_parallel_size
+        share = -(-min(self.samples, trainer.global_batch_size) // ranks)
+        first = data_parallel_rank() * share
+        keys = trainer.order.batch(0)[first : first + share]
+        return trainer.get_batch(to_instance(stack([trainer.dataset[key] for key in keys])))

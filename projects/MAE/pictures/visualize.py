@@ -1,0 +1,237 @@
+"""What tools/visualize.py draws: a model's reconstructions of images, or its attention."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Sequence
+
+import numpy as np
+import oneflow as flow
+from omegaconf import OmegaConf
+
+from libai_ext.config import lazy_config, safe_yaml, targets
+from libai_ext.config.lazy_config import instantiate
+from libai_ext.data.decode import MAX_BYTES, Decoder
+from libai_ext.data.image_folder import ImageFolder
+from libai_ext.data.transforms import Compose, EvalCrop, ToArray
+from libai_ext.errors import ConfigError, DataError
+from libai_ext.files.regular import read_regular
+from libai_ext.placement import batch_sbp, to_global
+from projects.MAE.modeling.mae import MaskedAutoencoder
+from projects.MAE.modeling.masking import num_kept
+from projects.MAE.pictures import attention, panels
+from projects.MAE.weights.describe import RUN_CONFIG, Source
+from projects.MAE.weights.match import WHERE_DECODERS_ARE
+from projects.MAE.weights.model import model_of
+from projects.MAE.weights.packing import Heads
+
+IMAGENET = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+GREY = dict(mean=[0.5], std=[0.5])
+NO_DECODER = f"no reconstruction is drawn. {WHERE_DECODERS_ARE}"
+# Weight of a heat map over its image.
+_OPACITY = 0.6
+
+
+@dataclass
+class Subject:
+    """A model and how images are brought to it; ``notes`` on what its file does not say."""
+
+    model: MaskedAutoencoder
+    has_decoder: bool
+    mask_ratio: float
+    mode: str
+    mean: Sequence[float]
+    std: Sequence[float]
+    transform: Callable
+    notes: Sequence[str] = ()
+
+
+def load(
+    weights: str,
+    heads: Heads,
+    img_size=None,
+    norm_pix_loss: bool = False,
+    grid: tuple[int, int] | None = None,
+) -> Subject:
+    """The model of a run folder, a checkpoint or a file.
+
+    Args:
+        heads, img_size, norm_pix_loss, grid: see :func:`projects.MAE.weights.model.model_of`.
+
+    Raises:
+        UserError: there is none, or it cannot be used.
+    """
+    loaded = model_of(weights, heads, img_size, norm_pix_loss, grid)
+    model, source = loaded
+    known, notes = source.record, [f"{weights}: {note}" for note in source.notes]
+    grey = model.patch_embed.in_chans == 1
+    data = known.data
+    if "mean" not in data or "std" not in data:
+        data, whose = (GREY, "0.5") if grey else (IMAGENET, "ImageNet's")
+        notes.append(f"{weights} does not say mean and deviation of its data: {whose}")
+    if loaded.has_decoder and "norm_pix_loss" not in known.model and not norm_pix_loss:
+        notes.append(f"{weights} does not say norm_pix_loss: off (else: --norm-pix-loss)")
+    mean, std = list(data["mean"]), list(data["std"])
+    transform = None if img_size else _recorded_transform(source)
+    if transform is None:
+        transform = Compose([EvalCrop(model.patch_embed.img_size), ToArray(mean, std)])
+    ratio = known.model.get("mask_ratio", 0.75)
+    mode = "L" if grey else "RGB"
+    return Subject(model, loaded.has_decoder, ratio, mode, mean, std, transform, notes)
+
+
+def _recorded_transform(source: Source) -> Callable | None:
+    """What evaluation did with an image in the run: as its checkpoint says, or one without a record
+    as the run's config does."""
+    steps = source.record.data.get("transform")
+    if steps is not None:
+        safe_yaml.check_texts(steps, "transform")
+        node = OmegaConf.create({"transforms": steps})
+        targets.check_targets(node)
+        return Compose([instantiate(step) for step in node.transforms])
+    beside = Path(source.located).parent / RUN_CONFIG
+    if source.style != "ours" or not beside.is_file():
+        return None
+    return instantiate(
+        lazy_config.fresh(lazy_config.load(str(beside)).dataloader.test.dataset.transform)
+    )
+
+
+def read_images(
+    subject: Subject, paths: Sequence[str], samples: int
+) -> tuple[np.ndarray, list[str]]:
+    """[B, C, H, W] as the model sees them, and their names; of a folder ``samples`` images, spread
+    evenly, with names below it.
+
+    Raises:
+        DataError: one is missing or no image.
+    """
+    decode = Decoder(subject.mode)
+    rng = np.random.default_rng(0)  # evaluation transforms draw nothing from it
+    images = []
+    files = _files(paths, samples)
+    for file, _ in files:
+        try:
+            data = read_regular(file, MAX_BYTES)
+        except OSError as error:
+            raise DataError(f"cannot open {file}: {error.strerror}") from error
+        images.append(subject.transform(decode(data, file), rng))
+    return np.stack(images), [name for _, name in files]
+
+
+def _files(paths: Sequence[str], samples: int) -> list[tuple[str, str]]:
+    """(path, name) of each image."""
+    if samples < 1:
+        raise ConfigError(f"--samples must be at least 1, not {samples}")
+    files = []
+    for path in paths:
+        if not Path(path).is_dir():
+            files.append((path, Path(path).name))
+            continue
+        found = [file for file, _ in ImageFolder([path]).samples]
+        places = np.linspace(0, len(found) - 1, min(samples, len(found))).astype(int)
+        files += [(found[place], os.path.relpath(found[place], path)) for place in places]
+    return files
+
+
+def hidden_patches(
+    subject: Subject,
+    images: int,
+    seed: int,
+    ratio: float | None = None,
+    patches: Sequence[int] | None = None,
+) -> np.ndarray:
+    """bool [B, L]: the picked patches of each image, or a random share of them. With the same
+    seed what a smaller ratio hides is hidden by a larger one too.
+
+    Raises:
+        ConfigError: a patch that is none, or nothing left to see.
+    """
+    count = subject.model.num_patches
+    if patches is not None:
+        rows, columns = subject.model.patch_embed.grid_size
+        wrong = [patch for patch in patches if not 0 <= patch < count]
+        if wrong:
+            raise ConfigError(
+                f"--patches: there is no patch {wrong[0]}; the {rows} x {columns} patches are "
+                f"numbered 0 to {count - 1}, row by row"
+            )
+        if len(set(patches)) == count:
+            raise ConfigError("--patches: nothing is left to see")
+        return np.isin(np.broadcast_to(np.arange(count), (images, count)), patches)
+    kept = num_kept(count, subject.mask_ratio if ratio is None else ratio)
+    if not kept:
+        raise ConfigError(f"a mask ratio of {ratio:g} leaves none of {count} patches")
+    noise = [np.random.default_rng([seed, number]).random(count) for number in range(images)]
+    return np.stack([np.argsort(np.argsort(row)) >= kept for row in noise])
+
+
+def reconstruction_rows(
+    subject: Subject, images: np.ndarray, hidden: np.ndarray
+) -> list[list[np.ndarray]]:
+    """Of each image original, masked and, where there is a decoder, reconstruction without and
+    with the visible patches.
+
+    Args:
+        images: [B, C, H, W]; hidden: bool [B, L], as many True in each row.
+    """
+    model = subject.model
+    model.keep = int((~hidden[0]).sum())
+    with flow.no_grad():
+        # The lowest noise stays visible.
+        noise = to_global(np.float32(hidden), batch_sbp())
+        out = model(to_global(images, batch_sbp()), noise)
+    pictures = panels(
+        images,
+        out["prediction"].numpy(),
+        out["mask"].numpy(),
+        model.patch_embed.grid_size,
+        subject.mean,
+        subject.std,
+        model.norm_pix_loss,
+    )
+    return [list(row if subject.has_decoder else row[:2]) for row in pictures]
+
+
+def attention_rows(
+    subject: Subject, images: np.ndarray, kind: str
+) -> tuple[list[list[np.ndarray]], list[str]]:
+    """Rows and titles: each image, and what its class token attends to drawn over it: by head of
+    the last layer (``"heads"``) or through all layers (``"rollout"``)."""
+    weights = attention.attention_weights(subject.model, to_global(images, batch_sbp()))
+    if kind == "heads":
+        maps = attention.last_layer(weights)
+        titles = [f"head {head + 1}" for head in range(maps.shape[1])]
+    else:
+        maps = attention.rollout(weights)[:, None]
+        titles = ["attention rollout"]
+    grid = subject.model.patch_embed.grid_size
+    originals = images.transpose(0, 2, 3, 1) * np.array(subject.std) + np.array(subject.mean)
+    rows = [
+        [original, *(overlay(original, one.reshape(grid)) for one in own)]
+        for original, own in zip(np.clip(originals, 0, 1), maps)
+    ]
+    return rows, ["original", *titles]
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A map [rows, columns] over an image [H, W, C] in [0, 1], each patch a uniform colour from
+    black (the map's minimum) over red to yellow (its maximum)."""
+    height, width = image.shape[:2]
+    rows, columns = heat.shape
+    level = (heat - heat.min()) / max(heat.max() - heat.min(), 1e-12)
+    level = level.repeat(height // rows, 0).repeat(width // columns, 1)
+    colours = np.stack([np.interp(level, _LEVELS, channel) for channel in _COLOURS], axis=-1)
+    grey = image.mean(axis=-1, keepdims=True)
+    return (1 - _OPACITY) * grey + _OPACITY * colours
+
+
+# Stops of matplotlib's "inferno".
+_LEVELS = np.linspace(0, 1, 5)
+_COLOURS = (
+    (0.00, 0.34, 0.73, 0.98, 0.99),
+    (0.00, 0.06, 0.21, 0.55, 1.00),
+    (0.01, 0.43, 0.33, 0.04, 0.64),
+)

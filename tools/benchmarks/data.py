@@ -1,0 +1,194 @@
+"""Measure what one core makes of JPEG files: stage by stage, and against plain Pillow and NumPy;
+and how fast a worker process hands over what it has made.
+
+    .venv/bin/python tools/benchmarks/data.py [--size 224] [--jpeg 500x375] [--images 200]
+
+The files are drawn here: smooth shapes and noise, quality 90, about ImageNet's bytes per pixel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from libai_ext.startup import start
+
+TOGETHER = 10  # images that one side works on before the other one has its turn
+BATCH, BATCHES, PAIRS = 64, 40, 5  # of the hand-over
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=224, help="side of the crops")
+    parser.add_argument("--jpeg", default="500x375", help="width x height of the files")
+    parser.add_argument("--images", type=int, default=200)
+    args = parser.parse_args()
+    start()
+    with tempfile.TemporaryDirectory() as folder:
+        width, height = map(int, args.jpeg.split("x"))
+        size = write_images(Path(folder), args.images, width, height)
+        print(f"{args.images} JPEGs of {args.jpeg}, {size / 1024:.0f} KiB each, to {args.size}")
+        report(measure(folder, args.size))
+        compare(folder, args.size)
+    hand_over(args.size)
+
+
+def write_images(folder: Path, count: int, width: int, height: int) -> float:
+    """Mean size of the written files in bytes."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:height, 0:width] / 64
+    sizes = []
+    for number in range(count):
+        phase = rng.uniform(0, 6, (3, 2))
+        waves = [
+            np.sin(x * (1 + c) + a) * np.cos(y * (2 - c / 2) + b) for c, (a, b) in enumerate(phase)
+        ]
+        picture = 128 + 80 * np.stack(waves, -1) + rng.normal(0, 9, (height, width, 3))
+        path = folder / f"{number:04d}.jpg"
+        Image.fromarray(np.uint8(np.clip(picture, 0, 255))).save(path, quality=90)
+        sizes.append(path.stat().st_size)
+    return statistics.mean(sizes)
+
+
+def measure(folder: str, size: int) -> dict:
+    """Milliseconds of CPU time of each stage per image; the median over the images."""
+    # OneFlow must be up before anything that imports it.
+    from libai_ext.data.dataset import stack
+    from libai_ext.data.image_folder import ImageFolder
+    from libai_ext.data.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop, ToArray
+
+    source = ImageFolder([folder])
+    to_array = ToArray([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    transform = Compose([RandomResizedCrop((size, size)), RandomHorizontalFlip(), to_array])
+    times = {"decode": [], "crop to float array": []}
+    batch = []
+    for index in range(len(source)):
+        rng = np.random.default_rng([0, 0, index])
+        marks = [time.process_time()]
+        image = source[index][0]
+        marks.append(time.process_time())
+        batch.append({"images": transform(image, rng)})
+        marks.append(time.process_time())
+        for stage, begin, end in zip(times, marks, marks[1:]):
+            times[stage].append(1000 * (end - begin))
+    medians = {stage: statistics.median(values) for stage, values in times.items()}
+    batch = batch[:64]
+    stacking = []
+    for _ in range(9):
+        begin = time.process_time()
+        stack(batch)
+        stacking.append(1000 * (time.process_time() - begin) / len(batch))
+    medians["stack into a batch"] = statistics.median(stacking)
+    return medians
+
+
+def plain(image: Image.Image, box, mirrored: bool, size: int, mean, std) -> np.ndarray:
+    """What torchvision's ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor and
+    Normalize do to an opened file, in Pillow and NumPy."""
+    image = image.convert("RGB").crop(box).resize((size, size), Image.Resampling.BICUBIC)
+    if mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = np.ascontiguousarray(np.array(image).transpose(2, 0, 1))
+    values = pixels.astype(np.float32) / 255
+    return (values - mean[:, None, None]) / std[:, None, None]
+
+
+def compare(folder: str, size: int) -> None:
+    """The same crops by :func:`plain` and by the project, in turn on each run of images, by CPU
+    time."""
+    from libai_ext.data.dataset import KeyedDataset
+    from libai_ext.data.sampler import SampleKey
+    from libai_ext.data.sources import open_source
+    from libai_ext.data.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop, ToArray
+
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    crop = RandomResizedCrop((size, size))
+    transform = Compose([crop, RandomHorizontalFlip(), ToArray(mean, std)])
+    dataset = KeyedDataset(open_source([folder]), transform)
+
+    def by_plain(index: int) -> np.ndarray:
+        path = dataset.source.source.samples[index][0]
+        rng = np.random.default_rng([0, 0, index, 0])  # the data set's own key
+        with Image.open(path) as image:
+            box = crop.box(*image.size, rng)
+            return plain(image, box, rng.random() < 0.5, size, mean, std)
+
+    sides = (by_plain, lambda index: dataset[SampleKey(0, index)]["images"])
+    times, differences = [], []
+    for begin in range(0, len(dataset), TOGETHER):
+        indices = range(begin, min(begin + TOGETHER, len(dataset)))
+        results, marks = [], [time.process_time()]
+        for side in sides:
+            results.append([side(index) for index in indices])
+            marks.append(time.process_time())
+        times.append(np.diff(marks) / len(indices))
+        for expected, ours in zip(*results):
+            difference = np.abs(ours - expected) * std[:, None, None] * 255
+            differences.append((difference.mean(), difference.max()))
+    theirs, own = np.median(times, axis=0)
+    ratio = np.median([pair[0] / pair[1] for pair in times])
+    mean_difference, largest = np.max(differences, axis=0)
+    print(
+        f"plain Pillow and NumPy {1 / theirs:.0f} images/s per core, here {1 / own:.0f}: "
+        f"{ratio:.2f} x (median of {len(times)} pairs)\n"
+        f"difference in levels of 255: at most {mean_difference:.3f} in the mean of an image, "
+        f"{largest:.3f} in a pixel"
+    )
+
+
+def hand_over(size: int) -> None:
+    """Batches that one worker need not make, by the project's loader and by OneFlow's, in turn."""
+    from oneflow.utils.data import DataLoader
+
+    from libai_ext.data.dataset import stack, to_instance
+    from libai_ext.data.loader import Loader
+
+    image = np.random.default_rng(0).random((3, size, size), np.float32)
+
+    class Ready:
+        collate = staticmethod(stack)
+
+        def __getitem__(self, key):
+            return {"images": image}
+
+    def rate(batches) -> float:
+        next(batches)
+        start = time.perf_counter()
+        count = sum(1 for _ in itertools.islice(batches, BATCHES - 1))
+        return count * BATCH / (time.perf_counter() - start)
+
+    data, keys = Ready(), [[0] * BATCH] * BATCHES
+    rates = []
+    for _ in range(PAIRS):
+        own = rate(iter(Loader(data, keys, 1)))
+        theirs = DataLoader(
+            data,
+            batch_sampler=keys,
+            num_workers=1,
+            collate_fn=lambda samples: to_instance(stack(samples)),
+        )
+        rates.append((own, rate(iter(theirs))))
+    own, theirs = np.median(rates, axis=0)
+    ratio = np.median([pair[0] / pair[1] for pair in rates])
+    print(
+        f"hand-over by one worker {own:.0f} images/s, by OneFlow's DataLoader {theirs:.0f}: "
+        f"{ratio:.1f} x (median of {PAIRS} pairs)"
+    )
+
+
+def report(medians: dict) -> None:
+    total = sum(medians.values())
+    for stage, ms in medians.items():
+        print(f"  {stage:20s} {ms:6.2f} ms  {100 * ms / total:3.0f} %")
+    print(f"  {'all':20s} {total:6.2f} ms  = {1000 / total:.0f} images/s per core")
+
+
+if __name__ == "__main__":
+    main()
