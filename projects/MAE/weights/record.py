@@ -20,8 +20,8 @@ from typing import Any, Callable, Mapping, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from libai_ext import config_yaml
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.config import safe_yaml
 from libai_ext.errors import ConfigError
 from projects.MAE.modeling.sizes import ARCHS
 
@@ -159,7 +159,7 @@ def of_run_config(path: str) -> Record:
         CheckpointError: it is no plain YAML, or holds a value that cannot be.
     """
     try:
-        content = config_yaml.read_plain(path)
+        content = safe_yaml.read_plain(path)
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
     model = content.get("model")

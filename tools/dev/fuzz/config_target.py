@@ -9,22 +9,22 @@ import yaml
 from guard import Target, expect
 from omegaconf import OmegaConf
 
-from libai_ext import config, config_yaml
+from libai_ext.config import lazy_config, safe_yaml
 from libai_ext.errors import ConfigError
 
 
 def _compare(path: Path, cfg: Any) -> None:
     """What a dump of it is read as; not a number is no other than itself there."""
-    content = config_yaml.read(str(path))
+    content = safe_yaml.read(str(path))
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    expect(repr(config_yaml.read(str(path))) == repr(content), "a dump of it is read as another")
+    expect(repr(safe_yaml.read(str(path))) == repr(content), "a dump of it is read as another")
     expect(repr(OmegaConf.to_container(cfg)) == repr(content), "OmegaConf makes another of it")
 
 
 def _seeds(folder: Path) -> Iterator[bytes]:
-    recipe = config.load("projects/MAE/configs/mae_digits_finetune.py")
+    recipe = lazy_config.load("projects/MAE/configs/mae_digits_finetune.py")
     for key in recipe:  # smaller ones are read in less time
-        part = config.dump(OmegaConf.masked_copy(recipe, [key]))
+        part = lazy_config.dump(OmegaConf.masked_copy(recipe, [key]))
         if "${" not in part:
             yield part.encode()
     yield b"a: {b: [1, 2.5, .inf, ~, true, 'x', \"y\"], c: '${a.b.0}'}\nd: |-\n  text\n"
@@ -33,7 +33,7 @@ def _seeds(folder: Path) -> Iterator[bytes]:
 CONFIG = Target(
     name="config",
     seeds=_seeds,
-    read=lambda path: config.load(str(path)),
+    read=lambda path: lazy_config.load(str(path)),
     errors=(ConfigError,),
     compare=_compare,
     file="config.yaml",

@@ -14,7 +14,7 @@ from unittest import mock
 
 from guard import Target, expect
 
-from libai_ext import peers, signed_lines
+from libai_ext.launch import rendezvous, signed_lines
 
 SECRET = "of the job"
 NODES = 3
@@ -39,7 +39,7 @@ class _Writer:
     abort = close
 
 
-class _Node(peers.Peers):
+class _Node(rendezvous.Peers):
     """Without a socket, a thread and a beat."""
 
     def __init__(self, rank: int) -> None:
@@ -70,7 +70,7 @@ async def _meet(data: bytes, chunk: int) -> tuple[Any, ...]:
         reader.feed_eof()
         try:
             rank = await meeting
-        except peers._FAILURES as error:
+        except rendezvous._FAILURES as error:
             return type(error).__name__, node.verdict
     expect(sender == LAUNCHER, "a stranger is let in")
     if rank is not None:

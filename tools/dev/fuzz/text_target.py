@@ -7,7 +7,7 @@ from typing import Any, Iterator
 
 from guard import Target
 
-from libai_ext.checkpoint import manifest, native, record
+from libai_ext.checkpoint import checkpointer, manifest, record
 from libai_ext.data import classes, listed
 from libai_ext.engine import run_folder
 from libai_ext.errors import UserError
@@ -34,7 +34,7 @@ READERS = (
      b"data: {mean: [0.5, 1], mode: L}\n",
      lambda folder: of_run_config(str(folder / "config.yaml"))),
     ("progress.json", b'{"iteration": 5, "best": null, "settings": {}}',
-     lambda folder: native.read_progress(str(folder))),
+     lambda folder: checkpointer.read_progress(str(folder))),
     ("metrics.jsonl", b'{"iteration": 1, "total_loss": 0.5, "lr": NaN}\n{"iteration": 2}\n',
      run_folder.read_metrics),
     ("manifest", b"00000000 0 empty\n", manifest.verify),
