@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import pickle
 import struct
 import tarfile
 import warnings
@@ -18,7 +19,7 @@ import numpy as np
 from guard import Target, expect
 from PIL import Image
 
-from libai_ext.data import tar_shards
+from libai_ext.data import cifar, tar_shards
 from libai_ext.data.decode import FORMATS, BadImage, Decoder
 from libai_ext.data.lmdb_source import LmdbImages
 from libai_ext.data.tar_scan import ShardIndex, scan
@@ -209,6 +210,24 @@ LMDB = Target(
 )  # fmt: skip
 
 
+# Batches of CIFAR
+
+
+def _batches(folder: Path) -> Iterator[bytes]:
+    pixels = np.zeros((1, 3072), np.uint8)
+    for protocol in range(2, 5):
+        yield pickle.dumps({"data": pixels, "labels": [3]}, protocol)
+
+
+CIFAR = Target(
+    name="cifar",
+    seeds=_batches,
+    read=lambda path: cifar._read(path, data=cifar._pixels, labels=cifar._numbers),
+    errors=(DataError,),
+    words=(b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n", b"K\x03", b"u1", b"tb"),
+)
+
+
 # Images
 
 
@@ -262,4 +281,4 @@ IMAGE = Target(
     ),
 )  # fmt: skip
 
-TARGETS = (TAR, TAR_CACHE, LMDB, IMAGE)
+TARGETS = (TAR, TAR_CACHE, LMDB, CIFAR, IMAGE)

@@ -18,6 +18,7 @@ MODULES = {
     "tar": "data_targets",
     "tar-cache": "data_targets",
     "lmdb": "data_targets",
+    "cifar": "data_targets",
     "image": "data_targets",
     "texts": "text_target",
     "lines": "launcher_target",
