@@ -21,6 +21,7 @@ from PIL import Image
 
 from libai_ext.data import cifar, tar_shards
 from libai_ext.data.decode import FORMATS, BadImage, Decoder
+from libai_ext.data.lmdb_file import LmdbError
 from libai_ext.data.lmdb_source import LmdbImages
 from libai_ext.data.tar_scan import ShardIndex, scan
 from libai_ext.errors import DataError
@@ -126,7 +127,7 @@ def _lay_index(path: Path, data: bytes) -> None:
 
 
 def _read_index(path: Path) -> Any:
-    """The first samples by an index that is used, of a shard that is no other file."""
+    """The first samples by an index that is used; the file itself stands for the shard."""
     index = tar_shards._read_index(path)
     if index is None:
         raise DataError(f"{path}: made again")
@@ -174,16 +175,13 @@ def _lay_lmdb(path: Path, data: bytes) -> None:
 
 
 def _read_lmdb(path: Path) -> dict[int, bytes | None]:
-    """What there is by the number of the sample, decoded once more as an image."""
+    """What lies there by the number of the sample; each is also decoded."""
     source = LmdbImages(str(path), max_pixels=MAX_PIXELS)
     found = {}
     for number in {*range(min(FIRST, len(source))), len(source) - 1}:
-        try:
+        with contextlib.suppress(BadImage, LmdbError):
             found[number] = source._get(f"image-{number + 1:09d}")
             source[number]
-        except Exception as error:
-            if not isinstance(error, BadImage) and type(error).__name__ != "LmdbError":
-                raise
     return found
 
 

@@ -25,7 +25,6 @@ _FORBIDDEN = (
 _HARMLESS = ("os.listdir", "os.scandir", "builtins.id")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
-
 # What Python itself imports when it meets text in them, whatever reads it.
 _ENCODINGS = "unicode_escape utf-8-sig utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be"
 for _encoding in _ENCODINGS.split():
