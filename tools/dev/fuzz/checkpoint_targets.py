@@ -123,7 +123,7 @@ def _without_checksums(content: bytes) -> bytes:
     with mock.patch.object(zipfile, "crc32", lambda data, checksum=0: 0):
         with zipfile.ZipFile(out, "w") as archive:
             for name, entry in entries.items():
-                archive.writestr(name, entry)
+                archive.writestr(zipfile.ZipInfo(name), entry)  # of no time of day
     return out.getvalue()
 
 
@@ -136,8 +136,8 @@ def _archives(folder: Path) -> Iterator[bytes]:
 
 
 def _save_deflated(pickled: bytes, path: Path) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a/data.pkl", pickled)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("a/data.pkl"), pickled, zipfile.ZIP_DEFLATED)
 
 
 def _compare_archive(path: Path, tree: Any) -> None:

@@ -111,9 +111,11 @@ def _indices(folder: Path) -> Iterator[bytes]:
         shard.write_bytes(content)
         out = io.BytesIO()
         np.savez(out, **scan(str(shard))._asdict())
-        yield out.getvalue()
         with zipfile.ZipFile(out) as archive:
-            yield CUT.join(archive.read(f"{column}.npy") for column in ShardIndex._fields)
+            arrays = CUT.join(archive.read(f"{column}.npy") for column in ShardIndex._fields)
+        yield arrays
+        _lay_index(shard, arrays)
+        yield shard.read_bytes()
 
 
 def _lay_index(path: Path, data: bytes) -> None:
@@ -123,7 +125,7 @@ def _lay_index(path: Path, data: bytes) -> None:
         return
     with zipfile.ZipFile(path, "w") as archive:
         for column, content in zip(ShardIndex._fields, data.split(CUT)):
-            archive.writestr(f"{column}.npy", content)
+            archive.writestr(zipfile.ZipInfo(f"{column}.npy"), content)  # of no time of day
 
 
 def _read_index(path: Path) -> Any:
