@@ -130,7 +130,7 @@ def _say_what_is_lost(source: files.Source, options: argparse.Namespace) -> None
         absent += [key for key in ("mean", "std") if key not in known.data]
         if absent:
             _say(f"note:    SRC does not say {', '.join(absent)}: transformers' defaults hold")
-        patches = source.patches
+        patches = source.patches or 0
         if source.contents == "pretraining" and math.isqrt(patches) ** 2 != patches:
             _say(
                 f"note:    transformers builds no ViTMAEForPreTraining of {patches} patches, no "
@@ -188,8 +188,8 @@ def _print_table(
         else:
             rows.append((f"{count:4d}", here, _joined(ROWS_BY_OURS[target][template].theirs)))
     width = max(len(row[1]) for row in rows)
-    for count, here, there in rows:
-        _say(f"{count} x {here:{width}} -> {there}")
+    for number, here, there in rows:
+        _say(f"{number} x {here:{width}} -> {there}")
 
 
 def _joined(names: tuple[str, ...]) -> str:

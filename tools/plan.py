@@ -33,7 +33,10 @@ def main() -> int:
         model.img_size = args.img_size
     if args.classes:
         model = OmegaConf.create(
-            dict({k: v for k, v in model.items() if "decoder" not in k}, num_classes=args.classes)
+            dict(
+                {str(k): v for k, v in model.items() if "decoder" not in str(k)},
+                num_classes=args.classes,
+            )
         )
     machine = Machine(
         args.devices,

@@ -89,21 +89,22 @@ def main() -> None:
     for note in subject.notes:
         print(f"warning: {note}", file=sys.stderr)
     images, files = vis.read_images(subject, args.images, args.samples)
-    scale = magnification(*images.shape[2:], args.pixels)
+    height, width = images.shape[2:]
+    scale = magnification(height, width, args.pixels)
     if args.attention:
         rows, titles = vis.attention_rows(subject, images, args.attention)
     else:
         if not subject.has_decoder:
             print(f"warning: {vis.NO_DECODER}", file=sys.stderr)
         hidden = vis.hidden_patches(subject, len(images), args.seed, args.mask_ratio, args.patches)
-        rows, titles = vis.reconstruction_rows(subject, images, hidden), TITLES
+        rows, titles = vis.reconstruction_rows(subject, images, hidden), list(TITLES)
     _write(args.output, sheet(rows, titles[: len(rows[0])], scale, files).save)
     if args.gif:
         frames = []
         for ratio in args.ratios:
             hidden = vis.hidden_patches(subject, len(images), args.seed, ratio, None)
             rows = vis.reconstruction_rows(subject, images, hidden)
-            titles = (TITLES[0], f"masked {100 * ratio:.0f} %", *TITLES[2:])
+            titles = [TITLES[0], f"masked {100 * ratio:.0f} %", *TITLES[2:]]
             frames.append(sheet(rows, titles[: len(rows[0])], scale, files))
         _write(
             args.gif,

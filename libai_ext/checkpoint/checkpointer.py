@@ -22,11 +22,10 @@ from libai.utils.checkpoint import Checkpointer as LiBaiCheckpointer
 from oneflow import Tensor
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
-from libai_ext.checkpoint import host_state, manifest, record
+from libai_ext.checkpoint import host_state, manifest, pointer, record
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.checkpoint.files import replace_folder, sync, sync_tree
-from libai_ext.checkpoint.formats import POINTER
 from libai_ext.errors import UserError
+from libai_ext.files.atomic import replace_folder, sync_tree
 
 PROGRESS = "progress.json"
 _NAMES = re.compile(r"model_(\d+|best|final)(\.old)?")
@@ -144,12 +143,7 @@ class Checkpointer(LiBaiCheckpointer):
             shutil.rmtree(path, ignore_errors=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pointer = Path(self.save_dir) / POINTER
-        partial = pointer.with_name(f"{POINTER}.new")
-        partial.write_text(last_filename_basename)
-        sync(partial)
-        os.replace(partial, pointer)
-        sync(self.save_dir)
+        pointer.write(self.save_dir, last_filename_basename)
 
     def _prune(self, iteration: int) -> None:
         """Those after ``iteration`` were left behind by a run that went back: it writes them
@@ -199,12 +193,11 @@ class Checkpointer(LiBaiCheckpointer):
         """The one to go on from, then those of earlier iterations, latest first."""
         folders = sorted(self._folders(), key=_recency, reverse=True)
         try:
-            name = record.read_text(os.path.join(self.save_dir, POINTER)).decode()
-            latest = Path(self.save_dir) / name.strip()
-        except ValueError as error:
+            latest = pointer.read(self.save_dir)
+        except CheckpointError as error:
             latest = None
             if folders:
-                logger.warning(f"{Path(self.save_dir) / POINTER} cannot be read: {error}")
+                logger.warning(str(error))
         if latest not in folders:
             if latest is not None:
                 logger.warning(f"checkpoint {latest.name} is missing")
@@ -267,9 +260,9 @@ def _read_state(folder: str) -> Any:
 
 def _iteration(path: Path) -> int:
     """The last iteration that a checkpoint contains; -1 when it is too damaged to say."""
-    number = _NAMES.fullmatch(path.name).group(1)
-    if number.isdigit():
-        return int(number)
+    number = _NAMES.fullmatch(path.name)
+    if number and number[1].isdigit():
+        return int(number[1])
     try:
         return read_progress(str(path))["iteration"]
     except CheckpointError:

@@ -33,7 +33,7 @@ class HostTensor:
 
     array: np.ndarray | None
 
-    @property
+    @property  # type: ignore[misc]  # it can be set in object
     def __class__(self):
         """What it is pickled as: OneFlow fills a tensor that was made without arguments, by
         ``Tensor.__new__``, and pickle lets no other class name that."""
@@ -139,7 +139,9 @@ def restore(description: Any, tensors: list[TensorInfo | None]) -> Any:
             return leaf
         local = flow.tensor([])  # other ranks hold nothing, and learn shape and type from rank 0
         if flow.env.get_rank() == 0:
-            local = flow.tensor(tensors[leaf.number].array())
+            found = tensors[leaf.number]
+            assert found is not None  # each is read once
+            local = flow.tensor(found.array())
             tensors[leaf.number] = None
         return local.to_global(placement=placement("cpu", [0]), sbp=flow.sbp.broadcast)
 

@@ -90,7 +90,7 @@ def _build(node: Any, depth: int, convert: Callable[[Any], Any], built: dict[int
     if depth > MAX_NESTING:
         raise CheckpointError(f"containers are nested more than {MAX_NESTING} deep")
     if isinstance(node, dict):
-        result = type(node)()
+        result: Any = type(node)()
         for key, value in node.items():
             result[key] = _build(value, depth + 1, convert, built)
     elif isinstance(node, (list, tuple)):

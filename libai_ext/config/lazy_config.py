@@ -15,7 +15,7 @@ from libai.config import instantiate as _instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from libai_ext.config import safe_yaml, values
-from libai_ext.config.names import did_you_mean, from_elsewhere
+from libai_ext.config.names import did_you_mean, from_elsewhere, question
 from libai_ext.config.targets import check_targets, parameters
 from libai_ext.errors import ConfigError, UserError
 
@@ -52,7 +52,7 @@ def _load_python(path: str) -> DictConfig:
     except UserError:
         raise
     except SyntaxError as error:
-        inner = error.__cause__ or error
+        inner = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error
         raise ConfigError(f"config file {path}, line {inner.lineno}: {inner.msg}") from error
     except Exception as error:
         lines = [
@@ -162,13 +162,13 @@ def _check_type(key: str, default, value) -> None:
 
 
 def _written(values: ListConfig) -> str:
-    return "[" + ",".join(str(item) for item in OmegaConf.to_container(values)) + "]"
+    return "[" + ",".join(str(item) for item in OmegaConf.to_container(values) or ()) + "]"
 
 
 def keys_of(cfg, prefix: str = "") -> list[str]:
     """All dotted keys of a config, inner nodes and list positions included."""
     if isinstance(cfg, ListConfig):
-        names = range(len(cfg))
+        names: Iterable = range(len(cfg))
     elif isinstance(cfg, DictConfig):
         names = list(cfg.keys())
     else:
@@ -186,7 +186,7 @@ def _nearest(key: str, known: list[str]) -> str:
     told = from_elsewhere(key)
     best = [k for k in same_name if f"'{k}'" in told or not told]
     if best:
-        return f": did you mean '{best[0]}'?"
+        return question(best[0])
     return told or did_you_mean(key, known) or "; see --print-config"
 
 

@@ -36,7 +36,19 @@ def from_elsewhere(name: str) -> str:
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of a message about an unknown key ``prefix.name`` beside ``known`` ones."""
     told = from_elsewhere(f"{prefix}.{name}" if prefix else str(name))
-    if told:
+    close = nearest(str(name), known)
+    if told or close is None:
         return told
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f": did you mean '{f'{prefix}.{close[0]}' if prefix else close[0]}'?" if close else ""
+    return question(f"{prefix}.{close}" if prefix else close)
+
+
+def question(name: str) -> str:
+    """The end of a message about an unknown name, when ``name`` was probably meant."""
+    return f": did you mean '{name}'?"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is spelt most like ``name``; None where none is similar."""
+    # Names from files may be long, and the time grows with the square of the length.
+    close = difflib.get_close_matches(name[:120], list(known), n=1)
+    return close[0] if close else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -165,19 +165,24 @@ def complete(cfg: DictConfig) -> list[str]:
     Returns:
         A sentence that names them, where there are any.
     """
-    node, filled = cfg.get("train"), []
+    node = cfg.get("train")
+    filled: list[str] = []
     if isinstance(node, DictConfig):
         _fill(node, get_config("common/train.py").train, "train", filled)
     return [f"keys that the config lacks, by default: {', '.join(filled)}"] if filled else []
 
 
 def _fill(node: DictConfig, defaults: DictConfig, prefix: str, filled: list[str]) -> None:
-    for name in defaults:
+    for name in map(str, defaults):
         inner, default = node._get_node(name), defaults._get_node(name)
         if inner is None:
             node[name] = default
             filled.append(f"{prefix}.{name}={_shown(defaults[name])}")
-        elif isinstance(inner, DictConfig) and "_target_" not in default:
+        elif (
+            isinstance(inner, DictConfig)
+            and isinstance(default, DictConfig)
+            and "_target_" not in default
+        ):
             _fill(inner, default, f"{prefix}.{name}", filled)
 
 
@@ -199,13 +204,15 @@ def check(
             raise ConfigError(f"the config has no node '{name}'")
     check_targets(cfg)
     splits = [name for name, node in cfg.dataloader.items() if node is not None]
-    for key in (*_CALLED, *called, *(f"dataloader.{name}.dataset" for name in splits)):
+    evals = _evals(cfg)
+    for key in (*_CALLED, *called, *(f"dataloader.{name}.dataset" for name in splits), *evals):
         _check_called(cfg, key)
     _check_names(cfg.train, get_config("common/train.py").train, "train")
     check_arguments(cfg)
     _check_data(cfg)
     problems = []
-    for key, rule in {**RULES, **(rules or {})}.items():
+    periods = {f"{key}.{name}": rule for key in evals for name, rule in _PERIODS.items()}
+    for key, rule in {**RULES, **periods, **(rules or {})}.items():
         value = OmegaConf.select(cfg, key, default=_ABSENT)
         if value is _ABSENT or (value is None and rule.unset):
             continue
@@ -216,6 +223,14 @@ def check(
 
 
 _ABSENT = object()
+_EVALS = "train.evaluation.evals"
+_PERIODS = {"period": whole(1, unset=True), "epoch": number(0, unset=True, above=True)}
+
+
+def _evals(cfg: DictConfig) -> list[str]:
+    """Keys of the evaluators that are not switched off by null."""
+    evals = OmegaConf.select(cfg, _EVALS) or {}
+    return [f"{_EVALS}.{name}" for name, node in evals.items() if node is not None]
 
 
 def _check_called(cfg: DictConfig, key: str) -> None:
@@ -236,7 +251,8 @@ def _check_data(cfg: DictConfig) -> None:
 
 def _references(node) -> Iterator[str]:
     if isinstance(node, (DictConfig, ListConfig)) and not node._is_interpolation():
-        for name in node if isinstance(node, DictConfig) else range(len(node)):
+        names: Iterable = node if isinstance(node, DictConfig) else range(len(node))
+        for name in names:
             yield from _references(node._get_node(name))
     elif node is not None and node._is_interpolation():
         yield node._value()
@@ -244,15 +260,21 @@ def _references(node) -> Iterator[str]:
 
 def _check_names(node: DictConfig, known: DictConfig, prefix: str) -> None:
     """Recursively; a node with a ``_target_`` has its own parameters to be compared with."""
-    for name in node:
+    for name in map(str, node):
         if name not in known:
             raise ConfigError(
                 f"unknown config key '{prefix}.{name}'{did_you_mean(name, known, prefix)}"
             )
         inner, model = node._get_node(name), known._get_node(name)
-        if isinstance(model, DictConfig) and "_target_" not in model:
+        if (
+            f"{prefix}.{name}" != _EVALS
+            and isinstance(model, DictConfig)
+            and "_target_" not in model
+        ):
             if not isinstance(inner, DictConfig):
-                raise ConfigError(f"{prefix}.{name} is a group of keys: {', '.join(model)}")
+                raise ConfigError(
+                    f"{prefix}.{name} is a group of keys: {', '.join(map(str, model))}"
+                )
             _check_names(inner, model, f"{prefix}.{name}")
 
 

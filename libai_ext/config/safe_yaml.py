@@ -87,7 +87,7 @@ def _text(path: str) -> str:
 def _parse(text: str) -> dict[str, Any]:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        where = f"line {event.start_mark.line + 1}"
+        where = f"line {event.start_mark.line + 1}"  # type: ignore[union-attr]  # of a parsed text
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -96,8 +96,9 @@ def _parse(text: str) -> dict[str, Any]:
             raise ConfigError(f"{where}: more than {MAX_DEPTH} levels deep: this is no config")
         if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
             raise ConfigError(f"{where}: anchors and aliases are not read; write ${{key}} instead")
-        if getattr(event, "tag", None) is not None:
-            raise ConfigError(f"{where}: tags such as {event.tag} are not plain YAML")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise ConfigError(f"{where}: tags such as {tag} are not plain YAML")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_TEXT:
             raise ConfigError(f"{where}: a value of more than {MAX_TEXT} characters")
     content = yaml.load(text, Loader=_Loader)

@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import re
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,7 +19,7 @@ _RECIPES = re.compile(
     r"oneflow\.nn\.optimizer\.adamw"
     r"|libai_ext\.data\.(auto_augment|dataset|mixup|random_erasing|sources|transforms)"
     r"|libai_ext\.(engine\.graph|layers\.drop_path|optim\.(lars|param_groups|schedule))"
-    r"|projects\.\w+\.(tasks|modeling\.(archs|masking))"
+    r"|projects\.\w+\.(tasks|modeling\.(archs|masking)|evaluation\.evaluators)"
 )
 # Packages of the user's own.
 _added: list[str] = []
@@ -59,7 +59,7 @@ def calls(node, key: str = "") -> Iterator[tuple[str, DictConfig]]:
 def _nodes(node, key: str) -> Iterator[tuple[str, Any]]:
     yield key, node
     if isinstance(node, DictConfig):
-        names = list(node)
+        names: Iterable = list(node)
     elif isinstance(node, ListConfig):
         names = range(len(node))
     else:
@@ -103,7 +103,7 @@ def check_arguments(cfg: DictConfig) -> None:
         known = parameters(node, key)
         if any(p.kind is p.VAR_KEYWORD for p in known.values()):
             continue
-        for name in node:
+        for name in map(str, node):
             if name != "_target_" and name not in known:
                 raise ConfigError(
                     f"unknown config key '{key}.{name}'{did_you_mean(name, known, key)} "

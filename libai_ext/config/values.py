@@ -6,6 +6,7 @@ Other values follow Hydra's grammar of overrides, in which a path is seldom a te
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from libai_ext.errors import ConfigError
 
@@ -40,7 +41,7 @@ def texts(value: str) -> list[str] | None:
     return [_item(item) for item in items]
 
 
-def _item(value: str) -> str:
+def _item(value: str) -> Any:
     one = value.strip()
     return one if one == "null" else text(one)
 

@@ -9,8 +9,7 @@ import numpy as np
 from libai.utils import distributed as dist
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
-from libai_ext.checkpoint import record
-from libai_ext.checkpoint.checkpointer import POINTER
+from libai_ext.checkpoint import pointer, record
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.data.tolerant import Tolerant
 from libai_ext.data.walk import some
@@ -61,15 +60,16 @@ def saved(path: str) -> list[str] | None:
 
 def _read(path: Path) -> list[str] | None:
     try:
-        path = path / record.read_text(str(path / POINTER)).decode().strip()
-    except ValueError:  # no run, but a checkpoint or nothing of the kind
+        path = pointer.read(path)
+    except CheckpointError:  # no run, but a checkpoint or nothing of the kind
         pass
     try:
         names = (record.read(str(path)) or {}).get("classes")
     except CheckpointError:  # whoever loads the weights says so
         return None
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if is_list and any(names) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return names if any(names) else None
 
 
 def read_names(file: str) -> list[str]:

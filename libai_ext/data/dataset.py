@@ -38,7 +38,7 @@ class KeyedDataset:
     ):
         self.source = source
         self.transform = transform
-        self.fields = list(fields)
+        self.fields: list = list(fields)
         self.labels = labels
         self.mixer = mixer
         self.seed = seed

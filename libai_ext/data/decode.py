@@ -126,7 +126,8 @@ class Decoder:
             if _orientation(image) >= 5:
                 height, width = width, height
             image.draft(self.mode, (width, height))
-        deep_colours = ";16" in str(image.tile) and not image.mode.startswith("I")
+        tiles = str(image.tile)  # type: ignore[attr-defined]  # those of a file have it
+        deep_colours = ";16" in tiles and not image.mode.startswith("I")
         image.load()
         if self.as_torchvision:
             return image

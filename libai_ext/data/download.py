@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import http.client
 import logging
@@ -16,9 +14,11 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Sequence
 
 from libai_ext.errors import DataError
+from libai_ext.files.atomic import atomic_folder
+from libai_ext.files.lock import exclusive
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +74,6 @@ def provide(archive: Archive, root: str, download: bool) -> Path:
 
 def _complete(folder: Path, archive: Archive) -> bool:
     return all((folder / name).is_file() for name in archive.files)
-
-
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """One process at a time; the lock ends with its process, so none is ever left over."""
-    with open(path, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def fetch(url: str, path: Path, md5: str) -> None:
@@ -178,23 +170,18 @@ def _unpack(path: Path, folder: Path, archive: Archive) -> None:
         DataError: the archive is damaged or lacks one.
     """
     wanted = {f"{archive.folder}/{name}": name for name in archive.files}
-    temporary = tempfile.mkdtemp(prefix=f".{archive.folder}.", dir=folder.parent)
     try:
-        with tarfile.open(path, "r:gz") as tar:
+        with atomic_folder(folder) as temporary, tarfile.open(path, "r:gz") as tar:
             for member in tar:
                 name = wanted.get(os.path.normpath(member.name))
-                if name is not None and member.isreg():
-                    with tar.extractfile(member) as source, open(
-                        os.path.join(temporary, name), "wb"
-                    ) as target:
+                content = tar.extractfile(member) if name is not None and member.isreg() else None
+                if name is not None and content is not None:
+                    with content as source, open(os.path.join(temporary, name), "wb") as target:
                         shutil.copyfileobj(source, target, _CHUNK)
-        if not _complete(Path(temporary), archive):
-            raise DataError(f"{path} lacks some of {', '.join(wanted)}")
-        os.chmod(temporary, 0o755)
-        if folder.exists():  # an incomplete one from elsewhere
-            os.replace(folder, tempfile.mkdtemp(prefix=f"{archive.folder}.old.", dir=folder.parent))
-        os.replace(temporary, folder)
+            if not _complete(Path(temporary), archive):
+                raise DataError(f"{path} lacks some of {', '.join(wanted)}")
+            if folder.exists():  # an incomplete one from elsewhere
+                aside = tempfile.mkdtemp(prefix=f"{archive.folder}.old.", dir=folder.parent)
+                os.replace(folder, aside)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{path} cannot be unpacked: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

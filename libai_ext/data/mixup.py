@@ -188,7 +188,7 @@ class Mixer:
             mix = decisions[group]
             out = dict(sample)
             out["images"] = mix_images(sample["images"], other["images"], mix)
-            labels = [sample["labels"]], [other["labels"]]
+            labels = np.array([sample["labels"]]), np.array([other["labels"]])
             out["labels"] = mix_targets(*labels, mix, self.num_classes, self.smoothing)[0]
             mixed.append(out)
         return mixed

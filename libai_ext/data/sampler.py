@@ -19,7 +19,7 @@ class SampleKey(NamedTuple):
     """
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     iteration: int = 0
     position: int = 0
 
@@ -55,7 +55,7 @@ class GlobalOrder:
         self.seed = seed
         whole = num_samples // global_batch * global_batch
         self.epoch_length = whole if remainder == "drop" else num_samples
-        self._permutation = (-1, None)
+        self._permutation = (-1, np.empty(0, np.int64))
 
     def iterations(self, epochs: float) -> int:
         """Optimizer steps that ``epochs`` take, rounded up."""

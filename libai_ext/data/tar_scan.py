@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import tarfile
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -58,8 +58,10 @@ def scan(shard: str) -> ShardIndex:
         DataError: it is no plain tar file, or the table does not say how to read it.
     """
     try:
-        with open_regular(shard) as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
-            return _Scan(shard, tar).index()
+        with open_regular(shard) as file:
+            headers: Any = _Headers(file)
+            with tarfile.open(fileobj=headers, mode="r:") as tar:
+                return _Scan(shard, tar).index()
     except (DataError, MemoryError):
         raise
     except Exception as error:  # damaged headers raise whatever their bytes lead to
@@ -92,7 +94,7 @@ class _Scan:
     def index(self) -> ShardIndex:
         sample = _Sample(("", ""))
         for member in self.tar:
-            self.tar.members = []  # tarfile keeps all it has seen
+            self.tar.members = []  # type: ignore[attr-defined]  # it keeps all it has seen
             folder, file = os.path.split(member.name)
             stem, _, extension = file.partition(".")
             if member.isdir() or self._is_hidden(member.name):
@@ -104,9 +106,10 @@ class _Scan:
         self._close(sample)
         self._join()
         columns = list(zip(*self.rows)) or [(), (), (), ()]
-        numbers = [np.array(column, np.int64) for column in columns[:3]]
+        offset, size, label = (np.array(column, np.int64) for column in columns[:3])
         passed = [f"{kind}\t{name}\t{count}".encode() for kind, name, count in self.passed.items()]
-        return ShardIndex(*numbers, np.array(columns[3], np.bytes_), np.array(passed, np.bytes_))
+        names = np.array(columns[3], np.bytes_)
+        return ShardIndex(offset, size, label, names, np.array(passed, np.bytes_))
 
     def _is_hidden(self, name: str) -> bool:
         for part in name.split("/"):
@@ -130,7 +133,8 @@ class _Scan:
                 )
             sample.images.append((f".{extension}", member))
         elif last == ".cls" and member.isreg():
-            label = _class_number(self.tar.extractfile(member).read(100), self.shard, member.name)
+            file = self.tar.extractfile(member)
+            label = _class_number(file.read(100) if file else b"", self.shard, member.name)
             if sample.label not in (NO_LABEL, label):
                 raise DataError(f"{self.shard}:{member.name} is a second class of its sample")
             sample.label = label

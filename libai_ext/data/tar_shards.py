@@ -16,14 +16,14 @@ from typing import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from libai_ext.checkpoint.files import atomic_file
 from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
-from libai_ext.data.download import exclusive
 from libai_ext.data.fingerprint import of_labels
 from libai_ext.data.patience import away, patiently
 from libai_ext.data.tar_scan import MOST_DIGITS, NO_LABEL, ShardIndex, scan
 from libai_ext.data.walk import EXTENSIONS, PassedOver, warn_once
 from libai_ext.errors import DataError, UserError
+from libai_ext.files.atomic import atomic_file
+from libai_ext.files.lock import exclusive
 from libai_ext.files.regular import open_regular
 from libai_ext.files.user_cache import user_cache
 
@@ -64,7 +64,7 @@ class TarShards:
         if not len(self._shard):
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {', '.join(patterns)}")
         self.classes = self._classes()
-        self._files = (os.getpid(), OrderedDict())
+        self._files: tuple[int, OrderedDict] = (os.getpid(), OrderedDict())
 
     def __getstate__(self):
         return dict(self.__dict__, _files=(-1, OrderedDict()))

@@ -107,7 +107,8 @@ def _resize(image: Image.Image, size: tuple[int, int], interpolation) -> Image.I
 def _scaled(image: Image.Image, numerator: int, denominator: int) -> tuple[int, int]:
     """(width, height) times a fraction, rounded down but never to nothing. In integers:
     49 * (256 / 49) is less than 256."""
-    return tuple(max(1, side * numerator // denominator) for side in image.size)
+    width, height = (max(1, side * numerator // denominator) for side in image.size)
+    return width, height
 
 
 class RandomResizedCrop:
@@ -183,9 +184,9 @@ class ToArray:
     """float32 [C, H, W], normalised: ``(value / 255 - mean) / std`` per channel."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-        self.scale = (1 / (255 * std)).astype(np.float32)[:, None, None]
-        self.shift = (-mean / std).astype(np.float32)[:, None, None]
+        means, stds = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        self.scale = (1 / (255 * stds)).astype(np.float32)[:, None, None]
+        self.shift = (-means / stds).astype(np.float32)[:, None, None]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         self.check(image)

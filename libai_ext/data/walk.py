@@ -101,7 +101,8 @@ class Walk:
         Raises:
             DataError: see the table.
         """
-        images, folders = [], []
+        images: list[str] = []
+        folders: list[str] = []
         try:
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):

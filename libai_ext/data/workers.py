@@ -122,7 +122,7 @@ class _Worker:
 
     def _start_again(self, how: str | None = None) -> None:
         self.end()
-        code = self.process.exitcode
+        code = self.process.exitcode or 0
         if how is None:
             how = f"ended with status {code}" if code >= 0 else f"ended by {_name(-code)}"
         self.ends.append(how)

@@ -4,7 +4,6 @@ the superuser can have written, and what is whole."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -13,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from libai_ext.files.atomic import replace_folder
+from libai_ext.files.lock import exclusive
 from libai_ext.files.regular import open_regular
 from libai_ext.files.user_cache import user_cache
 
@@ -103,16 +104,13 @@ def building(library: Path) -> Iterator[Path]:
         built.chmod(0o700)
         built.with_name(CHECKSUM_NAME).write_bytes(_checksum(built))
         built.with_name(CHECKSUM_NAME).chmod(0o600)
-        if os.path.lexists(library.parent):  # what was there is not to be loaded
-            library.parent.rename(Path(work) / "former")
-        built.parent.rename(library.parent)
+        replace_folder(str(built.parent), str(library.parent))
 
 
 @contextlib.contextmanager
 def lock(cache: Path) -> Iterator[None]:
     """Held by one process at a time; ends with the process, however it ends."""
-    with open(cache / "build.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with exclusive(cache / "build.lock"):
         for leftover in cache.glob(f"{_BUILDING}*"):  # of a build that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         yield

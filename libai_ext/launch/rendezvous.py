@@ -109,6 +109,7 @@ class Peers:
     async def _greet(self, reader, writer) -> None:
         """A connection to node 0, whoever it is."""
         task = asyncio.current_task()
+        assert task is not None
         self._greetings.append(task)
         if len(self._greetings) > _MOST_GREETINGS:
             self._greetings.pop(0).cancel()

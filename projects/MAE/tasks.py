@@ -52,10 +52,6 @@ class Pretraining:
             if cfg.dataloader.get(split) is not None:
                 cfg.dataloader[split].dataset.fields[0].num_patches = rows * columns
 
-    def pipeline_layers(self, model: DictConfig) -> int:
-        """Layers numbered by the model: encoder and decoder form one pipeline."""
-        return model.depth + model.decoder_depth
-
     def record(self, cfg: DictConfig, dataset) -> dict:
         """What each checkpoint says of its model, see :mod:`projects.MAE.weights.record`."""
         return of_config(cfg).plain()
@@ -113,9 +109,6 @@ class Classification:
                 f"train.train_micro_batch_size {micro} is odd: mixup pairs "
                 "the samples of a micro-batch (dataloader.train.dataset.mixer=null switches it off)"
             )
-
-    def pipeline_layers(self, model: DictConfig) -> int:
-        return model.depth
 
     def record(self, cfg: DictConfig, dataset) -> dict:
         """What each checkpoint says of its model, the names of its classes included."""
@@ -180,7 +173,7 @@ class Classification:
         weights = cfg.train.load_weight or cfg.train.output_dir
         kept = classes.saved(weights)
         names = classes.read_names(self.classes) if self.classes else kept
-        if kept and names != kept:
+        if kept and names is not None and names != kept:
             raise DataError(
                 f"task.classes {self.classes} has {some(names)} ({len(names)}), the checkpoint of "
                 f"{weights} {some(kept)} ({len(kept)}): leave task.classes out"
@@ -200,8 +193,8 @@ class Classification:
         if self.per_class:
             (folder / "per_class.txt").write_text(evaluator.table() + "\n", encoding="utf-8")
         if self.confusion:
-            picture = confusion.draw(evaluator.confusion(), evaluator.classes)
-            picture.save(folder / "confusion.png")
+            figure = confusion.draw(evaluator.confusion(), evaluator.classes)
+            figure.savefig(folder / "confusion.png", dpi=100, bbox_inches="tight")
         if self.predictions:
             names = [dataset.source.name(index) for index in range(len(dataset))]
             evaluator.write_predictions(str(folder / "predictions.csv"), names)

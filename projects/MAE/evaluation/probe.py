@@ -4,6 +4,7 @@ reconstructions."""
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
@@ -11,6 +12,7 @@ import numpy as np
 import oneflow as flow
 from omegaconf import DictConfig
 from PIL import Image
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -50,19 +52,18 @@ def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run
     starts = weights and not Path(path).exists() and cfg.get("finetune") is not None
     if starts:
         cfg = resolve(config_file, opts)
-    task = instantiate(cfg.task)
-    set_layout(cfg.train.dist, task.pipeline_layers(cfg.model))
+    set_layout(cfg.train.dist)
     flow.manual_seed(cfg.train.seed)
     model = instantiate(fresh(cfg.model))
     if starts:
-        task.start_from(model, cfg)
+        instantiate(cfg.task).start_from(model, cfg)
     elif weights:
         # An encoder alone will do for features, or a classifier with its last norm.
         load_weights(model, path, replaced=(*DECODER, "head"), grid=cfg.train.load_grid)
     return Run(cfg, model.eval())
 
 
-def _dataset(cfg: DictConfig, split: str):
+def dataset_of(cfg: DictConfig, split: str):
     """The split with the transform of evaluation, labels included."""
     node = fresh(cfg.dataloader.test.dataset)
     node.source.roots = cfg.data[split]
@@ -70,7 +71,7 @@ def _dataset(cfg: DictConfig, split: str):
     return instantiate(node)
 
 
-def _labelled(cfg: DictConfig):
+def labelled(cfg: DictConfig):
     """Training and test split, their classes numbered alike; and the indices of the training
     samples that have a class.
 
@@ -78,7 +79,7 @@ def _labelled(cfg: DictConfig):
         DataError: there is none, or the test split has samples without a class or of one that
             the training split lacks.
     """
-    train, test = _dataset(cfg, "train"), _dataset(cfg, "test")
+    train, test = dataset_of(cfg, "train"), dataset_of(cfg, "test")
     nameless = classes.nameless_samples(train.source)
     indices = np.flatnonzero(~nameless)
     if not len(indices):
@@ -101,28 +102,42 @@ def features(run: Run, dataset, indices: Sequence[int]) -> tuple[np.ndarray, np.
         labels += [sample["labels"] for sample in samples]
         images = to_global(np.stack([sample["images"] for sample in samples]), batch_sbp())
         with flow.no_grad():
-            found = run.model.features(images)
-        parts.append((found[:, 1:].mean(dim=1) if found.ndim == 3 else found).numpy())
+            parts.append(pooled(run.model, images).numpy())
     return np.concatenate(parts), np.array(labels)
+
+
+def pooled(model, images: flow.Tensor) -> flow.Tensor:
+    """[N, D]: the mean patch token of an autoencoder, what the head of a classifier sees."""
+    found = model.features(images)
+    return found[:, 1:].mean(dim=1) if found.ndim == 3 else found
 
 
 def _both(run: Run):
     """Features and class numbers of the training and of the test split."""
-    train, test, indices = _labelled(run.cfg)
+    train, test, indices = labelled(run.cfg)
     return features(run, train, indices), features(run, test, range(len(test)))
 
 
 def accuracies(run: Run) -> dict[str, float]:
     """Top-1 on the test split, in percent, of classifiers of the frozen features."""
     train, test = _both(run)
-    classifiers = {
-        "5 nearest neighbours": KNeighborsClassifier(5),
-        "linear probe": LogisticRegression(max_iter=2000),
-    }
+    neighbours = make_pipeline(StandardScaler(), KNeighborsClassifier(5))
     return {
-        name: 100 * make_pipeline(StandardScaler(), classifier).fit(*train).score(*test)
-        for name, classifier in classifiers.items()
+        "5 nearest neighbours": 100 * neighbours.fit(*train).score(*test),
+        "linear probe": linear_accuracy(train, test, 2000),
     }
+
+
+def linear_accuracy(train, test, iterations: int) -> float:
+    """Top-1, in percent, of a logistic regression of standardised features.
+
+    Args:
+        train, test: features [N, D] and class numbers [N].
+    """
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=iterations))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is asked for
+        return 100 * regression.fit(*train).score(*test)
 
 
 def nearest_neighbours(run: Run, counts: Sequence[int] | None = None) -> dict[int, float]:
@@ -133,9 +148,15 @@ def nearest_neighbours(run: Run, counts: Sequence[int] | None = None) -> dict[in
 
     Raises:
         DataError: fewer training samples than neighbours that were asked for, or none asked
-            for; see also :func:`_labelled`.
+            for; see also :func:`labelled`.
     """
-    (train, labels), (test, expected) = _both(run)
+    train, test = _both(run)
+    return neighbours_accuracy(train, test, counts)
+
+
+def neighbours_accuracy(train, test, counts: Sequence[int] | None = None) -> dict[int, float]:
+    """As :func:`nearest_neighbours`, of features [N, D] and class numbers [N] of both splits."""
+    (train, labels), (test, expected) = train, test
     if counts is None:
         counts = [count for count in NEIGHBOURS if count <= len(train)]
     wrong = [count for count in counts if not 1 <= count <= len(train)]
@@ -157,19 +178,11 @@ def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
     """An even number of test samples, spread evenly over the split, two a row: original, masked,
     reconstruction, reconstruction with the visible patches."""
     cfg, model = run
-    dataset = _dataset(cfg, "test")
+    dataset = dataset_of(cfg, "test")
     indices = np.linspace(0, len(dataset) - 1, samples).astype(int)
     images, noise = (_stack(dataset, indices, name) for name in ("images", "noise"))
     with flow.no_grad():
         out = model(to_global(images, batch_sbp()), to_global(noise, batch_sbp()))
-    pictures = panels(
-        images,
-        out["prediction"].numpy(),
-        out["mask"].numpy(),
-        model.patch_embed.grid_size,
-        cfg.data.mean,
-        cfg.data.std,
-        model.norm_pix_loss,
-    )
+    pictures = panels(model, cfg.data, images, out["prediction"].numpy(), out["mask"].numpy())
     rows = [[*left, *right] for left, right in zip(pictures[::2], pictures[1::2])]
     return sheet(rows, TITLES * 2, scale)

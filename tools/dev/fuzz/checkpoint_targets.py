@@ -86,10 +86,10 @@ def _compare_pickle(path: Path, tree: Any) -> None:
     ours = reader.load()
     try:
         theirs = loads(data)
-        (*_, last) = pickletools.genops(data)
+        *_, (_, _, last) = pickletools.genops(data)
     except Exception:  # not compared; or frames too short, names in no ASCII and other pedantry
         return
-    expect(last[2] + 1 == reader.position, "the two readers of pickles end at different places")
+    expect(last == reader.position - 1, "the two readers of pickles end at different places")
     expect(same(ours, theirs), f"{ours!r:.200} is {theirs!r:.200} to Python")
 
 
@@ -190,17 +190,16 @@ def _lay_safetensors(path: Path, data: bytes) -> None:
 
 
 def _describe(header: str) -> None:
-    decoder = json.JSONDecoder()
-    decoder.parse_string = json.decoder.py_scanstring
-    content, _ = json.scanner.py_make_scanner(decoder)(header, 0)
+    python: Any = json  # the half of it that is written in Python
+    decoder = python.JSONDecoder()
+    decoder.parse_string = python.decoder.py_scanstring
+    content, _ = python.scanner.py_make_scanner(decoder)(header, 0)
     for name, entry in content.items():
         if name != safetensors_file.METADATA:
             begin, end = entry["data_offsets"]
             size = {"F16": 2, "F32": 4, "I64": 8, "BOOL": 1}[entry["dtype"]]
-            if all(type(number) is int for number in entry["shape"]):
-                if begin + math.prod(entry["shape"]) * size == end:
-                    if begin == 0:
-                        return
+            if begin + math.prod(entry["shape"]) * size != end:
+                raise ValueError
 
 
 def _read_safetensors(path: Path) -> Any:

@@ -24,7 +24,7 @@ def _compare(path: Path, cfg: Any) -> None:
 def _seeds(folder: Path) -> Iterator[bytes]:
     recipe = lazy_config.load("projects/MAE/configs/mae_digits_finetune.py")
     for key in recipe:  # smaller ones are read in less time
-        part = lazy_config.dump(OmegaConf.masked_copy(recipe, [key]))
+        part = lazy_config.dump(OmegaConf.masked_copy(recipe, [str(key)]))
         if "${" not in part:
             yield part.encode()
     yield b"a: {b: [1, 2.5, .inf, ~, true, 'x', \"y\"], c: '${a.b.0}'}\nd: |-\n  text\n"

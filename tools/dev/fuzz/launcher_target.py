@@ -60,7 +60,7 @@ async def _meet(data: bytes, chunk: int) -> tuple[Any, ...]:
     node, writer = _Node(rank=int(sender == NO_NODE_0)), _Writer()
     reader = asyncio.StreamReader(limit=signed_lines.LONGEST)
     with mock.patch.object(asyncio, "open_connection", _connected(reader, writer)):
-        meeting = node._join() if node.rank else node._admit(reader, writer)
+        meeting: Any = node._join() if node.rank else node._admit(reader, writer)
         meeting = asyncio.ensure_future(meeting)
         await asyncio.sleep(0)
         content = data[1:] if sender != LAUNCHER else await _signed(data[1:], writer.sent)

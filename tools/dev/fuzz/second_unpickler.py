@@ -30,8 +30,11 @@ class _Other:
     __setstate__ = append = extend = add = __setitem__ = _take
 
 
-class _Unpickler(pickle._Unpickler):
-    dispatch = dict(pickle._Unpickler.dispatch)
+_Python: Any = pickle._Unpickler
+
+
+class _Unpickler(_Python):
+    dispatch = dict(_Python.dispatch)
 
     def find_class(self, module: str, name: str) -> type:
         return type("_Any", (_Other,), {})

@@ -36,7 +36,7 @@ READERS = (
     ("progress.json", b'{"iteration": 5, "best": null, "settings": {}}',
      lambda folder: checkpointer.read_progress(str(folder))),
     ("metrics.jsonl", b'{"iteration": 1, "total_loss": 0.5, "lr": NaN}\n{"iteration": 2}\n',
-     run_folder.read_metrics),
+     lambda folder: run_folder.read_metrics(str(folder))),
     ("manifest", b"00000000 0 empty\n", manifest.verify),
     ("config.json", b'{"image_size": [8, 8], "num_channels": 3, "hidden_size": 8, "id2label": {"0":'
      b' "a"}, "layer_norm_eps": 1e-6, "mask_ratio": 0.75, "norm_pix_loss": true}',
