@@ -132,7 +132,7 @@ class MetricsFile(_File):
 def _upto(line: str, iteration: int) -> bool:
     try:
         return json.loads(line)["iteration"] <= iteration
-    except (ValueError, KeyError, TypeError):  # cut off by a crash
+    except (ValueError, KeyError, TypeError, RecursionError):  # cut off by a crash
         return False
 
 
