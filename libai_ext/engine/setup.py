@@ -14,6 +14,7 @@ from libai_ext import device, kernels
 from libai_ext.engine import watchdog
 from libai_ext.engine.logs import set_up_logs
 from libai_ext.engine.memory import out_of_memory
+from libai_ext.engine.precision import choose_products, describe
 from libai_ext.failure import foresee_out_of_memory
 from libai_ext.placement import set_layout
 
@@ -33,6 +34,7 @@ def set_up(cfg: DictConfig, pipeline_layers: int, log_files: bool = True) -> Non
     dist.synchronize()
     set_up_logs(train.output_dir if log_files else None)
     set_layout(train.dist, pipeline_layers)
+    choose_products(train)
     if device.current().type == "cuda":
         foresee_out_of_memory(out_of_memory(cfg))
     flow.boxing.nccl.set_fusion_threshold_mbytes(train.nccl_fusion_threshold_mb)
@@ -55,6 +57,7 @@ def summary(trainer) -> dict[str, str]:
         f"pipeline {layout.pipeline_parallel_size}, {mode} mode",
         "pipeline stages": _stages(layout.custom_pipeline_stage_id),
         "device": device.current().describe(),
+        "precision": describe(train),
         "threads": f"{os.environ['OMP_NUM_THREADS']} a process",
         "kernels": kernels.load().message,
         "output": train.output_dir,

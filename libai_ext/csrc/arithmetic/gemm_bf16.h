@@ -35,12 +35,13 @@ inline bool HasAmx() {
 }
 
 // How much is packed at a time: depth of both, rows of A, columns of B. A tile's panel of B stays
-// in the first-level cache, `kNearRows` rows of A in the second.
-constexpr int kMaxDepth = 1024;
+// in the first-level cache and `kNearRows` rows of A in the second. AMX is fast enough to pay for
+// writing C more often than it must.
+constexpr int kMaxDepth = 512;
 constexpr int kChunkRows = 1024;
 constexpr int kChunkCols = 2048;
 constexpr int kNearRows = 512;
-inline int DepthAtOnce() { return HasAmx() ? 512 : 384; }
+inline int DepthAtOnce() { return HasAmx() ? kMaxDepth : 384; }
 
 struct Buffers {
   alignas(64) Pair a[kChunkRows * kMaxDepth / 2];
