@@ -145,7 +145,7 @@ def test_each_number_is_rounded_to_nearest_even(multiply, rng):
         -1e-45,
         LARGEST,
         3.4028235e38,
-        1.17549e-38,
+        1.1754944e-38,
     ]
     values = np.concatenate([values, np.array(special, np.float32)])
     expected = rounded(values)
