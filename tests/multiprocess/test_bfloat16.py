@@ -11,7 +11,7 @@ import pytest
 from libai_ext import kernels
 
 CONFIG = "projects/MAE/configs/mae_digits.py"
-ITERATIONS, SAVED_AT = 24, 12
+ITERATIONS, SAVED_AT = 12, 6
 AMP = "train.amp.enabled=True"
 PARTS = {"dp2": "data", "tp2": "tensor", "pp2": "pipeline"}
 
@@ -36,7 +36,7 @@ class Runs:
             "train.train_micro_batch_size=null",
             "train.global_batch_size=32",
             f"train.train_iter={ITERATIONS}",
-            "train.warmup_iter=4",
+            "train.warmup_iter=2",
             "train.log_period=1",
             f"train.checkpointer.period={SAVED_AT}",
             "train.evaluation.enabled=False",
@@ -93,4 +93,3 @@ def test_the_curve_of_float32_on_any_layout(launch, digits, tmp_path):
     resumed = runs.command("resumed", AMP, "graph.enabled=False", "--resume")
     runs.start(1, resumed)
     assert runs.curve("resumed") == runs.curve("eager")
-

@@ -12,12 +12,14 @@ from libai_ext import kernels
 from projects.MAE.weights.mapping import to_ours
 from projects.MAE.weights.packing import Heads
 
+SEEDS = range(1, 9)
 
-def _gradients() -> dict[str, np.ndarray]:
-    """Of our model on the golden weights and batch, with the products as they are set."""
+
+def _gradients(seed: int) -> dict[str, np.ndarray]:
+    """Of our model on the golden weights and a batch, with the products as they are set."""
     model = build("square").train()
     load(model, Golden("square").ours("weight"))
-    model(*tensors(*draw("square", 1)))["losses"].backward()
+    model(*tensors(*draw("square", seed)))["losses"].backward()
     return {name: p.grad.numpy() for name, p in model.named_parameters()}
 
 
@@ -37,7 +39,7 @@ def bfloat16():
 
 
 def test_gradients_are_near_those_of_float32(bfloat16):
-    errors = _error(_gradients(), Golden("square").ours("pixels/gradient"))
+    errors = _error(_gradients(1), Golden("square").ours("pixels/gradient"))
     if bfloat16 is None:
         assert max(errors.values()) < 1e-3
     else:
@@ -47,12 +49,21 @@ def test_gradients_are_near_those_of_float32(bfloat16):
 @pytest.mark.oracle
 def test_gradients_are_as_exact_as_those_of_autocast(bfloat16, launch, tmp_path):
     script = "tests/numerics/autocast_gradients.py"
-    launch(os.environ["MAE_ORACLE_PYTHON"], script, tmp_path / "gradients.npz")
-    file = np.load(tmp_path / "gradients.npz")
-    exact, autocast = (
-        to_ours({k[len(p) :]: file[k] for k in file if k.startswith(p)}, "hf5", Heads(3, 2))[0]
-        for p in ("exact/", "autocast/")
-    )
-    ours, theirs = _error(_gradients(), exact), _error(autocast, exact)
-    assert np.median(list(ours.values())) <= np.median(list(theirs.values()))
-    assert max(ours.values()) <= 1.5 * max(theirs.values())
+    path = tmp_path / "gradients.npz"
+    launch(os.environ["MAE_ORACLE_PYTHON"], script, path, *SEEDS)
+    file = np.load(path)
+
+    def theirs(prefix: str) -> dict:
+        named = {k[len(prefix) :]: file[k] for k in file if k.startswith(prefix)}
+        return to_ours(named, "hf5", Heads(3, 2))[0]
+
+    errors = {"ours": [], "autocast": []}
+    for seed in SEEDS:
+        exact = theirs(f"exact/{seed}/")
+        errors["ours"].append(list(_error(_gradients(seed), exact).values()))
+        errors["autocast"].append(list(_error(theirs(f"autocast/{seed}/"), exact).values()))
+    # Rounding errors are random: the root mean square of a parameter's, over the batches.
+    ours, autocast = (np.sqrt(np.mean(np.square(e), axis=0)) for e in errors.values())
+    print(f"median ours {np.median(ours):.2e}, autocast {np.median(autocast):.2e}")
+    assert np.median(ours) <= 1.1 * np.median(autocast)
+    assert ours.max() <= 1.1 * autocast.max()

@@ -35,8 +35,8 @@ inline bool HasAmx() {
 }
 
 // How much is packed at a time: depth of both, rows of A, columns of B. A tile's panel of B stays
-// in the first-level cache and `kNearRows` rows of A in the second. AMX is fast enough to pay for
-// writing C more often than it must.
+// in the first-level cache and `kNearRows` rows of A in the second. With AMX the depth is greater:
+// there, reading and writing C once for each depth takes a larger part of the time.
 constexpr int kMaxDepth = 512;
 constexpr int kChunkRows = 1024;
 constexpr int kChunkCols = 2048;
