@@ -27,6 +27,7 @@ from libai_ext.engine.evaluator import build_evaluators
 from libai_ext.engine.gauges import BadImageReport, Gauges, Means
 from libai_ext.engine.nonfinite import StepGuard, refuse_nonfinite
 from libai_ext.engine.output_dir import unwritable
+from libai_ext.engine.precision import scales_loss
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
 from libai_ext.engine.together import save_and_leave, together
@@ -136,7 +137,7 @@ class Trainer(DefaultTrainer):
     def build_graph(cls, cfg: DictConfig, *args, **kwargs):
         check_targets(cfg.graph)
         graph, amp = super().build_graph(cfg, *args, **kwargs), cfg.train.amp
-        if amp.enabled:
+        if scales_loss(cfg.train):
             graph.config.enable_amp(True)  # LiBai evaluates in float32 all the same
             if graph.is_train:
                 graph.scale_loss(amp.init_scale, amp.growth_interval)
