@@ -40,7 +40,9 @@ def start() -> None:
         RuntimeError: OneFlow has run an op already; native kernels cannot be loaded any more.
     """
     if not faulthandler.is_enabled():
-        faulthandler.enable()  # where each thread was when the engine aborts or crashes
+        # Where each thread was when the engine aborts or crashes. sys.stderr of a notebook is no
+        # file.
+        faulthandler.enable(2)
     if "oneflow" not in sys.modules:
         # 3 = fatal only: without a GPU the engine logs errors about CUDA that are none; with one,
         # warnings are shown. This and the threading variables are read at import.

@@ -27,7 +27,7 @@ def runs(launch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("outside")
     files = dict(re.findall(r"^`(mine/\w+\.py)`\n\n```python\n(.*?)^```", PAGE, re.M | re.S))
     assert list(files) == [
-        f"mine/{x}.py" for x in ("target", "masking", "source", "task", "config")
+        f"mine/{x}.py" for x in ("target", "masking", "source", "task", "evaluator", "config")
     ]
     (folder / "mine").mkdir()
     for name, text in files.items():
@@ -62,7 +62,7 @@ def test_each_part_was_in_use(runs):
     record = json.loads((runs / "2/model_final/record.json").read_text())
     assert record["model"]["target"] == "mine.target.MeanColour"
     log = (runs / "1/log.txt").read_text()
-    assert "cannot read image noise 3: it is here to be skipped; sample 4 stands in" in log
+    assert "cannot read image shade 3: it is here to be replaced; sample 4 replaces sample 3" in log
     assert list(event_pictures.pictures_of(runs / "1")) == [4, 8]
     last = metrics(runs / "1")[-1]["eval_loss"]
     assert np.isfinite(last)

@@ -37,13 +37,13 @@ class Field(Protocol):
 
 
 class KeyedDataset:
-    """Decode, transform and annotate one visit of one sample, in a worker process.
+    """Decode, transform and annotate a sample, in a worker process.
 
     Args:
         source: see :class:`libai_ext.data.sources.Source`.
         transform: (image, generator) -> float32 [C, H, W].
-        fields: further model inputs of a sample. Their stream is their own: another augmentation
-            leaves them as they are.
+        fields: further model inputs of a sample, each with a generator of its own: they do not
+            change with the augmentation.
         labels: give the class number as ``labels`` too.
         mixer: mixes the samples of a micro-batch, see :class:`libai_ext.data.mixup.Mixer`.
         seed: of the run.
@@ -60,7 +60,7 @@ class KeyedDataset:
     ):
         self.source = source
         self.transform = transform
-        self.fields = list(fields)
+        self.fields: list = list(fields)
         self.labels = labels
         self.mixer = mixer
         self.seed = seed

@@ -1,4 +1,4 @@
-"""STL-10, binary version: uint8 images of 96 x 96, each channel stored column by column."""
+"""STL-10, binary version: uint8 images of 96 x 96; each channel is stored column by column."""
 
 from __future__ import annotations
 
@@ -78,9 +78,12 @@ class Stl10:
         return Image.fromarray(pixels).convert(self.mode), int(self.labels[index])
 
     def _read_labels(self) -> None:
-        names = (self.folder / "class_names.txt").read_text(encoding="utf-8").split()
+        try:
+            names = (self.folder / "class_names.txt").read_text(encoding="utf-8").split()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.folder}/class_names.txt is no text in UTF-8: {error}") from None
         path = self.folder / f"{self.split}_y.bin"
         labels = np.fromfile(path, np.uint8)
         if len(labels) != len(self.labels) or not 1 <= labels.min() <= labels.max() <= len(names):
             raise DataError(f"{path} does not hold a label from 1 to {len(names)} for each image")
-        self.classes, self.labels = names, labels - 1
+        self.classes, self.labels = names, labels - np.uint8(1)

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import faulthandler
 import gc
+import io
 import os
 import signal
 import sys
@@ -75,7 +76,8 @@ def run(program: Callable[[], None]) -> None:
     Leaves by ``os._exit``, and while the exception is still held: a rank that raises would
     otherwise wait for its peers when its graphs are freed, and the launcher for it, for ever.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # a name of a file may be no UTF-8
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name of a file may be no UTF-8
     try:
         program()
         # A graph is freed by all ranks together: no rank may collect one while others leave.
@@ -83,9 +85,10 @@ def run(program: Callable[[], None]) -> None:
         _meet_peers(0)
         _leave(0)
     except SystemExit as error:  # --help, or saved on a signal or for want of data
-        if error.code in (SAVED_ON_SIGNAL, DATA_UNAVAILABLE):
-            _meet_peers(error.code)
-        _leave(error.code if isinstance(error.code, int) else 1)
+        status = error.code if isinstance(error.code, int) else 1
+        if status in (SAVED_ON_SIGNAL, DATA_UNAVAILABLE):
+            _meet_peers(status)
+        _leave(status)
     except BaseException as error:
         _leave(_report(error))
 

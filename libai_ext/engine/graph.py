@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import oneflow as flow
 import oneflow.framework.config_util as config_util
@@ -43,6 +43,8 @@ class Graph(GraphBase):
     ``set_pipeline_stage_id`` of their own. It asks for ZeRO by a method that OneFlow 0.9.0 has
     renamed.
     """
+
+    _full_graph_proto: Any  # a protobuf message
 
     def __init__(self, model, *args, zero_optim: bool = False, zero_stage: int = 1, **kwargs):
         if device_type() == "cpu":

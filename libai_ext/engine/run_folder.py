@@ -35,7 +35,7 @@ def read_metrics(run: str) -> dict[str, Series]:
             if number == len(lines):
                 break
             raise DataError(f"{path}, line {number}: not a line of metrics")
-        iteration = row.pop("iteration")
+        iteration = int(row.pop("iteration"))
         for name, value in row.items():
             # Version 0.1 kept "loss" for that of an evaluation.
             own = series.setdefault(metric_names.of_result(name), Series([], []))

@@ -14,17 +14,17 @@ from libai_ext import device, kernels
 from libai_ext.engine import watchdog
 from libai_ext.engine.logs import set_up_logs
 from libai_ext.engine.memory import out_of_memory
+from libai_ext.engine.precision import choose_products, describe
 from libai_ext.launch.exit_report import foresee_out_of_memory
 from libai_ext.placement import set_layout
 
 logger = logging.getLogger(__name__)
 
 
-def set_up(cfg: DictConfig, pipeline_layers: int, log_files: bool = True) -> None:
+def set_up(cfg: DictConfig, log_files: bool = True) -> None:
     """Ranks and log files; LiBai's ``default_setup`` without its compiler run.
 
     Args:
-        pipeline_layers: how many layers the model numbers with ``layer_idx``.
         log_files: write ``log.txt`` into the output directory, which is there.
     """
     train = cfg.train
@@ -32,7 +32,8 @@ def set_up(cfg: DictConfig, pipeline_layers: int, log_files: bool = True) -> Non
     watchdog.begin("building the run")
     dist.synchronize()
     set_up_logs(train.output_dir if log_files else None)
-    set_layout(train.dist, pipeline_layers)
+    set_layout(train.dist)
+    choose_products(train)
     if device.current().type == "cuda":
         foresee_out_of_memory(out_of_memory(cfg))
     flow.boxing.nccl.set_fusion_threshold_mbytes(train.nccl_fusion_threshold_mb)
@@ -55,6 +56,7 @@ def summary(trainer) -> dict[str, str]:
         f"pipeline {layout.pipeline_parallel_size}, {mode} mode",
         "pipeline stages": _stages(layout.custom_pipeline_stage_id),
         "device": device.current().describe(),
+        "precision": describe(train),
         "threads": f"{os.environ['OMP_NUM_THREADS']} a process",
         "kernels": kernels.load().message,
         "output": train.output_dir,
@@ -75,7 +77,7 @@ def _training_rows(trainer) -> dict[str, str]:
 
 
 def _model(node: DictConfig) -> str:
-    keys = [key for key in node if key != "_target_" and node[key] is not None]
+    keys = [key for key in map(str, node) if key != "_target_" and node[key] is not None]
     return ", ".join(f"{key} {_shown(node[key])}" for key in keys)
 
 

@@ -12,6 +12,7 @@ from oneflow.framework.check_point_v2 import _broadcast_py_object
 
 from libai_ext.engine import metric_names
 from libai_ext.engine.nonfinite import StepGuard, gradient_norms, is_finite
+from libai_ext.engine.precision import scales_loss
 from libai_ext.optim.lr_scale import scaled
 from libai_ext.placement import device_type
 
@@ -60,7 +61,7 @@ class Steps:
             taken: optimizer steps in it.
         """
         self.taken = taken
-        self.guard.faults = state.get("faults", 0)
+        self.guard.faults = int(state.get("faults", 0))
 
 
 class EagerSteps(Steps):
@@ -110,7 +111,8 @@ class GraphSteps(Steps):
         super().__init__(trainer, guard)
         self.deferred = device_type() == "cuda"
         self.amp = trainer.cfg.train.amp
-        if self.amp.enabled:
+        self.scales = scales_loss(trainer.cfg.train)
+        if self.scales:
             self.loss_scale = float(self.amp.init_scale)
         self.good = 0
         self._pending: list[dict[str, flow.Tensor]] = []
@@ -138,14 +140,14 @@ class GraphSteps(Steps):
             self._read(None)
 
     def state_dict(self) -> dict[str, float]:
-        scaler = {"loss_scale": self.loss_scale, "good": self.good} if self.amp.enabled else {}
+        scaler = {"loss_scale": self.loss_scale, "good": self.good} if self.scales else {}
         return {**super().state_dict(), **scaler}
 
     def load_state_dict(self, state: dict[str, float], taken: int) -> None:
         super().load_state_dict(state, taken)
-        if self.amp.enabled:
+        if self.scales:
             self.loss_scale = state.get("loss_scale", self.loss_scale)
-            self.good = state.get("good", 0)
+            self.good = int(state.get("good", 0))
 
     def _read(self, batch: dict | None) -> None:
         steps, self._pending = self._pending, []
@@ -170,7 +172,7 @@ class GraphSteps(Steps):
     def _overflows(self, sound: int) -> int:
         """How many steps the loss scaler may leave out on its way down to the lowest scale: it
         halves the scale each time, and doubles it after ``growth_interval`` sound steps."""
-        if not self.amp.enabled:
+        if not self.scales:
             return 0
         growths = (self.good + sound) // self.amp.growth_interval
         return math.ceil(math.log2(self.loss_scale / self.amp.min_scale)) + growths

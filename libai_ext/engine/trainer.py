@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
+from typing import Any
 
 import oneflow as flow
 from libai.engine import hooks
@@ -21,9 +23,11 @@ from libai_ext.engine import metric_names, resume_check
 from libai_ext.engine.checkpointing import Checkpointing, Evaluation
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
+from libai_ext.engine.evaluator import build_evaluators
 from libai_ext.engine.gauges import BadImageReport, Gauges, Means
 from libai_ext.engine.nonfinite import StepGuard, refuse_nonfinite
 from libai_ext.engine.output_dir import unwritable
+from libai_ext.engine.precision import scales_loss
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
 from libai_ext.engine.together import save_and_leave, together
@@ -58,17 +62,25 @@ class Trainer(DefaultTrainer):
         """
         TrainerBase.__init__(self)
         self.cfg = cfg
-        self.dataset = self.order = self.optimizer = self.lr_scheduler = self.test_set = None
+        # None for a trainer that does not need them.
+        self.dataset: Any = None
+        self.order: Any = None
+        self.optimizer: Any = None
+        self.lr_scheduler: Any = None
+        self.test_set: Any = None
         kind = GraphSteps if cfg.graph.enabled else EagerSteps
         self.steps = kind(self, StepGuard(self, cfg.train.max_nonfinite_steps))
         self.means = Means()
-        self._batches = None
+        self._batches: Any = None
         # Why the run has to end after this iteration, on every rank.
         self.unavailable: DataUnavailable | None = None
         if training:
             self._build_order()
         if not training or cfg.train.evaluation.enabled:
             self.open_test_set()
+        self.evaluators = build_evaluators(cfg) if training else {}
+        for evaluator in self.evaluators.values():
+            evaluator.open(self)
         flow.manual_seed(cfg.train.seed)
         self.model = self.build_model(cfg)
         ema = cfg.train.ema
@@ -125,7 +137,7 @@ class Trainer(DefaultTrainer):
     def build_graph(cls, cfg: DictConfig, *args, **kwargs):
         check_targets(cfg.graph)
         graph, amp = super().build_graph(cfg, *args, **kwargs), cfg.train.amp
-        if amp.enabled:
+        if scales_loss(cfg.train):
             graph.config.enable_amp(True)  # LiBai evaluates in float32 all the same
             if graph.is_train:
                 graph.scale_loss(amp.init_scale, amp.growth_interval)
@@ -134,7 +146,7 @@ class Trainer(DefaultTrainer):
     def build_checkpointer(self) -> Checkpointer:
         """In graph mode the graph owns the optimizer's state; the schedule of the eager side is
         kept as well, since it is what the log shows."""
-        items = {}
+        items: dict[str, Any] = {}
         if self.average is not None:
             items["ema"] = self.average
         if self.cfg.graph.enabled:
@@ -227,8 +239,7 @@ class Trainer(DefaultTrainer):
         """Whether something needs to know, after this step, how the steps so far went."""
         train = self.cfg.train
         periods = [train.log_period, train.checkpointer.period]
-        if train.evaluation.enabled:
-            periods.append(train.evaluation.eval_period)
+        periods += [period for period, _ in self._evaluations()]
         return self.iter + 1 - self.start_iter == WARM_UP or is_line(self, periods)
 
     def settle(self) -> None:
@@ -266,14 +277,17 @@ class Trainer(DefaultTrainer):
         built = [StepWatch(train.watchdog.factor, train.watchdog.min_seconds)]
         built += [hooks.IterationTimer(), Schedule(), BadImageReport()]
         periods = [train.log_period]
-        if evaluation.enabled:
-            periods.append(evaluation.eval_period)
+        for period, name in self._evaluations():
+            periods.append(period)
+            decides = self.keeps and (evaluation.eval_metric or "").rpartition("/")[0] == name
             built.append(
                 Evaluation(
                     self.checkpointer,
-                    evaluation.eval_period,
-                    evaluation.eval_metric if self.keeps else None,
+                    partial(self._run_evaluator, name) if name else self.test,
+                    period,
+                    evaluation.eval_metric if decides else None,
                     evaluation.eval_mode,
+                    f"{name}/" if name else "",
                 )
             )
         built.append(Gauges(self.means, self.global_batch_size, *periods))
@@ -288,6 +302,23 @@ class Trainer(DefaultTrainer):
             # It may end the run: whatever else there is to do after a step comes before it.
             built.append(SaveOnSignal(self.checkpointer))
         return built
+
+    def _evaluations(self) -> list[tuple[int, str]]:
+        """Period and name of each evaluation; the task's own has no name."""
+        evaluation = self.cfg.train.evaluation
+        found = [(evaluation.eval_period, "")] if evaluation.enabled else []
+        for name, evaluator in self.evaluators.items():
+            epochs = evaluator.epoch
+            found.append((self.order.iterations(epochs) if epochs else evaluator.period, name))
+        return found
+
+    def _run_evaluator(self, name: str) -> dict[str, float]:
+        """Results of an evaluator, and a line of the log."""
+        results = self.evaluators[name].run(self)
+        if dist.is_main_process():
+            text = ", ".join(f"{metric} {value:.6g}" for metric, value in results.items())
+            logger.info(f"{place_of(self)} {name}: {text}")
+        return results
 
     def build_evaluator(self, dataset):
         """What to measure in :meth:`test`; a task's trainer says."""
@@ -310,10 +341,10 @@ class Trainer(DefaultTrainer):
             self.cfg.dataloader.test.num_workers,
         )
         evaluator = self.build_evaluator(dataset)
-        results = self._evaluate(loader, evaluator)
+        results = self.measure(loader, evaluator)
         if self.average is not None:
             with self.average.in_model():
-                averaged = self._evaluate(loader, self.build_evaluator(dataset))
+                averaged = self.measure(loader, self.build_evaluator(dataset))
             results.update({f"ema_{name}": value for name, value in averaged.items()})
         if dist.is_main_process():
             text = ", ".join(f"{name} {value:.6g}" for name, value in results.items())
@@ -339,7 +370,8 @@ class Trainer(DefaultTrainer):
         seen = min(batches * sampler.global_batch, sampler.num_samples)
         return str(seen) if seen == sampler.num_samples else f"{seen} of {sampler.num_samples}"
 
-    def _evaluate(self, loader, evaluator) -> dict[str, float]:
+    def measure(self, loader, evaluator) -> dict[str, float]:
+        """Results of ``evaluator`` over ``loader``, of as many batches as an evaluation takes."""
         model = self.graph_eval if self.cfg.graph.enabled else self.model
         return evaluate(model, loader, self.get_batch, evaluator, max_batches=self.test_batches)
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from libai_ext.engine import metric_names
 from libai_ext.engine.logs import FILES_ONLY
+from libai_ext.files.atomic import write_text
 from libai_ext.launch.exit_report import ON_TERMINAL
 
 logger = logging.getLogger(__name__)
@@ -124,19 +125,14 @@ class MetricsFile(_File):
         if iteration and path.exists():
             lines = path.read_text(errors="replace").splitlines()
             kept = [line + "\n" for line in lines if _upto(line, iteration)]
-        partial = path.with_name(f"{path.name}.new")
-        with partial.open("w") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_text(path, "".join(kept))
         self.size = path.stat().st_size
 
 
 def _upto(line: str, iteration: int) -> bool:
     try:
         return json.loads(line)["iteration"] <= iteration
-    except (ValueError, KeyError, TypeError):  # cut off by a crash
+    except (ValueError, KeyError, TypeError, RecursionError):  # cut off by a crash
         return False
 
 
@@ -170,7 +166,7 @@ class TensorBoard(_File):
             self._give_up(records)
         try:
             if self.writer is None:
-                self._open()
+                self.writer = self._open()
             for event in chain.from_iterable(records):
                 self.writer.write(event.SerializeToString())
             self.writer.flush()
@@ -184,7 +180,7 @@ class TensorBoard(_File):
         self.writer = None
         self.first_step = records[0][0].step if records else self.first_step
 
-    def _open(self) -> None:
+    def _open(self) -> RecordWriter:
         os.makedirs(self.path, exist_ok=True)
         self.file = os.path.join(self.path, self._new_name())
         version = Event(wall_time=time.time(), file_version="brain.Event:2")
@@ -198,7 +194,7 @@ class TensorBoard(_File):
         except OSError:
             Path(self.file).unlink(missing_ok=True)
             raise
-        self.writer = writer
+        return writer
 
     def _new_name(self) -> str:
         """TensorBoard reads files in the order of their names: the seconds in it go on from those

@@ -240,6 +240,7 @@ class Job:
     def _obey(self) -> tuple[int, str]:
         """Said at once: the words of the rank that failed come last, from the launcher of its
         node."""
+        assert self.peers is not None and self.peers.verdict is not None
         status, text, self.final = self.peers.verdict
         _say(text)
         return status, ""
@@ -256,7 +257,7 @@ class Job:
         ranked, states = [], self._states()
         lost = (-signal.SIGABRT, *[-signal.SIGSEGV] * (USAGE_ERROR in states))
         for local_rank, (state, words) in enumerate(zip(states, self.words)):
-            if state in (None, 0, SAVED_ON_SIGNAL):
+            if state is None or state in (0, SAVED_ON_SIGNAL):
                 continue
             told = words.left_at(FAILURE)
             own = state < 0 and (state not in lost or self._out_of_memory(local_rank))
@@ -264,7 +265,7 @@ class Job:
             ranked.append((order, told, local_rank, state))
         order, _, local_rank, state = min(ranked)
         aborted = order == 2 and state == -signal.SIGABRT
-        if aborted and self.peers is not None and self._peer_failed():
+        if aborted and self._peer_failed():
             return self._obey()
         text = self.words[local_rank].read(FAILURE)
         if state == USAGE_ERROR and text:
@@ -289,6 +290,8 @@ class Job:
 
     def _peer_failed(self) -> bool:
         deadline = time.monotonic() + _WORD_SECONDS
+        if self.peers is None:
+            return False
         while self.peers.verdict is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return self.peers.verdict is not None

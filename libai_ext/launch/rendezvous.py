@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import socket
 import sys
@@ -31,6 +32,7 @@ _GREETING_SECONDS = 10
 _MOST_GREETINGS = 64
 # Of the environment: what the launchers of a job know, and nobody else.
 SECRET = "JOB_SECRET"
+_ALIVE = "alive"
 # What a connection can fail of.
 _FAILURES = (OSError, ValueError, asyncio.TimeoutError)
 
@@ -107,6 +109,7 @@ class Peers:
     async def _greet(self, reader, writer) -> None:
         """A connection to node 0, whoever it is."""
         task = asyncio.current_task()
+        assert task is not None
         self._greetings.append(task)
         if len(self._greetings) > _MOST_GREETINGS:
             self._greetings.pop(0).cancel()
@@ -195,9 +198,9 @@ class Peers:
         lines = self._open[rank]
         try:
             while True:
-                words = (await asyncio.wait_for(lines.receive(), SILENCE_SECONDS)).split()
-                if words[0] == "end":
-                    status, final = int(words[1]), words[2] == "1"
+                line = await asyncio.wait_for(lines.receive(), SILENCE_SECONDS)
+                if line != _ALIVE:
+                    status, final = _end(line)
                     if status not in (0, SAVED_ON_SIGNAL):
                         self._decide(status, f"node {rank} ended with status {status}", final)
                     return
@@ -214,5 +217,17 @@ class Peers:
     async def _beat(self) -> None:
         while not self.ended:
             for lines in self._open.values():
-                lines.send("alive")
+                lines.send(_ALIVE)
             await asyncio.sleep(BEAT_SECONDS)
+
+
+def _end(line: str) -> tuple[int, bool]:
+    """Status and FINAL of the line that a node leaves with.
+
+    Raises:
+        ValueError: it is another line.
+    """
+    words = re.fullmatch("end ([0-9]{1,3}) ([01])", line)
+    if words is None or int(words[1]) > 255:
+        raise ValueError(f"not a line of a launcher: {line!r}")
+    return int(words[1]), words[2] == "1"

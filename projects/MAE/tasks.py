@@ -45,10 +45,6 @@ class Task:
             ConfigError: keys that do not go together.
         """
 
-    def pipeline_layers(self, model: DictConfig) -> int:
-        """How many layers the model numbers by ``layer_idx``, from 0."""
-        return model.depth
-
     def record(self, cfg: DictConfig, dataset) -> dict[str, Any]:
         """What each checkpoint says of its model, see :mod:`projects.MAE.weights.record`."""
         return of_config(cfg).plain()
@@ -138,10 +134,6 @@ class Pretraining(Task):
             if cfg.dataloader.get(split) is not None:
                 fill_fields(cfg.dataloader[split].dataset, known)
 
-    def pipeline_layers(self, model: DictConfig) -> int:
-        """Layers numbered by the model: encoder and decoder form one pipeline."""
-        return model.depth + model.decoder_depth
-
     def settings(self, model) -> dict[str, Any]:
         identity = model.target.identity
         return {} if identity is None else {"content of model.target": identity}
@@ -151,7 +143,7 @@ class Pretraining(Task):
         Raises:
             ConfigError: the target is of images of another mode, mean or deviation.
         """
-        own = OmegaConf.to_container(cfg.data, resolve=True) if "data" in cfg else {}
+        own: Any = OmegaConf.to_container(cfg.data, resolve=True) if "data" in cfg else {}
         keys = ("mode", "mean", "std")
         found = compare.contradictions(own, model.target.data, keys, "data.")
         if found:
@@ -238,7 +230,7 @@ class Classification(Task):
         """
         source, head = dataset.source, cfg.model.num_classes
         known = self._classes_of_the_head(cfg, trained_on)
-        classes.follow(source, known or source.classes, key)
+        classes.use_class_numbers(source, known or source.classes, key)
         count = len(source.classes)
         if count != head:
             advice = (
@@ -249,7 +241,7 @@ class Classification(Task):
             )
             raise DataError(
                 f"{key} has {count} classes ({some(source.classes)}), the model's head {head}: "
-                f"{advice}{classes.without_samples(source)}"
+                f"{advice}{classes.describe_empty_classes(source)}"
             )
         if known is None and key == "data.test":
             logger.warning(
@@ -262,9 +254,9 @@ class Classification(Task):
         if trained_on is not None:
             return trained_on.source.classes
         weights = cfg.train.load_weight or cfg.train.output_dir
-        kept = classes.saved(weights)
+        kept = classes.saved_classes(weights)
         names = classes.read_names(self.classes) if self.classes else kept
-        if kept and names != kept:
+        if kept and names is not None and names != kept:
             raise DataError(
                 f"task.classes {self.classes} has {some(names)} ({len(names)}), the checkpoint of "
                 f"{weights} {some(kept)} ({len(kept)}): leave task.classes out"
@@ -280,8 +272,8 @@ class Classification(Task):
         if self.per_class:
             (folder / "per_class.txt").write_text(evaluator.table() + "\n", encoding="utf-8")
         if self.confusion:
-            picture = confusion.draw(evaluator.confusion(), evaluator.classes)
-            picture.save(folder / "confusion.png")
+            figure = confusion.draw(evaluator.confusion(), evaluator.classes)
+            figure.savefig(folder / "confusion.png", dpi=100, bbox_inches="tight")
         if self.predictions:
             names = [dataset.source.name(index) for index in range(len(dataset))]
             evaluator.write_predictions(str(folder / "predictions.csv"), names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from typing import Sequence
 
 import numpy as np
 from PIL import Image
@@ -21,32 +21,23 @@ def unpatchify(patches: np.ndarray, grid: Sequence[int], channels: int) -> np.nd
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * p, columns * p, channels)
 
 
-def panels(
-    images: np.ndarray,
-    prediction: np.ndarray,
-    mask: np.ndarray,
-    grid: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    as_pixels: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> np.ndarray:
+def panels(model, data, images: np.ndarray, prediction: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Four pictures of each sample: original, masked, reconstruction, reconstruction with the
     visible patches kept.
 
     Args:
+        model: the masked autoencoder. Its target shows a prediction as pixels: see ``as_pixels``
+            of :class:`projects.MAE.modeling.targets.base.Target`.
+        data: ``mean`` and ``std`` of the data, per channel.
         images: [B, C, H, W] as the model saw them.
         prediction: [B, L, P] as the model gave it.
         mask: [B, L], 1 = removed.
-        grid: (rows, columns) of patches.
-        mean, std: the data's, per channel.
-        as_pixels: of the model's target, see
-            :class:`projects.MAE.modeling.targets.base.Target`.
 
     Returns:
         float [B, 4, H, W, C] in [0, 1].
     """
     batch, channels, height, width = images.shape
-    rows, columns = grid
+    grid = rows, columns = model.patch_embed.grid_size
     p = height // rows
     original = images.transpose(0, 2, 3, 1)
     patches = (
@@ -54,11 +45,11 @@ def panels(
         .transpose(0, 1, 3, 2, 4, 5)
         .reshape(batch, rows * columns, -1)
     )
-    prediction = as_pixels(prediction, patches)
+    prediction = model.target.as_pixels(prediction, patches)
     removed = mask[..., None].astype(bool)
 
     def picture(values):
-        values = unpatchify(values, grid, channels) * np.asarray(std) + np.asarray(mean)
+        values = unpatchify(values, grid, channels) * np.asarray(data.std) + np.asarray(data.mean)
         return np.clip(values, 0, 1)
 
     hidden = np.broadcast_to(removed, patches.shape).astype(float)
@@ -83,5 +74,5 @@ def tile(pictures: np.ndarray) -> Image.Image:
         for column, picture in enumerate(sample):
             left = _MARGIN + column * (width + _MARGIN)
             canvas[top : top + height, left : left + width] = picture
-    pixels = np.uint8(np.round(canvas * 255))
+    pixels = np.round(canvas * 255).astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)

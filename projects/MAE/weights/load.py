@@ -16,10 +16,12 @@ from projects.MAE.weights import compare
 from projects.MAE.weights.describe import DECODER, Source, describe
 from projects.MAE.weights.mapping import names_in, to_ours
 from projects.MAE.weights.match import match
-from projects.MAE.weights.packing import Heads
+from projects.MAE.weights.packing import PUBLISHED, Heads
 from projects.MAE.weights.shapes import sizes_of
 
 logger = logging.getLogger(__name__)
+
+PATCHES = "patch_embed.proj.weight"  # [D, C, P, P]
 
 
 def load_weights(
@@ -28,6 +30,7 @@ def load_weights(
     replaced: Sequence[str] = (),
     weight_style: str | None = None,
     grid: Sequence[int] | None = None,
+    heads: Heads = PUBLISHED,
 ) -> None:
     """Start from a checkpoint of this project, the official code, timm or Hugging Face.
 
@@ -39,7 +42,8 @@ def load_weights(
         path: a file or folder of weights; a run's output folder stands for its last checkpoint.
         replaced: prefixes of names, see :func:`projects.MAE.weights.match.match`.
         weight_style: "oneflow" or "pytorch" where the style is to be checked.
-        grid: (rows, columns) of the file's position tables, where it does not say.
+        grid, heads: of the file, where it does not say: (rows, columns) of its position tables,
+            numbers of its attention heads.
 
     Raises:
         CheckpointError: names the file, and what in it does not fit.
@@ -49,7 +53,7 @@ def load_weights(
         raise ConfigError(
             f"finetune.weight_style must be 'oneflow' or 'pytorch', not {weight_style!r}"
         )
-    state, source = describe(path, grid=tuple(grid) if grid else None)
+    state, source = describe(path, heads, (grid[0], grid[1]) if grid else None)
     found = "oneflow" if source.style == "ours" else "pytorch"
     if weight_style not in (None, found):
         raise CheckpointError(
@@ -63,6 +67,12 @@ def load_weights(
     skip = () if hasattr(model, "decoder_blocks") else DECODER
     try:
         weights, left_out = to_ours(state, source.style, _heads(own, source), skip)
+        if compare.grey_of_colours(own, source.record.model):
+            weights[PATCHES] = weights[PATCHES].sum(axis=1, keepdims=True)
+            logger.warning(
+                f"{path}: the model has one channel, the file three: its patch embedding is the "
+                "sum over them"
+            )
         matched = match(
             {name: tuple(tensor.shape) for name, tensor in tensors.items()},
             weights,
@@ -93,7 +103,7 @@ def _check(own: dict[str, Any], source: Source, replaced: Sequence[str]) -> None
     Raises:
         CheckpointError: the file is of a model with other sizes; names both of each.
     """
-    keys = compare.ENCODER
+    keys: tuple[str, ...] = compare.ENCODER
     if "decoder_depth" in own and source.contents == "pretraining":
         keys += compare.DECODER
     if "num_classes" in own and "head." not in replaced:
@@ -103,6 +113,8 @@ def _check(own: dict[str, Any], source: Source, replaced: Sequence[str]) -> None
                 "finetune.path"
             )
         keys += compare.HEAD
+    if compare.grey_of_colours(own, source.record.model) and replaced:
+        keys = tuple(key for key in keys if key != "in_chans")
     differing = compare.contradictions(own, source.record.model, keys)
     if differing:
         raise CheckpointError(f"{source.path} is of another model: {'; '.join(differing)}")
