@@ -64,8 +64,12 @@ def test_each_part_was_in_use(runs):
     log = (runs / "1/log.txt").read_text()
     assert "cannot read image shade 3: it is here to be replaced; sample 4 replaces sample 3" in log
     assert list(event_pictures.pictures_of(runs / "1")) == [4, 8]
-    last = metrics(runs / "1")[-1]["eval_loss"]
+    one, two = (metrics(runs / name) for name in "12")
+    last = one[-1]["eval_loss"]
     assert np.isfinite(last)
+    token = [line["token/deviation"] for line in one[1::2]]
+    assert len(set(token)) == 4 and [line.get("token/deviation") for line in one[::2]] == [None] * 4
+    assert [line["token/deviation"] for line in two[1::2]] == pytest.approx(token, rel=1e-5)
     # Once while training, once from the config as text.
     assert log.count(f"evaluation on 64 samples: loss {last:.6g}") == 2
 
