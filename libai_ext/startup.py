@@ -17,7 +17,7 @@ from libai_ext import device, kernels
 from libai_ext.errors import ConfigError
 from libai_ext.kernels.threads import configure_environment
 from libai_ext.launch import deadlines
-from libai_ext.launch.exit_report import JOB, starting
+from libai_ext.launch.exit_report import JOB, startup_output
 
 # How long OneFlow may take to come up; it waits for all ranks.
 START_SECONDS = 600
@@ -48,7 +48,7 @@ def start() -> None:
         configure_environment()
         _let_ranks_meet_without_proxy()
         deadlines.open_file()
-        deadlines.expect(_what_is_waited_for(), end=START_SECONDS)
+        deadlines.begin(_what_is_waited_for(), end=START_SECONDS)
         _wait_for_first_rank()
         with _drop_noise_on_stderr():
             import oneflow
@@ -64,7 +64,7 @@ def start() -> None:
 def _what_is_waited_for() -> str:
     env = os.environ
     place = f"{env.get('MASTER_ADDR')} port {env.get('MASTER_PORT')}"
-    return f"the start of OneFlow ({env.get('WORLD_SIZE', 1)} ranks meet at {place})"
+    return f"the start of OneFlow ({env.get('WORLD_SIZE', 1)} ranks connect to {place})"
 
 
 def _let_ranks_meet_without_proxy() -> None:
@@ -114,7 +114,7 @@ def _know_each_other(broadcast) -> None:
 def _drop_noise_on_stderr():
     """Hold back what C++ code writes to file descriptor 2, then pass on all but the noise."""
     sys.stderr.flush()
-    with starting() as held:
+    with startup_output() as held:
         stderr = os.dup(2)
         os.dup2(held.fileno(), 2)
         try:

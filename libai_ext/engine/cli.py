@@ -21,8 +21,8 @@ from libai_ext.launch.exit_report import (
     SAVED_ON_SIGNAL,
     USAGE_ERROR,
     out_of_memory,
-    settle,
-    tell,
+    report_failure,
+    report_finished,
 )
 from libai_ext.text import printable_lines
 
@@ -102,7 +102,7 @@ def _meet_peers(status: int) -> None:
     that notice that a peer has left, by a message that did not come or by a heartbeat."""
     if "oneflow" in sys.modules:
         sys.modules["oneflow"].comm.barrier()
-        settle(status)
+        report_finished(status)
         # From here on neither an abort nor Ctrl-C is worth a word.
         faulthandler.disable()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -123,7 +123,7 @@ def _report(error: BaseException) -> int:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         status, text = 1, "".join([f"rank {os.environ.get('RANK', 0)} failed:\n", *lines])
     text = printable_lines(text)
-    if not tell(text):
+    if not report_failure(text):
         print(text, end="", file=sys.stderr)
     return status
 

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from libai_ext.errors import ConfigError
-from libai_ext.launch.exit_report import USAGE_ERROR, tell
+from libai_ext.launch.exit_report import USAGE_ERROR, report_failure
 
 LOCK = "run.lock"
 BEAT_SECONDS = 5
@@ -216,7 +216,7 @@ class RunLock:
             f"error: {self.path.parent} was taken over by {_name(other)}, since this run stood "
             f"still for more than {STALE_SECONDS} s\n"
         )
-        if not tell(text):
+        if not report_failure(text):
             print(text, end="", file=sys.stderr, flush=True)
         os._exit(USAGE_ERROR)
 

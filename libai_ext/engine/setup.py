@@ -14,7 +14,7 @@ from libai_ext import device, kernels
 from libai_ext.engine import watchdog
 from libai_ext.engine.logs import set_up_logs
 from libai_ext.engine.memory import out_of_memory
-from libai_ext.launch.exit_report import foresee_out_of_memory
+from libai_ext.launch.exit_report import set_out_of_memory_advice
 from libai_ext.placement import set_layout
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def set_up(cfg: DictConfig, pipeline_layers: int, log_files: bool = True) -> Non
     set_up_logs(train.output_dir if log_files else None)
     set_layout(train.dist, pipeline_layers)
     if device.current().type == "cuda":
-        foresee_out_of_memory(out_of_memory(cfg))
+        set_out_of_memory_advice(out_of_memory(cfg))
     flow.boxing.nccl.set_fusion_threshold_mbytes(train.nccl_fusion_threshold_mb)
     flow.boxing.nccl.set_fusion_max_ops_num(train.nccl_fusion_max_ops)
 

@@ -10,7 +10,8 @@ import oneflow as flow
 from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 
-from libai_ext.launch.exit_report import SAVED_ON_SIGNAL, Insistence, launched, stop_signals
+from libai_ext.launch.exit_report import SAVED_ON_SIGNAL, launched
+from libai_ext.launch.stop_signals import RepeatedSignal, stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class SaveOnSignal(HookBase):
 
     def before_train(self) -> None:
         self.main_process = os.getpid()
-        self.insistence = Insistence()
+        self.repeated_signal = RepeatedSignal()
         self.previous = {number: signal.signal(number, self._receive) for number in stop_signals()}
 
     def after_step(self) -> None:
@@ -56,7 +57,7 @@ class SaveOnSignal(HookBase):
         if os.getpid() != self.main_process:
             # A data worker, signalled along with its rank: it ends when the rank does.
             return
-        if self.insistence.add(number) and not launched():
+        if self.repeated_signal.add(number) and not launched():
             os._exit(128 + number)
         self.received = number
 

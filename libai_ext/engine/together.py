@@ -10,7 +10,7 @@ from libai.utils import distributed as dist
 
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.errors import DataUnavailable
-from libai_ext.launch.exit_report import DATA_UNAVAILABLE, tell
+from libai_ext.launch.exit_report import DATA_UNAVAILABLE, report_failure
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def save_and_leave(trainer, error: DataUnavailable) -> None:
         except CheckpointError as failure:
             logger.error(failure)
     if str(error) != _ELSEWHERE:
-        tell(f"error: {error}\n")
+        report_failure(f"error: {error}\n")
     raise SystemExit(DATA_UNAVAILABLE)
 
 

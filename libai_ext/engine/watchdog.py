@@ -47,7 +47,7 @@ def start(end_seconds: float | None) -> None:
 
 def begin(what: str) -> None:
     """The task before is done, another one begins."""
-    deadlines.expect(what, _end_seconds / 2, _end_seconds)
+    deadlines.begin(what, _end_seconds / 2, _end_seconds)
 
 
 class StepWatch(HookBase):
@@ -75,7 +75,7 @@ class StepWatch(HookBase):
         # The step that reads waits for those that are queued as well.
         report = max(self.min_seconds, self.factor * median * (len(self.unread) + 1))
         end = max(_end_seconds, 2 * report)
-        deadlines.expect(what, report, end, f", the median is {median:.3g} s")
+        deadlines.begin(what, report, end, f", the median is {median:.3g} s")
 
     def after_step(self) -> None:
         begin(f"the work after iteration {self.trainer.iter} (logging, evaluation, saving)")

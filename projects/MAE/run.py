@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
 
     Whatever a run will need is opened and checked before its first step, in a trial as well.
     """
-    deadlines.expect("reading the config", end=START_SECONDS)
+    deadlines.begin("reading the config", end=START_SECONDS)
     notes: list[str] = []
     cfg = resolve(
         args.config_file,
