@@ -16,10 +16,10 @@ BATCH = [flow.sbp.split(0), flow.sbp.broadcast]
 
 
 def device_type() -> str:
-    """``"cuda"`` or ``"cpu"``, as :func:`libai_ext.device.choose` has decided.
+    """``"cuda"`` or ``"cpu"``, the choice of :func:`libai_ext.device.choose`.
 
     Raises:
-        ConfigError: nothing was chosen yet, and there is a GPU that cannot be used.
+        ConfigError: no device was chosen yet, and there is a GPU that cannot be used.
     """
     return device.current().type
 
@@ -30,9 +30,9 @@ def set_layout(layout: DictConfig, pipeline_layers: int) -> None:
     Args:
         layout: data, tensor and pipeline parallel sizes, and for more than one pipeline stage
             ``custom_pipeline_stage_id``, the stage of each layer.
-        pipeline_layers: how many layers the model numbers with ``layer_idx``.
+        pipeline_layers: number of layers that the model numbers with ``layer_idx``.
     """
-    # LiBai warns of every size that it works out itself.
+    # LiBai warns of every size that it computes itself.
     logging.getLogger("libai.utils.distributed").setLevel(logging.ERROR)
     sizes = OmegaConf.to_container(layout)
     stages = sizes.get("custom_pipeline_stage_id") or [0] * pipeline_layers
@@ -40,8 +40,8 @@ def set_layout(layout: DictConfig, pipeline_layers: int) -> None:
 
 
 class _Ranks(dist._DistributeUtil):
-    """LiBai 0.1.1 cuts a pipeline into stages of equally many layers; here each layer's stage is
-    given, under the key that LiBai's later versions read."""
+    """LiBai 0.1.1 gives all pipeline stages the same number of layers. Here the config sets the
+    stage of each layer, by the key of LiBai's later versions."""
 
     def _init_placement_group(self, cfg: DictConfig) -> None:
         cfg.pipeline_num_layers = self.pipeline_parallel_size  # one layer for each stage
@@ -52,7 +52,7 @@ class _Ranks(dist._DistributeUtil):
 
 
 def layer_placement(layer_idx: int) -> flow.placement:
-    """Ranks that hold layer ``layer_idx`` (pipeline stage), on the device in use."""
+    """Ranks and device of layer ``layer_idx`` (its pipeline stage)."""
     return dist.get_layer_placement(layer_idx, device_type())
 
 
@@ -67,11 +67,10 @@ def batch_sbp():
 
 
 def data_parallel_rank() -> int:
-    """Which share of the batch this rank reads.
+    """Index of the share of the batch that this rank reads.
 
-    Ranks are laid out [pipeline, data, tensor]. LiBai 0.1.1 divides the rank by
-    tensor x pipeline size, which gives several shards to the wrong ranks once both data and
-    pipeline parallel sizes exceed 1.
+    Ranks have the order [pipeline, data, tensor]. LiBai 0.1.1 divides the rank by
+    tensor x pipeline size, which is wrong if data and pipeline parallel sizes exceed 1.
     """
     util = dist.get_dist_util()
     tensor = util.tensor_parallel_size

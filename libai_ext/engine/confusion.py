@@ -1,4 +1,4 @@
-"""A picture of a confusion matrix."""
+"""Draws a confusion matrix."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from libai_ext.text import printable
 
-# Up to this many classes a cell holds its count; above, it is a coloured square.
-MOST_WITH_NUMBERS = 40
+# With more classes, a cell is a coloured square without its count.
+MAX_WITH_NUMBERS = 40
 _SIDE = 1200
 _GAP = 8
 _WHITE, _BLACK, _LINE = (255, 255, 255), (20, 20, 20), (210, 210, 210)
@@ -18,15 +18,15 @@ _DARK = np.array((8, 48, 107))
 
 
 def draw(confusion: np.ndarray, classes: Sequence[str]) -> Image.Image:
-    """RGB image: a row per true class, a column per predicted class, darker = a larger share of
-    the row.
+    """RGB image: a row per true class, a column per predicted class. A darker cell is a larger
+    share of its row.
 
     Args:
         confusion: counts [K, K].
-        classes: K names; they are shown while they can be read.
+        classes: K names, shown for up to ``MAX_WITH_NUMBERS`` classes.
     """
     count = len(classes)
-    numbers = count <= MOST_WITH_NUMBERS
+    numbers = count <= MAX_WITH_NUMBERS
     font = ImageFont.load_default()
     if numbers:
         widest = max(_width(font, str(value)) for value in np.unique(confusion).tolist())
@@ -44,11 +44,11 @@ def draw(confusion: np.ndarray, classes: Sequence[str]) -> Image.Image:
 
     pen = ImageDraw.Draw(image)
     _centered(pen, font, (left + side / 2, caption / 2), "predicted")
-    _sideways(image, font, (caption / 2, top + side / 2), "true")
+    _rotated(image, font, (caption / 2, top + side / 2), "true")
     for number, name in enumerate(names):
         middle = number * cell + cell / 2
         _centered(pen, font, (caption + margin / 2, top + middle), name)
-        _sideways(image, font, (left + middle, caption + margin / 2), name)
+        _rotated(image, font, (left + middle, caption + margin / 2), name)
     if numbers:
         shares = _shares(confusion)
         for row, column in np.ndindex(count, count):
@@ -87,7 +87,7 @@ def _centered(pen, font, place, text: str, color=_BLACK) -> None:
     pen.text((x - _width(font, text) / 2, y - _height(font) / 2), text, fill=color, font=font)
 
 
-def _sideways(image: Image.Image, font, place, text: str) -> None:
+def _rotated(image: Image.Image, font, place, text: str) -> None:
     x, y = place
     label = Image.new("RGB", (_width(font, text), _height(font)), _WHITE)
     ImageDraw.Draw(label).text((0, 0), text, fill=_BLACK, font=font)

@@ -252,8 +252,8 @@ def test_the_fatal_message_of_another_abort_is_shown(program, length):
 def test_an_abort_at_the_start_of_the_engine_shows_its_output(program, output, status, said):
     """It is held back while it starts, with much noise."""
     path = program(
-        "from libai_ext.startup import _drop_noise_on_stderr\n"
-        "with _drop_noise_on_stderr():\n"
+        "from libai_ext.startup import _filter_stderr\n"
+        "with _filter_stderr():\n"
         f"    os.write(2, b'{output}')\n"
         "    os.abort()\n"
     )
@@ -381,7 +381,7 @@ def test_a_bar_is_drawn_where_the_launcher_has_a_terminal(program, tmp_path):
         "from types import SimpleNamespace\n"
         "from libai_ext.startup import start\n"
         "start()\n"
-        "from libai_ext.engine.writers import Progress\n"
+        "from libai_ext.engine.progress import Progress\n"
         "hook = Progress(period=9)\n"
         "hook.trainer = SimpleNamespace(max_iter=8, start_iter=0, iter=0)\n"
         "hook.before_train()\n"
