@@ -26,13 +26,8 @@ _LINE = 240
 
 
 class Task(NamedTuple):
-    """What a rank is doing.
-
-    Attributes:
-        start: by the machine's monotonic clock.
-        report: seconds after which the rank reports it, with ``note``.
-        end: seconds after which the launcher ends the job.
-    """
+    """What a rank is doing since ``start`` (monotonic clock). After ``report`` seconds the rank
+    reports it with ``note``, after ``end`` seconds its launcher ends the job."""
 
     what: str
     start: float

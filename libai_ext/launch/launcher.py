@@ -158,7 +158,7 @@ class Job:
         env.pop(SECRET, None)
         configure_environment(args.nproc_per_node, env)
         stdin = subprocess.DEVNULL if args.stdin_control else None
-        return Rank(number, args.command, env, [deadline_file], stdin)
+        return Rank(number, args.command, env, deadline_file, stdin)
 
     def _wait(self) -> tuple[int, str]:
         """Wait until the job ends or must be ended; returns its exit status and message."""

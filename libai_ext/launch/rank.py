@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-from typing import Mapping
 
 from libai_ext.launch import ports
 from libai_ext.launch.exit_report import (
@@ -33,24 +32,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Rank:
-    """Starts the process.
+    """Starts the process of rank ``number``.
 
     Args:
-        number: the rank in the job.
-        command: the program and its arguments.
-        env: environment of the process.
-        descriptors: to be inherited.
-        stdin: None to share the launcher's standard input.
+        descriptor: a file that it inherits.
+        stdin: as of ``Popen``.
     """
 
-    def __init__(
-        self,
-        number: int,
-        command: list[str],
-        env: Mapping[str, str],
-        descriptors: list[int],
-        stdin: int | None,
-    ):
+    def __init__(self, number: int, command: list[str], env: dict, descriptor: int, stdin):
         self.number = number
         self.reports = ExitReports()
         inherited = self.reports.descriptors()
@@ -64,7 +53,7 @@ class Rank:
             env=env,
             stdin=stdin,
             stderr=subprocess.PIPE,
-            pass_fds=[*descriptors, *inherited],
+            pass_fds=[descriptor, *inherited],
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )

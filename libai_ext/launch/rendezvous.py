@@ -34,13 +34,7 @@ _CONNECTION_ERRORS = (OSError, ValueError, asyncio.TimeoutError)
 
 
 class PeerFailure(NamedTuple):
-    """Why this node has to end.
-
-    Attributes:
-        status: its exit status.
-        text: its message.
-        final: whether the job must not be restarted.
-    """
+    """Why this node has to end: exit status, message, and whether a restart is forbidden."""
 
     status: int
     text: str
