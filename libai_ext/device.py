@@ -32,7 +32,7 @@ class Device(NamedTuple):
 
     type: str  # "cpu" or "cuda"
     why: str
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # a tuple has a method of this name
     name: str = ""
     capability: tuple[int, int] = (0, 0)
     total_gib: float = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import oneflow as flow
 from libai.utils import distributed as dist
@@ -13,6 +14,7 @@ from libai_ext import device
 
 BROADCAST = [flow.sbp.broadcast, flow.sbp.broadcast]
 BATCH = [flow.sbp.split(0), flow.sbp.broadcast]
+_MANY_LAYERS = 1000  # more than any model has
 
 
 def device_type() -> str:
@@ -24,24 +26,25 @@ def device_type() -> str:
     return device.current().type
 
 
-def set_layout(layout: DictConfig, pipeline_layers: int) -> None:
+def set_layout(layout: DictConfig) -> None:
     """Place the ranks of this job, before any layer is built.
 
     Args:
-        layout: data, tensor and pipeline parallel sizes, and for more than one pipeline stage
-            ``custom_pipeline_stage_id``, the stage of each layer.
-        pipeline_layers: number of layers that the model numbers with ``layer_idx``.
+        layout: data, tensor and pipeline parallel sizes, and ``custom_pipeline_stage_id``, the
+            stage of each layer; without it, all layers are on the one stage.
     """
     # LiBai warns of every size that it computes itself.
     logging.getLogger("libai.utils.distributed").setLevel(logging.ERROR)
-    sizes = OmegaConf.to_container(layout)
-    stages = sizes.get("custom_pipeline_stage_id") or [0] * pipeline_layers
+    sizes: Any = OmegaConf.to_container(layout)
+    stages = sizes.get("custom_pipeline_stage_id") or [0] * _MANY_LAYERS
     dist._DIST_UTIL = _Ranks(DictConfig(dict(sizes, custom_pipeline_stage_id=stages)))
 
 
 class _Ranks(dist._DistributeUtil):
     """LiBai 0.1.1 gives all pipeline stages the same number of layers. Here the config sets the
     stage of each layer, by the key of LiBai's later versions."""
+
+    _layer_ranks: list  # of each stage, then of each layer
 
     def _init_placement_group(self, cfg: DictConfig) -> None:
         cfg.pipeline_num_layers = self.pipeline_parallel_size  # one layer for each stage

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,17 +14,26 @@ from pathlib import Path
 import pytest
 from fakecuda.gpus import FakeGpus
 
+from libai_ext.errors import ConfigError
+from libai_ext.launch import ports
 from libai_ext.startup import start
 
 start()
 
-# Under nohup it is ignored, by the programs that tests start as well, some of which are to be told
-# by it. They do not inherit a handler.
-if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-    signal.signal(signal.SIGHUP, lambda number, frame: None)
-
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN_NET = "projects/MAE/train_net.py"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _as_programs_start():
+    """Of the processes that run tests; what starts the workers of pytest-xdist runs none."""
+    from libai_ext.engine.graph import use_single_cpu_stream
+
+    use_single_cpu_stream()  # before any graph, whichever test builds the first
+    # Under nohup it is ignored, by the programs that tests start as well, some of which are to be
+    # told by it. They do not inherit a handler, nor would the workers.
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +96,18 @@ def digits(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def port():
+    """Free, with the one after it. None of those that the kernel gives to connections, of which
+    other tests make many meanwhile."""
+    while True:
+        number = random.SystemRandom().randrange(20000, 32766, 2)
+        with contextlib.suppress(ConfigError):
+            for held in ports.hold([number, number + 1]):
+                held.close()
+            return number
+
+
 class SmallDisk:
     """A file system of one megabyte, by the kernel; needs the right to mount."""
 
@@ -108,35 +131,58 @@ class SmallDisk:
         subprocess.run(["mount", "-o", f"remount,{access}", self.folder], check=True)
 
 
+@pytest.fixture(scope="session")
+def superuser():
+    """For tests that mount, change owners, or make network namespaces."""
+    try:
+        command = ["unshare", "--mount", "--net", "ip", "link"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"needs root, unshare and ip: {error}")
+
+
 @pytest.fixture
-def small_disk(tmp_path):
+def small_disk(superuser, tmp_path):
     folder = tmp_path / "disk"
     folder.mkdir()
     yield SmallDisk(folder)
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-# What a machine need not have: mark of the tests, variable that names it, command that finds it.
-HELPERS = (
-    ("oracle", "MAE_ORACLE_PYTHON", "bash tools/dev/oracle.sh"),
-    ("browser", "MAE_BROWSER", "bash tools/dev/browser.sh"),
-)
+@pytest.hookimpl(tryfirst=True)  # before -m is obeyed
+def pytest_collection_modifyitems(items):
+    """Mark what ``tools/test.sh --quick`` runs."""
+    for item in items:
+        if not (item.get_closest_marker("slow") or {"launch", "fake_gpus"} & {*item.fixturenames}):
+            item.add_marker("quick")
 
 
-def pytest_collection_modifyitems(config, items):
-    """Tests whose helper is not at hand are left out by name, not skipped."""
-    absent = {mark for mark, variable, _ in HELPERS if variable not in os.environ}
-    left_out = [item for item in items if absent & {mark.name for mark in item.iter_markers()}]
-    if left_out:
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+def pytest_addoption(parser):
+    text = "a test that skips, for what this machine lacks, fails"
+    parser.addoption("--no-skips", action="store_true", help=text)
 
 
-def pytest_report_header():
-    return [
-        f"{mark}: " + os.environ.get(variable, f"no ({variable}=$({command}) bash tools/test.sh)")
-        for mark, variable, command in HELPERS
-    ]
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    report = (yield).get_result()
+    if report.skipped and item.config.getoption("no_skips", False):
+        report.outcome, report.longrepr = "failed", f"--no-skips: {report.longrepr[2]}"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    import shared_out
+
+    return shared_out.LongestFirst(config, log)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_report_to_serializable():
+    """What a worker of pytest-xdist sends; tests log names of files that are no text."""
+    import shared_out
+
+    sent = yield
+    sent.force_result(shared_out.encodable(sent.get_result()))
 
 
 def pytest_sessionfinish(session, exitstatus):

@@ -56,7 +56,7 @@ def options(folder, test="test"):
 def test_a_checkpoint_says_its_classes(run):
     folder, _ = run
     for name in ("run", "run/model_final", "run/model_best"):
-        assert classes.saved(str(folder / name)) == list(TRAINED)
+        assert classes.saved_classes(str(folder / name)) == list(TRAINED)
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def check_training(checks: Checks, folder: Path, gpus: int) -> None:
     amp = Run(checks, folder / "amp", "train.amp.enabled=True")
     if amp.train("20 steps with mixed precision"):
         checks.compare("loss curve, mixed precision and CPU", amp.losses(), on_cpu.losses(), AMP)
-    for sizes in [(1, 1, 1), *(s for n, s in LAYOUTS.items() if n <= gpus for s in s)]:
+    for sizes in [(1, 1, 1), *(s for n, many in LAYOUTS.items() if n <= gpus for s in many)]:
         check_layout(checks, folder, sizes, on_gpu)
 
 
@@ -217,7 +217,9 @@ def write_images(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for number in range(IMAGES):
         small = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
-        Image.fromarray(small).resize((500, 375), Image.BICUBIC).save(folder / f"{number}.jpg")
+        Image.fromarray(small).resize((500, 375), Image.Resampling.BICUBIC).save(
+            folder / f"{number}.jpg"
+        )
 
 
 def run(command: list[str], env: dict[str, str] = EXACT, **options) -> subprocess.CompletedProcess:

@@ -4,11 +4,11 @@
     .venv/bin/python tools/convert.py --inspect FILE
 
 SRC is a `.pth`, `.bin` or `.safetensors` file, a Hugging Face folder, a checkpoint, or the output
-folder of a run for its last checkpoint; its style is recognised from its names. DST is a `.pth`
+folder of a run for its last checkpoint; its style is recognised by tensor names. DST is a `.pth`
 (`.bin` for hf) or `.safetensors` file, a new folder for `from_pretrained` (hf), or a new checkpoint
-(oneflow). What SRC says of its model (heads, image size, loss, mean and deviation, classes) goes
-along where DST has room for it. Neither PyTorch nor OneFlow is needed, and nothing in SRC is
-executed.
+(oneflow). What SRC says of its model (heads, image size, loss, mean and deviation, classes) is
+kept if DST's format has a place for it. Neither PyTorch nor OneFlow is needed, and nothing in SRC
+is executed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MAX_LINES = 20_000  # a hostile file can share one dictionary among many
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 for what the user can mend."""
+    """Run the command; returns the exit status: 0, or 2 for errors of the user or the file."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -64,13 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("target", nargs="?", metavar="DST")
     parser.add_argument("--to", choices=TARGETS, default="oneflow", help="style of DST (oneflow)")
     parser.add_argument("--inspect", metavar="FILE", help="show what FILE holds; reads no tensor")
-    parser.add_argument("--encoder-heads", type=int, metavar="N", help="where nothing in SRC tells")
-    parser.add_argument("--decoder-heads", type=int, metavar="N", help="where nothing in SRC tells")
+    parser.add_argument("--encoder-heads", type=int, metavar="N", help="if SRC does not say")
+    parser.add_argument("--decoder-heads", type=int, metavar="N", help="if SRC does not say")
     parser.add_argument(
         "--grid",
         type=_grid,
         metavar="ROWSxCOLUMNS",
-        help="patches of the position tables, where nothing in SRC tells",
+        help="patches of the position tables, if SRC does not say",
     )
     return parser
 
@@ -130,7 +130,7 @@ def _say_what_is_lost(source: files.Source, options: argparse.Namespace) -> None
         absent += [key for key in ("mean", "std") if key not in known.data]
         if absent:
             _say(f"note:    SRC does not say {', '.join(absent)}: transformers' defaults hold")
-        patches = source.patches
+        patches = source.patches or 0
         if source.contents == "pretraining" and math.isqrt(patches) ** 2 != patches:
             _say(
                 f"note:    transformers builds no ViTMAEForPreTraining of {patches} patches, no "
@@ -188,8 +188,8 @@ def _print_table(
         else:
             rows.append((f"{count:4d}", here, _joined(ROWS_BY_OURS[target][template].theirs)))
     width = max(len(row[1]) for row in rows)
-    for count, here, there in rows:
-        _say(f"{count} x {here:{width}} -> {there}")
+    for number, here, there in rows:
+        _say(f"{number} x {here:{width}} -> {there}")
 
 
 def _joined(names: tuple[str, ...]) -> str:

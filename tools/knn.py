@@ -1,11 +1,10 @@
-"""How well the nearest neighbours by a pre-trained encoder's features tell the classes apart.
+"""k-NN accuracy of a pre-trained encoder's frozen features.
 
     .venv/bin/python tools/knn.py projects/MAE/configs/mae_digits.py
 
-A quick check of frozen features, with nothing to be trained: the mean patch token of each image
-(of a classifier, what its head sees), cosine similarity, the labels of the nearest training
-samples weighted by it. The weights are those of train.load_weight, else of the run in
-train.output_dir, else of finetune.path.
+Nothing is trained. The feature of an image is its mean patch token, or the input of a classifier's
+head. Training samples vote, weighted by cosine similarity. The weights are those of
+train.load_weight, else of the run in train.output_dir, else of finetune.path.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="of the run: data, model, train.output_dir")
     parser.add_argument(
-        "--neighbours", type=int, nargs="+", help="1 5 10 20, or as many as there are samples"
+        "--neighbours", type=int, nargs="+", help="1 5 10 20, up to the number of samples"
     )
     entry.add_allow_targets(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")

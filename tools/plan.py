@@ -1,4 +1,4 @@
-"""List the layouts in which a model can be trained on given devices, best first, on paper.
+"""List the parallel layouts of a model on given devices, fastest first, by a cost model.
 
     .venv/bin/python tools/plan.py --arch mae_vit_large_patch16 --devices 64 --memory 40
 
@@ -33,7 +33,10 @@ def main() -> int:
         model.img_size = args.img_size
     if args.classes:
         model = OmegaConf.create(
-            dict({k: v for k, v in model.items() if "decoder" not in k}, num_classes=args.classes)
+            dict(
+                {str(k): v for k, v in model.items() if "decoder" not in str(k)},
+                num_classes=args.classes,
+            )
         )
     machine = Machine(
         args.devices,

@@ -68,11 +68,17 @@ def labels(runs: Sequence[str]) -> dict[str, str]:
 
 def draw(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
     """Panels below each other in two columns, iterations along, a colour a run."""
-    shown = {
-        panel: styles
-        for panel, styles in PANELS.items()
-        if any(name in metrics for metrics in runs.values() for name in styles)
-    }
+    found = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
+    shown = {}
+    for panel, own in PANELS.items():
+        # Evaluators of one's own call their results name/metric.
+        others = {
+            name: own[name.rpartition("/")[2]]
+            for name in found
+            if "/" in name and name.rpartition("/")[2] in own
+        }
+        if others or any(name in found for name in own):
+            shown[panel] = {**own, **others}
     rows = -(-len(shown) // 2)
     figure = Figure(figsize=(11, 0.6 + 2.9 * rows), layout="constrained")
     for place, (panel, styles) in enumerate(shown.items(), 1):
@@ -81,11 +87,12 @@ def draw(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        both = sum(any(name in metrics for metrics in runs.values()) for name in styles) > 1
+        present = [name for name in styles if name in found]
+        both = len(present) > 1 or any("/" in name for name in present)
         for number, (run, metrics) in enumerate(runs.items()):
             for name, style in styles.items():
                 if name in metrics:
-                    note = f"{run}, {NOTES[name]}" if both else run
+                    note = f"{run}, {NOTES.get(name, name)}" if both else run
                     axes.plot(*metrics[name], style, color=f"C{number % 10}", label=note, ms=3)
         if panel in FROM_ZERO:
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])

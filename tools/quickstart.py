@@ -47,7 +47,7 @@ def run(*command: str) -> None:
 
 
 def report(output: str, opts) -> None:
-    """Draw reconstructions, probe the encoder, say where everything lies."""
+    """Draw reconstructions, probe the encoder, and print the paths of the results."""
     # OneFlow must be up before anything that imports it.
     from projects.MAE.evaluation.probe import accuracies, load_run, reconstruction_picture
 
@@ -57,7 +57,7 @@ def report(output: str, opts) -> None:
     reconstruction_picture(trained, samples=16, scale=4).save(ROOT / picture)
 
     before, after = accuracies(untrained), accuracies(trained)
-    print("\nDigits never seen in training, named from the encoder's features:")
+    print("\nAccuracy on unseen digits with frozen features of the encoder:")
     print(f"{'':24s}untrained   pre-trained")
     for name in after:
         print(f"  {name:22s}{before[name]:7.1f} %{after[name]:12.1f} %")

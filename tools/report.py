@@ -1,4 +1,4 @@
-"""Write a run's results as one HTML file that needs nothing else: numbers, curves, pictures.
+"""Write a run's results as one self-contained HTML file: numbers, curves, pictures.
 
     .venv/bin/python tools/report.py RUN_DIR [--output FILE.html]
 
@@ -46,7 +46,7 @@ COSTS = {
     metric_names.DATA_WAIT: ("waiting for data", 100, "%"),
     metric_names.MEMORY: ("memory", 1, "GiB"),
 }
-# Spread evenly over the run: its pictures show how it came along.
+# Spread evenly over the run.
 MAX_PICTURES = 6
 
 STYLE = """
@@ -122,18 +122,20 @@ def page(run: str) -> str:
 
 def summary(metrics: Mapping[str, Series]) -> dict[str, str]:
     """The numbers one asks for first, as (heading, text)."""
-    found = {name: _finite(metrics[name]) for name in (*HEADINGS, *COSTS) if name in metrics}
+    # Evaluators of one's own call their results name/metric.
+    headings = {**HEADINGS, **{name: name for name in metrics if "/" in name}}
+    found = {name: _finite(metrics[name]) for name in (*headings, *COSTS) if name in metrics}
     found = {name: series for name, series in found.items() if series.values}
     rows = {}
-    for name in (*BEST, *HEADINGS):
+    for name in (*BEST, *headings):
         if name in found:
-            rows["best result"] = f"{HEADINGS[name]} {_best(name, found[name])}"
+            rows["best result"] = f"{headings[name]} {_best(name, found[name])}"
             break
     every = next(iter(metrics.values()))
     rows["iterations"] = f"{every.iterations[-1]:,}"
     if "samples" in metrics:
         rows["samples"] = f"{metrics['samples'].values[-1]:,}"
-    for name, heading in HEADINGS.items():
+    for name, heading in headings.items():
         if name in found:
             last = found[name].values[-1]
             rows[heading] = f"{last:.4g} at the end (best: {_best(name, found[name])})"
@@ -161,8 +163,8 @@ def when(started: object, events: EventAccumulator) -> dict[str, str]:
     tags = events.Tags()["scalars"]
     times = [event.wall_time for tag in tags for event in events.Scalars(tag)]
     try:
-        times.append(datetime.datetime.fromisoformat(started).timestamp())
-    except (TypeError, ValueError):
+        times.append(datetime.datetime.fromisoformat(str(started)).timestamp())
+    except ValueError:
         pass  # version 0.1 did not keep it
     if not times:
         return {"date": "unknown"}

@@ -5,8 +5,8 @@
     .venv/bin/python tools/visualize.py WEIGHTS IMAGE ... --attention heads|rollout
 
 WEIGHTS is a run's output folder, one of its checkpoints, or a file or folder of the official code,
-timm or Hugging Face. Sizes, heads, loss, mean and deviation are those that lie beside the weights;
-what no file says is named, or asked for.
+timm or Hugging Face. Sizes, heads, loss, mean and deviation are read from the files beside the
+weights; what no file says is logged, or must be given as an option.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--attention", choices=("heads", "rollout"), help="instead of masking")
     parser.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the model's input")
     parser.add_argument("--pixels", type=int, default=224, help="longer side of a panel, about")
-    parser.add_argument("--norm-pix-loss", action="store_true", help="it was trained so")
-    parser.add_argument("--encoder-heads", type=int, help="where nothing tells")
-    parser.add_argument("--decoder-heads", type=int, help="where nothing tells")
+    parser.add_argument("--norm-pix-loss", action="store_true", help="WEIGHTS were trained with it")
+    parser.add_argument("--encoder-heads", type=int, help="if no file says it")
+    parser.add_argument("--decoder-heads", type=int, help="if no file says it")
     parser.add_argument(
-        "--grid", type=_size, metavar="ROWSxCOLUMNS", help="patches in WEIGHTS, where nothing tells"
+        "--grid", type=_size, metavar="ROWSxCOLUMNS", help="patches in WEIGHTS, if no file says it"
     )
     entry.add_allow_targets(parser)
     return parser.parse_args()
@@ -72,7 +72,7 @@ def main() -> None:
     start()
     # OneFlow must be up before anything that imports it.
     from projects.MAE.pictures import visualize as vis
-    from projects.MAE.pictures.figure import magnification, sheet
+    from projects.MAE.pictures.figure import image_grid, magnification
     from projects.MAE.pictures.panels import TITLES
     from projects.MAE.weights.packing import Heads
 
@@ -89,22 +89,23 @@ def main() -> None:
     for note in subject.notes:
         print(f"warning: {note}", file=sys.stderr)
     images, files = vis.read_images(subject, args.images, args.samples)
-    scale = magnification(*images.shape[2:], args.pixels)
+    height, width = images.shape[2:]
+    scale = magnification(height, width, args.pixels)
     if args.attention:
         rows, titles = vis.attention_rows(subject, images, args.attention)
     else:
         if not subject.has_decoder:
             print(f"warning: {vis.NO_DECODER}", file=sys.stderr)
         hidden = vis.hidden_patches(subject, len(images), args.seed, args.mask_ratio, args.patches)
-        rows, titles = vis.reconstruction_rows(subject, images, hidden), TITLES
-    _write(args.output, sheet(rows, titles[: len(rows[0])], scale, files).save)
+        rows, titles = vis.reconstruction_rows(subject, images, hidden), list(TITLES)
+    _write(args.output, image_grid(rows, titles[: len(rows[0])], scale, files).save)
     if args.gif:
         frames = []
         for ratio in args.ratios:
             hidden = vis.hidden_patches(subject, len(images), args.seed, ratio, None)
             rows = vis.reconstruction_rows(subject, images, hidden)
-            titles = (TITLES[0], f"masked {100 * ratio:.0f} %", *TITLES[2:])
-            frames.append(sheet(rows, titles[: len(rows[0])], scale, files))
+            titles = [TITLES[0], f"masked {100 * ratio:.0f} %", *TITLES[2:]]
+            frames.append(image_grid(rows, titles[: len(rows[0])], scale, files))
         _write(
             args.gif,
             lambda path: frames[0].save(

@@ -47,8 +47,14 @@ train = DictConfig(
         save_on_signal=True,
         # Every so many iterations or epochs, and after the last one. model_best is kept by the
         # result eval_metric; unset: no model_best. eval_mode, "max" or "min", follows from it.
+        # evals: named nodes of libai_ext.engine.evaluator.Evaluator, each with a period of its own.
         evaluation=dict(
-            enabled=False, eval_period=5000, eval_epoch=None, eval_metric=None, eval_mode=None
+            enabled=False,
+            eval_period=5000,
+            eval_epoch=None,
+            eval_metric=None,
+            eval_mode=None,
+            evals=dict(),
         ),
         # Moving average of the weights, evaluated beside them.
         ema=dict(enabled=False, decay=0.9999),

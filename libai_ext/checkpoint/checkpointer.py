@@ -3,7 +3,7 @@
 A checkpoint is a folder of ``flow.save`` folders (``model``, optimizer and schedule state), with
 ``progress.json`` and the checksums of all files. It is written under a temporary name, forced to
 disk and renamed when complete; the file ``last_checkpoint`` names the latest one and moves only
-after that. ``record.json`` in it is for whoever uses the weights elsewhere.
+after that. ``record.json`` describes the model for other uses of the weights.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from libai.utils.checkpoint import Checkpointer as LiBaiCheckpointer
 from oneflow import Tensor
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
-from libai_ext.checkpoint import host_state, manifest, record
+from libai_ext.checkpoint import host_state, manifest, pointer, record
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.checkpoint.files import replace_folder, sync, sync_tree
-from libai_ext.checkpoint.formats import POINTER
 from libai_ext.errors import UserError
+from libai_ext.files.atomic import replace_folder, sync_tree
 
 PROGRESS = "progress.json"
 _NAMES = re.compile(r"model_(\d+|best|final)(\.old)?")
@@ -35,20 +34,20 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpointer(LiBaiCheckpointer):
-    """Save and load by all ranks together; rank 0 touches the disk.
+    """Saves and loads. All ranks call each method; only rank 0 uses the disk.
 
     Args:
         model: its state is ``model``.
         save_dir: folder of the checkpoints.
-        max_to_keep: how many periodic checkpoints stay; the older ones are removed, ``model_best``
-            and ``model_final`` never. None: all stay.
-        checkpointables: what else has ``state_dict`` and ``load_state_dict``, by name.
+        max_to_keep: how many periodic checkpoints stay; older ones are removed, but never
+            ``model_best`` and ``model_final``. None: all stay.
+        checkpointables: further objects with ``state_dict`` and ``load_state_dict``, by name.
 
     Attributes:
         plain: further values for ``progress.json`` of each checkpoint, those of rank 0.
-        record: what ``record.json`` of each checkpoint says; None: there is none.
+        record: content of each checkpoint's ``record.json``; None: no such file.
         before_save: called by :meth:`save` first, on all ranks.
-        failure: why the latest save did not succeed, on rank 0; None when it did.
+        failure: error of the latest save, on rank 0; None if it succeeded.
     """
 
     def __init__(
@@ -63,15 +62,14 @@ class Checkpointer(LiBaiCheckpointer):
         self._thread: threading.Thread | None = None
 
     def save(self, name: str, iteration: int, is_latest: bool = True, **plain) -> None:
-        """Keep the present state as checkpoint ``name``, after iteration ``iteration`` (from 0).
+        """Save the state as checkpoint ``name``, after iteration ``iteration`` (from 0).
 
-        Returns when rank 0 holds a copy in its memory; a thread writes it. One save waits for the
-        one before. A disk that refuses is logged and leaves the older checkpoints as they are;
-        see :attr:`failure`.
+        Returns when rank 0 has a copy in memory; a thread writes it. A save waits for the one
+        before. An error of the disk is logged and kept in :attr:`failure`; older checkpoints stay.
 
         Args:
-            is_latest: a resumed run goes on from here.
-            plain: goes into :attr:`plain` with this checkpoint, once it is on disk.
+            is_latest: a resumed run starts from this checkpoint.
+            plain: values that are added to :attr:`plain` once this checkpoint is on disk.
         """
         self.join()
         self.before_save()
@@ -87,7 +85,7 @@ class Checkpointer(LiBaiCheckpointer):
             self._thread.start()
 
     def join(self) -> None:
-        """Wait for the save under way, on the rank that writes."""
+        """Wait for the current save, on rank 0."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -96,7 +94,7 @@ class Checkpointer(LiBaiCheckpointer):
         """Wait, on all ranks, until the latest save is on disk.
 
         Raises:
-            CheckpointError: it failed; on all ranks, since none can leave without its peers.
+            CheckpointError: it failed; raised on all ranks.
         """
         self.join()
         failure = from_rank_0(lambda: self.failure)
@@ -137,29 +135,24 @@ class Checkpointer(LiBaiCheckpointer):
         replace_folder(str(partial), str(target))
 
     def _remove_partial(self) -> None:
-        """What a crash or an error left half written, or of a checkpoint that was replaced."""
+        """Remove partial checkpoints and replaced ones that a crash or an error left."""
         folder = Path(self.save_dir)
         replaced = [path for path in folder.glob("model_*.old") if path.with_suffix("").exists()]
         for path in [*folder.glob("*.partial"), *replaced]:
             shutil.rmtree(path, ignore_errors=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pointer = Path(self.save_dir) / POINTER
-        partial = pointer.with_name(f"{POINTER}.new")
-        partial.write_text(last_filename_basename)
-        sync(partial)
-        os.replace(partial, pointer)
-        sync(self.save_dir)
+        pointer.write(self.save_dir, last_filename_basename)
 
     def _prune(self, iteration: int) -> None:
-        """Those after ``iteration`` were left behind by a run that went back: it writes them
-        again."""
+        """Remove old periodic checkpoints. Those after ``iteration`` stay: a run that went back
+        writes them again."""
         if self.max_to_keep is None:
             return
         numbers = [(_iteration(path), path) for path in self._folders() if path.name[-1].isdigit()]
         reached = sorted(item for item in numbers if item[0] <= iteration)
         for _, path in reached[: -self.max_to_keep]:
-            path.rename(path.with_name(f"{path.name}.partial"))  # a half removed one is none
+            path.rename(path.with_name(f"{path.name}.partial"))  # so that no half is left
         self._remove_partial()
 
     def _folders(self) -> list[Path]:
@@ -169,16 +162,16 @@ class Checkpointer(LiBaiCheckpointer):
         return [path for path in folder.iterdir() if _NAMES.fullmatch(path.name)]
 
     def has_checkpoint(self) -> bool:
-        """Whether there is any, whole or not; asked by all ranks together."""
+        """Whether there is a checkpoint, whole or not; all ranks call it."""
         return from_rank_0(lambda: bool(self._folders()))
 
     def get_checkpoint_file(self) -> str:
-        """Folder of the latest checkpoint that is whole; asked by all ranks together.
+        """Folder of the latest whole checkpoint; all ranks call it.
 
-        It is the one that ``last_checkpoint`` names, or where that is damaged the one before it.
+        It is the one in ``last_checkpoint``, or if that is damaged, the one before.
 
         Raises:
-            CheckpointError: there is none, or none is whole.
+            CheckpointError: there is no whole checkpoint.
         """
         return from_rank_0(self._latest)
 
@@ -196,15 +189,14 @@ class Checkpointer(LiBaiCheckpointer):
         raise CheckpointError(f"{self.save_dir}: no checkpoint is whole, of {names}")
 
     def _candidates(self) -> list[Path]:
-        """The one to go on from, then those of earlier iterations, latest first."""
+        """The checkpoint to resume from, then those of earlier iterations, latest first."""
         folders = sorted(self._folders(), key=_recency, reverse=True)
         try:
-            name = record.read_text(os.path.join(self.save_dir, POINTER)).decode()
-            latest = Path(self.save_dir) / name.strip()
-        except ValueError as error:
+            latest = pointer.read(self.save_dir)
+        except CheckpointError as error:
             latest = None
             if folders:
-                logger.warning(f"{Path(self.save_dir) / POINTER} cannot be read: {error}")
+                logger.warning(str(error))
         if latest not in folders:
             if latest is not None:
                 logger.warning(f"checkpoint {latest.name} is missing")
@@ -214,17 +206,17 @@ class Checkpointer(LiBaiCheckpointer):
         return [latest, *(path for path in others if reached < 0 or _iteration(path) <= reached)]
 
     def progress(self, path: str) -> dict:
-        """``progress.json`` of a checkpoint; asked by all ranks together."""
+        """``progress.json`` of a checkpoint; all ranks call it."""
         return from_rank_0(lambda: json.loads(record.read_text(os.path.join(path, PROGRESS))))
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
-        """Restore the model and the named checkpointables, all when None; by all ranks together.
+        """Restore the model and the named checkpointables, None for all; all ranks call it.
 
         Returns:
             The checkpoint's ``progress.json``.
 
         Raises:
-            CheckpointError: the checkpoint lacks one of them, or its model is another one.
+            CheckpointError: the checkpoint lacks one of them, or has another model.
         """
         names = list(self.checkpointables if checkpointables is None else checkpointables)
         saved = from_rank_0(lambda: [item.name for item in Path(path).iterdir()])
@@ -237,7 +229,7 @@ class Checkpointer(LiBaiCheckpointer):
         incompatible = self._load_model({"model": model})
         if any(incompatible):
             raise CheckpointError(f"{path}: the checkpoint is of another model: {incompatible}")
-        for name in names:  # one after the other: rank 0 holds no second copy of all
+        for name in names:  # one by one: rank 0 has no memory for all
             state = _read_state(os.path.join(path, name))
             try:
                 self.checkpointables[name].load_state_dict(state)
@@ -259,17 +251,17 @@ def _is_flat(state: Any) -> bool:
 
 
 def _read_state(folder: str) -> Any:
-    """The state in a folder of a checkpoint; by all ranks together."""
+    """The state in a folder of a checkpoint; all ranks call it."""
     tensors: list = []
     description = from_rank_0(lambda: host_state.describe(folder, tensors))
     return host_state.restore(description, tensors)
 
 
 def _iteration(path: Path) -> int:
-    """The last iteration that a checkpoint contains; -1 when it is too damaged to say."""
-    number = _NAMES.fullmatch(path.name).group(1)
-    if number.isdigit():
-        return int(number)
+    """The last iteration in a checkpoint; -1 if its progress.json is damaged."""
+    number = _NAMES.fullmatch(path.name)
+    if number and number[1].isdigit():
+        return int(number[1])
     try:
         return int(json.loads(record.read_text(str(path / PROGRESS)))["iteration"])
     except (ValueError, KeyError, TypeError):
@@ -281,7 +273,7 @@ def _recency(path: Path) -> tuple[int, bool]:
 
 
 def from_rank_0(ask: Callable[[], Any]) -> Any:
-    """The answer of rank 0 on every rank; where it fails, a `CheckpointError` on every rank."""
+    """Call ``ask`` on rank 0 and return its result, or raise its error, on every rank."""
     answer = None
     if dist.is_main_process():
         try:

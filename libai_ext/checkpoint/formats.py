@@ -1,27 +1,24 @@
-"""Reading a checkpoint of any format: the format shows in the content, not in the name."""
+"""Read a checkpoint of any format, recognised by its content, not its name."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from libai_ext.checkpoint import oneflow_folder, safetensors_file, torch_file
+from libai_ext.checkpoint import oneflow_folder, pointer, safetensors_file, sharded, torch_file
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.files import map_file
-from libai_ext.checkpoint.record import read_text
 
-# What `save_pretrained` of Hugging Face leaves in a folder, in the order of preference.
-PRETRAINED_FILES = ("model.safetensors", "pytorch_model.bin")
-# In a run's output folder: the name of its last checkpoint.
-POINTER = "last_checkpoint"
+# Files of Hugging Face's `save_pretrained`, in order of preference.
+PRETRAINED_FILES = ("model.safetensors", "pytorch_model.bin", *sharded.INDEXES)
 
 
 def locate(path: str | os.PathLike[str]) -> str:
-    """The file or folder that holds the tensors: a Hugging Face folder stands for its weights, a
-    run's output folder for its last checkpoint.
+    """The file or folder with the tensors: of a Hugging Face folder its weights file, of a run's
+    output folder its last checkpoint.
 
     Raises:
-        CheckpointError: there is nothing, or a folder of an unknown kind.
+        CheckpointError: it does not exist, or is a folder of an unknown kind.
     """
     path = os.fspath(path)
     if not os.path.exists(path):
@@ -31,27 +28,23 @@ def locate(path: str | os.PathLike[str]) -> str:
     for name in PRETRAINED_FILES:
         if os.path.isfile(os.path.join(path, name)):
             return os.path.join(path, name)
-    if os.path.isfile(os.path.join(path, POINTER)):
-        return _last_checkpoint(path)
+    if os.path.isfile(os.path.join(path, pointer.POINTER)):
+        checkpoint = pointer.read(path)
+        if oneflow_folder.is_oneflow_folder(checkpoint):
+            return str(checkpoint)
+        raise CheckpointError(f"{path}: there is no checkpoint {checkpoint.name!r} in this folder")
     if os.path.isfile(os.path.join(path, "config.yaml")):
         raise CheckpointError(f"{path}: the run has no checkpoint yet")
     raise CheckpointError(
-        f"{path}: a folder without {', '.join(PRETRAINED_FILES)} or {oneflow_folder.PICKLE}"
+        f"{path}: a folder without {', '.join(PRETRAINED_FILES[:2])} or {oneflow_folder.PICKLE}"
     )
-
-
-def _last_checkpoint(run: str) -> str:
-    pointer = os.path.join(run, POINTER)
-    name = read_text(pointer).decode("utf-8", "replace").strip()
-    checkpoint = os.path.join(run, name)
-    if os.path.basename(name) != name or not oneflow_folder.is_oneflow_folder(checkpoint):
-        raise CheckpointError(f"{pointer}: there is no checkpoint {name!r:.80} in this folder")
-    return checkpoint
 
 
 def _reader(path: str) -> Any:
     if os.path.isdir(path):
         return oneflow_folder
+    if sharded.is_index(path):
+        return sharded
     return safetensors_file if is_safetensors(path) else torch_file
 
 
@@ -62,7 +55,7 @@ def is_safetensors(path: str) -> bool:
 
 
 def inspect(path: str | os.PathLike[str]) -> Any:
-    """The content with a `TensorInfo` in the place of every tensor: nothing is read.
+    """The content with a `TensorInfo` for each tensor; no tensor is read.
 
     Raises:
         CheckpointError: the file cannot be read as any known format.
@@ -72,7 +65,7 @@ def inspect(path: str | os.PathLike[str]) -> Any:
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """The content with read-only arrays in the place of tensors.
+    """The content with a read-only array for each tensor.
 
     Raises:
         CheckpointError: the file cannot be read as any known format.

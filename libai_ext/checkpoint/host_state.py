@@ -1,11 +1,11 @@
 """State dicts in host memory, from there on disk, and back.
 
-Copying them is for all ranks together; writing is for one, without OneFlow, so that it may happen
-beside the training loop. ``flow.save`` does both at once, tensor by tensor: where the disk refuses
-in the middle, rank 0 raises and the others wait for ever.
+All ranks copy together. Rank 0 writes alone, without OneFlow, so that training can go on.
+``flow.save`` does both at once, tensor by tensor: when the disk fails in the middle, rank 0 raises
+and the others wait forever.
 
-Reading is for all ranks together, by the reader that runs nothing. ``flow.load`` gives the same
-tensors, but runs whatever code a checkpoint names.
+All ranks read together, with the reader that executes no code. ``flow.load`` gives the same
+tensors, but executes code that a checkpoint names.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class HostTensor:
 
     array: np.ndarray | None
 
-    @property
+    @property  # type: ignore[misc]  # it can be set in object
     def __class__(self):
-        """What it is pickled as: OneFlow fills a tensor that was made without arguments, by
-        ``Tensor.__new__``, and pickle lets no other class name that."""
+        """Pickled as a Tensor: OneFlow fills a tensor that ``Tensor.__new__`` made without
+        arguments, and pickle allows that for this class only."""
         return flow.Tensor
 
 
 def gather(state: Any) -> Any:
-    """``state`` with a :class:`HostTensor` in the place of each tensor; by all ranks together.
+    """Replace each tensor in ``state`` by a :class:`HostTensor`; all ranks call it.
 
     The arrays are copies: ``Tensor.numpy()`` of a tensor on the CPU shares its memory, and the
     next step would change it.
@@ -61,7 +61,7 @@ def _to_host(leaf: Any) -> Any:
 
 
 def write(state: Any, folder: str | os.PathLike[str]) -> None:
-    """Make the folder that ``oneflow.save`` would, from what :func:`gather` gave on rank 0.
+    """Write the result of :func:`gather` on rank 0, as ``oneflow.save`` does.
 
     Raises:
         OSError: the disk refuses.
@@ -72,7 +72,7 @@ def write(state: Any, folder: str | os.PathLike[str]) -> None:
 
 
 class _Pickler(pickle.Pickler):
-    """Writes each tensor into a folder of its own and names that folder in its place."""
+    """Writes each tensor into its own folder and pickles the folder's name."""
 
     def __init__(self, file, folder):
         super().__init__(file, protocol=4)
@@ -90,13 +90,13 @@ class _Pickler(pickle.Pickler):
 
 @dataclass(frozen=True)
 class SavedTensor:
-    """Stands for the tensor of this number in a list that rank 0 has."""
+    """The number of a tensor in a list on rank 0."""
 
     number: int
 
 
 def describe(folder: str | os.PathLike[str], tensors: list[TensorInfo]) -> Any:
-    """What a folder holds, with a :class:`SavedTensor` in the place of each tensor; for rank 0.
+    """The content of a folder with a :class:`SavedTensor` for each tensor; rank 0 calls it.
 
     Args:
         tensors: the tensors are appended to it.
@@ -123,23 +123,24 @@ def describe(folder: str | os.PathLike[str], tensors: list[TensorInfo]) -> Any:
 
 
 def restore(description: Any, tensors: list[TensorInfo | None]) -> Any:
-    """The state that :func:`describe` found, with a tensor in the place of each SavedTensor; by
-    all ranks together.
+    """Replace each SavedTensor of :func:`describe` by its tensor; all ranks call it.
 
-    The tensors lie on the CPU of rank 0, as those of ``flow.load(folder, global_src_rank=0)``:
-    whatever takes them over spreads them by its own placement and sbp.
+    The tensors are on the CPU of rank 0, as those of ``flow.load(folder, global_src_rank=0)``;
+    ``load_state_dict`` distributes them.
 
     Args:
         description: the same on all ranks.
-        tensors: those that it numbers, on rank 0; each is dropped once it is read.
+        tensors: the list, on rank 0; each tensor is dropped after reading.
     """
 
     def convert(leaf: Any) -> Any:
         if not isinstance(leaf, SavedTensor):
             return leaf
-        local = flow.tensor([])  # other ranks hold nothing, and learn shape and type from rank 0
+        local = flow.tensor([])  # other ranks get shape and type from rank 0
         if flow.env.get_rank() == 0:
-            local = flow.tensor(tensors[leaf.number].array())
+            found = tensors[leaf.number]
+            assert found is not None  # each is read once
+            local = flow.tensor(found.array())
             tensors[leaf.number] = None
         return local.to_global(placement=placement("cpu", [0]), sbp=flow.sbp.broadcast)
 

@@ -1,7 +1,7 @@
-"""The list of a checkpoint's files with their checksums: written last, compared on load.
+"""The list of a checkpoint's files and checksums: written last, verified on load.
 
-One line a file: CRC-32 in hexadecimal, size in bytes, path. CRC-32 finds every damage that a disk
-does; it is no protection against somebody who changes a file on purpose.
+One line a file: CRC-32 in hexadecimal, size in bytes, path. CRC-32 detects damage by disks, not
+intended changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def verify(folder: Path) -> None:
     """Compare ``folder`` with its manifest.
 
     Raises:
-        CheckpointError: a file is missing, too many, unreadable or not what was written.
+        CheckpointError: a file is missing, unexpected, unreadable or changed.
     """
     listed = {}
     for line in _read(folder):

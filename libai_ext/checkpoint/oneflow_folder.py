@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.checkpoint.files import atomic_folder, map_file
+from libai_ext.checkpoint.files import map_file, writing
 from libai_ext.checkpoint.pickle_reader import PickleReader
 from libai_ext.checkpoint.pickle_writer import PROTOCOL, global_name, integer, text
 from libai_ext.checkpoint.plain import Placeholder, map_leaves
 from libai_ext.checkpoint.tensors import NUMPY_TYPES, Storage, TensorInfo, check_growth, contiguous
+from libai_ext.files.atomic import atomic_folder
 
 PICKLE = "pickled_data"
 MODEL = "model"
@@ -131,7 +132,7 @@ def save(
         CheckpointError: an array's type has no place there, `path` is not empty, or the disk
             refuses.
     """
-    with atomic_folder(path) as temporary:
+    with writing(path), atomic_folder(path) as temporary:
         model = os.path.join(temporary, MODEL)
         os.mkdir(model)
         items = b""

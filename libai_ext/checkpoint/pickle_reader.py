@@ -1,12 +1,12 @@
-"""A pickle interpreter that builds plain data and nothing else.
+"""A pickle interpreter that builds plain data only.
 
-Python's own unpickler imports what a file names and calls what it imported. Restricting it
-(`find_class`) leaves its memory to the file: a memo index of 2**31 allocates gigabytes, a tuple
-that holds itself twice, fifty levels deep, takes for ever to hash. This interpreter has no import,
-no call into a named object, and pays for every step and every copy out of one budget.
+Python's unpickler imports and calls what a file names. Restricting it (`find_class`) does not
+protect memory and time: a memo index of 2**31 allocates gigabytes, and a tuple that holds itself
+twice, fifty levels deep, takes forever to hash. This interpreter imports and calls nothing, and has
+one budget for all steps and copies.
 
-Format: the `pickletools` module documents every opcode. Read are those that the binary protocols
-(1 to 5, Python 2 included) write; a file that uses another was not written by `torch.save`.
+Format: the `pickletools` module documents every opcode. Supported are those of the binary protocols
+(1 to 5, Python 2 included), which `torch.save` writes.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class PickleReader:
     Args:
         data: bytes or a memory map.
         position: where the pickle starts; after `load`, where it ended.
-        constructors: (module, name) -> function that stands in for that global when it is called,
-            besides those of plain containers; every other global becomes a `Placeholder`.
-        persistent_load: builds the object that a persistent id stands for.
-        steps: how many there may be; :data:`COPIED_PER_STEP` bytes copied count as one.
-        python2_bytes: a Python 2 str is bytes, not text (which is what torch.load takes it for).
+        constructors: (module, name) -> function to call for that global, besides those of plain
+            containers; every other global becomes a `Placeholder`.
+        persistent_load: builds the object of a persistent id.
+        steps: the limit; :data:`COPIED_PER_STEP` copied bytes count as one step.
+        python2_bytes: read a Python 2 str as bytes, not as text (as torch.load does).
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class PickleReader:
                     return self._stack.pop()
                 handler = HANDLERS.get(opcode)
                 if handler is None:
-                    raise ValueError(f"opcode 0x{opcode:02x} has no place in a checkpoint")
+                    raise ValueError(f"opcode 0x{opcode:02x} is not allowed in a checkpoint")
                 handler(self)
         except CheckpointError:
             raise

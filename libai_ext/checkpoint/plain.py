@@ -1,4 +1,4 @@
-"""What comes out of a pickle besides tensors: plain containers, and placeholders for all else."""
+"""What a pickle gives besides tensors: plain containers, and placeholders for other objects."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Constructor = Callable[["PickleReader", Tuple[Any, ...]], Any]
 
 @dataclass(eq=False)
 class Placeholder:
-    """What a file names but this reader does not build: inert, compared by identity.
+    """Inert stand-in for an object of another type; compared by identity.
 
     Attributes:
-        module, name: the global that the file names, for example argparse, Namespace.
-        args: the arguments that it would have been called with; None for the global itself.
-        state: what would have been handed to its `__setstate__` or `__dict__`.
-        items: what would have been appended to it or set in it.
+        module, name: of the global in the file, for example argparse, Namespace.
+        args: arguments of its call; None for the global itself.
+        state: argument of `__setstate__`, or the `__dict__`.
+        items: items that were appended or set.
     """
 
     module: str
@@ -36,7 +36,7 @@ class Placeholder:
 
 
 def dictionary_key(key: Any) -> Any:
-    """The key itself where hashing it is cheap whatever the file says, else a placeholder."""
+    """The key if hashing it is always cheap, else a placeholder."""
     plain = type(key) in (str, bytes, bool, type(None), Placeholder)
     if plain or (type(key) is int and -(2**63) <= key < 2**63):
         return key
@@ -57,7 +57,7 @@ def ordered_dict(reader: PickleReader, args: tuple[Any, ...]) -> OrderedDict[Any
 
 
 def encode(reader: PickleReader, args: tuple[Any, ...]) -> bytes:
-    """_codecs.encode(text, "latin1"): how protocol 2 spells bytes."""
+    """_codecs.encode(text, "latin1"): bytes in protocol 2."""
     text, codec = args
     if type(text) is not str or codec != "latin1":
         raise ValueError("_codecs.encode of something that is not bytes in disguise")
@@ -72,9 +72,8 @@ PLAIN_CONSTRUCTORS: dict[tuple[str, str], Constructor] = {
 
 
 def map_leaves(tree: Any, convert: Callable[[Any], Any]) -> Any:
-    """Rebuild nested containers with every leaf converted, each object once.
-
-    What the tree shares stays shared. A `Placeholder` is a leaf.
+    """Rebuild nested containers with converted leaves. Shared objects are converted once and stay
+    shared. A `Placeholder` is a leaf.
 
     Raises:
         CheckpointError: containers hold themselves, or are nested too deep for a checkpoint.
@@ -82,15 +81,14 @@ def map_leaves(tree: Any, convert: Callable[[Any], Any]) -> Any:
     return _build(tree, 0, convert, {})
 
 
-# Not a function inside the other: it would refer to itself, and what it holds wait for the garbage
-# collector.
+# Not a nested function: that would refer to itself and keep its data for the garbage collector.
 def _build(node: Any, depth: int, convert: Callable[[Any], Any], built: dict[int, Any]) -> Any:
     if id(node) in built:
         return built[id(node)]
     if depth > MAX_NESTING:
         raise CheckpointError(f"containers are nested more than {MAX_NESTING} deep")
     if isinstance(node, dict):
-        result = type(node)()
+        result: Any = type(node)()
         for key, value in node.items():
             result[key] = _build(value, depth + 1, convert, built)
     elif isinstance(node, (list, tuple)):
@@ -102,7 +100,7 @@ def _build(node: Any, depth: int, convert: Callable[[Any], Any], built: dict[int
 
 
 def total(tree: Any, size: Callable[[Any], int]) -> int:
-    """The sum of the leaves' sizes, of shared ones as often as they are met; each is asked once.
+    """The sum of the leaves' sizes. Shared leaves count each time, but `size` is called once.
 
     Raises:
         CheckpointError: containers hold themselves, or are nested too deep for a checkpoint.

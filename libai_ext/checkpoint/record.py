@@ -1,6 +1,6 @@
-"""``record.json``: what is needed to use the weights of a checkpoint, beside them.
+"""``record.json``: what is needed to use the weights of a checkpoint.
 
-What it says is a project's business. Here it is a JSON object with a version.
+The project defines its content. Here it is a JSON object with a version.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def dumps(record: Mapping[str, Any]) -> str:
 
 
 def loads(text: str | bytes, origin: str) -> dict[str, Any]:
-    """The record in a text.
+    """Parse a record.
 
     Args:
-        origin: where it is written, for messages.
+        origin: name of the file, for messages.
 
     Raises:
-        CheckpointError: it is no record, or one of a later version.
+        CheckpointError: it is not a record, or has a later version.
     """
     try:
         record = json.loads(text)
@@ -45,7 +45,7 @@ def loads(text: str | bytes, origin: str) -> dict[str, Any]:
 
 
 def read(folder: str) -> dict[str, Any] | None:
-    """The record in a checkpoint's folder, None where there is none.
+    """The record in a checkpoint's folder; None if there is no such file.
 
     Raises:
         CheckpointError: see :func:`loads`.
@@ -55,7 +55,7 @@ def read(folder: str) -> dict[str, Any] | None:
 
 
 def read_text(path: str, limit: int = MAX_BYTES) -> bytes:
-    """A small file of text.
+    """Read a small file.
 
     Raises:
         CheckpointError: it cannot be read, or is too large.

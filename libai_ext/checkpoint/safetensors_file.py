@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.checkpoint.files import atomic_file, map_file
+from libai_ext.checkpoint.files import map_file, writing
 from libai_ext.checkpoint.tensors import Storage, TensorInfo, contiguous
+from libai_ext.files.atomic import atomic_file
 
 LENGTH_BYTES = 8
 MAX_HEADER = 16 << 20
@@ -106,7 +107,7 @@ def save(
     Raises:
         CheckpointError: an array's type has no place in such a file, or the disk refuses.
     """
-    with atomic_file(path) as temporary:
+    with writing(path), atomic_file(path) as temporary:
         try:
             save_file(
                 {name: np.asarray(array, order="C") for name, array in tensors.items()},

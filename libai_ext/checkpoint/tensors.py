@@ -14,7 +14,7 @@ from libai_ext.checkpoint.plain import total
 BFLOAT16 = "bfloat16"
 
 # Element types as they lie in a file. NumPy has no bfloat16: its bits are read as uint16.
-NUMPY_TYPES = {
+NUMPY_TYPES: dict[str, np.dtype] = {
     "float64": np.dtype("<f8"),
     "float32": np.dtype("<f4"),
     "float16": np.dtype("<f2"),
@@ -60,7 +60,7 @@ class Storage:
     name: str
     dtype: str
     numel: int
-    fetch: Callable[[], object] | None = None
+    fetch: Callable[[], bytes | memoryview] = bytes
     _array: np.ndarray | None = field(default=None, repr=False)
 
     @property

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from functools import partial
 from typing import Any
 
 from libai_ext.checkpoint.errors import CheckpointError
@@ -88,7 +89,7 @@ def _open_zip(data: mmap.mmap) -> Any:
         entry = archive.entries.get(name)
         if entry is None or entry.size != storage.nbytes:
             raise CheckpointError(f"the archive has no {name!r:.80} of {storage.nbytes} bytes")
-        storage.fetch = lambda name=name: archive.read(name)
+        storage.fetch = partial(archive.read, name)
     return tree
 
 
@@ -125,5 +126,9 @@ def _open_legacy(data: mmap.mmap) -> Any:
         position = start + storage.nbytes
         if numel != storage.numel or position > len(data):
             raise CheckpointError(f"the file is cut short in storage {key!r:.80}")
-        storage.fetch = lambda start=start, end=position: view[start:end]
+        storage.fetch = partial(_part, view, start, position)
     return tree
+
+
+def _part(view: memoryview, start: int, end: int) -> memoryview:
+    return view[start:end]

@@ -9,7 +9,7 @@ from typing import Any
 
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.pickle_reader import PickleReader
-from libai_ext.checkpoint.plain import Placeholder
+from libai_ext.checkpoint.plain import Constructor, Placeholder
 from libai_ext.checkpoint.tensors import MAX_ELEMENTS, Storage, TensorInfo
 
 STORAGE_TYPES = {
@@ -49,7 +49,7 @@ def _size(_: PickleReader, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return size
 
 
-TORCH_CONSTRUCTORS = {
+TORCH_CONSTRUCTORS: dict[tuple[str, str], Constructor] = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.checkpoint.files import atomic_file
+from libai_ext.checkpoint.files import writing
 from libai_ext.checkpoint.pickle_writer import (
     CALL_ORDERED_DICT,
     PROTOCOL,
@@ -26,6 +26,7 @@ from libai_ext.checkpoint.pickle_writer import (
 )
 from libai_ext.checkpoint.tensors import BFLOAT16, NUMPY_TYPES
 from libai_ext.checkpoint.torch_objects import STORAGE_TYPES
+from libai_ext.files.atomic import atomic_file
 
 FOLDER = "archive"
 ALIGNMENT = 64
@@ -52,7 +53,7 @@ def save(tree: dict[str, Any], path: str | os.PathLike[str]) -> None:
         pickle = pickler.dump(tree)
     except CheckpointError as error:
         raise CheckpointError(f"{os.fspath(path)}: {error}") from None
-    with atomic_file(path) as temporary:
+    with writing(path), atomic_file(path) as temporary:
         _write(temporary, pickle, pickler.arrays)
 
 

@@ -1,4 +1,4 @@
-"""LiBai's ``Linear`` copies and moves activations where nothing asks for it.
+"""LiBai's ``Linear`` copies and moves activations without need.
 
 Symptom: ``x.to_global(grad_sbp=x.sbp)`` in ``Linear.forward`` is two copies of an activation, also
 where every rank holds the whole weight and there is nothing to say about the gradient's layout.

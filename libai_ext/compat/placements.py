@@ -1,4 +1,4 @@
-"""``flow.placement`` keeps what it makes for ever, and LiBai makes one at each use.
+"""``flow.placement`` leaks memory at each call, and LiBai calls it at each use.
 
 Symptom: memory grows by about 100 bytes for each placement made: 2 KB a step of a one-layer model
 in eager mode, 40 KB a checkpoint.

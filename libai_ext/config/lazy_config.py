@@ -1,4 +1,4 @@
-"""Lazy configs: load, share, override, dump. LiBai's LazyConfig with safe YAML and strict keys."""
+"""Lazy configs: load, share, override, dump. LiBai's LazyConfig, with safe YAML and strict keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from libai.config import instantiate as _instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from libai_ext.config import safe_yaml, values
-from libai_ext.config.names import did_you_mean, from_elsewhere
+from libai_ext.config.names import did_you_mean, from_elsewhere, question
 from libai_ext.config.targets import check_targets, parameters
 from libai_ext.errors import ConfigError, UserError
 
@@ -26,8 +26,8 @@ def load(path: str) -> DictConfig:
     """Read a ``.py`` lazy config or a ``.yaml`` dump of one.
 
     LiBai reads YAML with the unsafe loader and resolves every interpolation: both run code. Here
-    YAML is what :mod:`libai_ext.config.safe_yaml` reads, and calls what
-    :mod:`libai_ext.config.targets` allows.
+    :mod:`libai_ext.config.safe_yaml` reads YAML, and :mod:`libai_ext.config.targets` says what it
+    may call.
 
     Raises:
         ConfigError: no such file, or not a config.
@@ -52,7 +52,7 @@ def _load_python(path: str) -> DictConfig:
     except UserError:
         raise
     except SyntaxError as error:
-        inner = error.__cause__ or error
+        inner = error.__cause__ if isinstance(error.__cause__, SyntaxError) else error
         raise ConfigError(f"config file {path}, line {inner.lineno}: {inner.msg}") from error
     except Exception as error:
         lines = [
@@ -81,12 +81,11 @@ def override(
     """Apply ``key=value`` strings in place; every key must exist already.
 
     Args:
-        rules: of keys whose text is read in a way of its own, see
-            :class:`libai_ext.config.rules.Rule`.
+        rules: by key; may say how its text is read, see :class:`libai_ext.config.rules.Rule`.
 
     Raises:
-        ConfigError: not an assignment, of another type than the value there, or a key that is not
-            there (its name here, or the nearest one, is named).
+        ConfigError: not an assignment, a value of another type, or an unknown key (the message
+            suggests one).
     """
     for assignment in assignments:
         key, sign, text = assignment.partition("=")
@@ -105,7 +104,7 @@ def override(
 
 
 def _read(key: str, text: str, default: Any, rule: Any) -> Any:
-    """The value behind ``key=``."""
+    """Parse the text after ``key=``."""
     reads = getattr(rule, "reads", None)
     if reads is None and isinstance(default, str):
         reads = values.text
@@ -131,7 +130,7 @@ def _grammar(text: str) -> Any:
 
 
 def _optional(cfg: DictConfig, key: str) -> bool:
-    """Whether what the key is given to can do without it."""
+    """Whether the key is an optional argument of its ``_target_``."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     if not isinstance(node, DictConfig) or "_target_" not in node:
@@ -141,8 +140,8 @@ def _optional(cfg: DictConfig, key: str) -> bool:
 
 
 def _check_type(key: str, default, value) -> None:
-    """Refuse what is of another type than ``default``. null and what has no default go unchecked
-    here; a table of ranges judges them."""
+    """Refuse a value of another type than ``default``. null, and values without a default, are
+    checked by :mod:`libai_ext.config.rules`."""
     if isinstance(default, DictConfig):
         hint = from_elsewhere(key) or f", set them one by one: {', '.join(default)}"
         raise ConfigError(f"{key} is a group of keys{hint}")
@@ -162,13 +161,13 @@ def _check_type(key: str, default, value) -> None:
 
 
 def _written(values: ListConfig) -> str:
-    return "[" + ",".join(str(item) for item in OmegaConf.to_container(values)) + "]"
+    return "[" + ",".join(str(item) for item in OmegaConf.to_container(values) or ()) + "]"
 
 
 def keys_of(cfg, prefix: str = "") -> list[str]:
     """All dotted keys of a config, inner nodes and list positions included."""
     if isinstance(cfg, ListConfig):
-        names = range(len(cfg))
+        names: Iterable = range(len(cfg))
     elif isinstance(cfg, DictConfig):
         names = list(cfg.keys())
     else:
@@ -186,12 +185,12 @@ def _nearest(key: str, known: list[str]) -> str:
     told = from_elsewhere(key)
     best = [k for k in same_name if f"'{k}'" in told or not told]
     if best:
-        return f": did you mean '{best[0]}'?"
+        return question(best[0])
     return told or did_you_mean(key, known) or "; see --print-config"
 
 
 def dump(cfg: DictConfig) -> str:
-    """The config as plain YAML that :func:`load` reads back, references to other keys as such."""
+    """The config as plain YAML for :func:`load`; references to other keys are kept."""
     return yaml.safe_dump(_plain(cfg), sort_keys=False, default_flow_style=None, width=100)
 
 
@@ -217,11 +216,11 @@ def _referring(node, key):
 
 
 def fresh(node):
-    """A deep copy to be instantiated, so that the objects built never enter the config."""
+    """A deep copy to instantiate, so that the objects do not enter the config."""
     return copy.deepcopy(node)
 
 
 def instantiate(node):
-    """LiBai's, of what :func:`libai_ext.config.targets.check_targets` has let pass."""
+    """LiBai's ``instantiate``, after :func:`libai_ext.config.targets.check_targets`."""
     check_targets(node)
     return _instantiate(node)

@@ -1,19 +1,19 @@
-"""What a key that does not exist may have meant: its name elsewhere, else the nearest spelling."""
+"""Suggestions for unknown keys: the name of another program's key here, or the nearest spelling."""
 
 from __future__ import annotations
 
 import difflib
 from typing import Iterable, Mapping
 
-# Name elsewhere -> what it is here -> whose name it is.
+# Name in other programs -> key here -> the programs.
 _elsewhere: dict[str, dict[str, list[str]]] = {}
 
 
-def know(whose: str, names: Mapping[str, str]) -> None:
-    """Add the names of another program.
+def register_names(whose: str, names: Mapping[str, str]) -> None:
+    """Register the key names of another program.
 
     Args:
-        names: name there -> a key or an option here, or a sentence where there is neither.
+        names: name there -> a key or an option here, or a sentence if there is neither.
     """
     for dotted, here in names.items():
         for name in {dotted, dotted.rpartition(".")[2]}:
@@ -22,7 +22,7 @@ def know(whose: str, names: Mapping[str, str]) -> None:
 
 
 def from_elsewhere(name: str) -> str:
-    """The end of a message about a key or an option of another program, empty if it is none."""
+    """The end of a message about another program's key or option; empty for other names."""
     plain = name.lstrip("-").replace("-", "_")
     found = _elsewhere.get(plain) or _elsewhere.get(plain.rpartition(".")[2])
     if not found:
@@ -36,7 +36,19 @@ def from_elsewhere(name: str) -> str:
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """The end of a message about an unknown key ``prefix.name`` beside ``known`` ones."""
     told = from_elsewhere(f"{prefix}.{name}" if prefix else str(name))
-    if told:
+    close = nearest(str(name), known)
+    if told or close is None:
         return told
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f": did you mean '{f'{prefix}.{close[0]}' if prefix else close[0]}'?" if close else ""
+    return question(f"{prefix}.{close}" if prefix else close)
+
+
+def question(name: str) -> str:
+    """The end of a message about an unknown name, when ``name`` was probably meant."""
+    return f": did you mean '{name}'?"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is spelt most like ``name``; None where none is similar."""
+    # Names from files may be long, and the time grows with the square of the length.
+    close = difflib.get_close_matches(name[:120], list(known), n=1)
+    return close[0] if close else None

@@ -1,10 +1,10 @@
-"""What values config keys may have: a table of one line a key."""
+"""Allowed values of config keys: one line a key."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -16,8 +16,8 @@ from libai_ext.errors import ConfigError
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words, and a test of it; ``unset``: null will do; ``reads`` makes a
-    value of the text behind ``key=`` where Hydra's grammar does not."""
+    """A test of a value, and its description in ``words``. ``unset``: null is allowed. ``reads``
+    parses the text after ``key=`` instead of Hydra's grammar."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -40,8 +40,8 @@ def number(
     above: bool = False,
     below: bool = False,
 ) -> Rule:
-    """A finite number in [least, most], without ``least`` itself if ``above``, without ``most`` if
-    ``below``."""
+    """A finite number in [least, most]; ``above`` excludes ``least``, ``below`` excludes
+    ``most``."""
     bounds = [f"above {least:g}" if above else f"of at least {least:g}"] * (least > -math.inf)
     bounds += [f"below {most:g}" if below else f"at most {most:g}"] * (most < math.inf)
 
@@ -54,7 +54,7 @@ def number(
 
 
 def each(rule: Rule, length: int | None = None, unset: bool = False) -> Rule:
-    """A list, every item of which follows ``rule``."""
+    """A list; every item follows ``rule``."""
     size = "" if length is None else f"{length} of "
     return Rule(
         f"a list: {size}{rule.words}",
@@ -147,7 +147,7 @@ RULES: Mapping[str, Rule] = {
     "dataloader.test.num_workers": whole(0, unset=True),
 }
 _NODES = ("model", "optim", "graph", "train", "dataloader")
-# What is built from the config, in every run.
+# Nodes that every run instantiates.
 _CALLED = (
     "model",
     "optim",
@@ -159,53 +159,59 @@ _CALLED = (
 
 
 def complete(cfg: DictConfig) -> list[str]:
-    """Give the keys of ``train`` that a config lacks their defaults. The ``config.yaml`` of a run
-    has those that there were at the time.
+    """Add missing keys of ``train`` with their defaults: an older run's ``config.yaml`` lacks keys
+    that came later.
 
     Returns:
-        A sentence that names them, where there are any.
+        A sentence that names them, if there are any.
     """
-    node, filled = cfg.get("train"), []
+    node = cfg.get("train")
+    filled: list[str] = []
     if isinstance(node, DictConfig):
         _fill(node, get_config("common/train.py").train, "train", filled)
     return [f"keys that the config lacks, by default: {', '.join(filled)}"] if filled else []
 
 
 def _fill(node: DictConfig, defaults: DictConfig, prefix: str, filled: list[str]) -> None:
-    for name in defaults:
+    for name in map(str, defaults):
         inner, default = node._get_node(name), defaults._get_node(name)
         if inner is None:
             node[name] = default
             filled.append(f"{prefix}.{name}={_shown(defaults[name])}")
-        elif isinstance(inner, DictConfig) and "_target_" not in default:
+        elif (
+            isinstance(inner, DictConfig)
+            and isinstance(default, DictConfig)
+            and "_target_" not in default
+        ):
             _fill(inner, default, f"{prefix}.{name}", filled)
 
 
 def check(
     cfg: DictConfig, rules: Mapping[str, Rule] | None = None, called: Sequence[str] = ()
 ) -> None:
-    """Refuse a config with keys that nothing reads or values that nothing can use.
+    """Refuse a config with unknown keys or unusable values.
 
     Args:
-        called: keys of what a project builds beside what every run does.
-        rules: of a project's own keys, beside :data:`RULES`; keys that the config lacks are none
-            of a rule's business.
+        called: further nodes that a project instantiates.
+        rules: of a project's own keys, added to :data:`RULES`; missing keys are not checked.
 
     Raises:
-        ConfigError: says all that is wrong with the values, or names the first wrong key.
+        ConfigError: lists all wrong values, or names the first wrong key.
     """
     for name in _NODES:
         if not isinstance(cfg.get(name), DictConfig):
             raise ConfigError(f"the config has no node '{name}'")
     check_targets(cfg)
     splits = [name for name, node in cfg.dataloader.items() if node is not None]
-    for key in (*_CALLED, *called, *(f"dataloader.{name}.dataset" for name in splits)):
+    evals = _evals(cfg)
+    for key in (*_CALLED, *called, *(f"dataloader.{name}.dataset" for name in splits), *evals):
         _check_called(cfg, key)
     _check_names(cfg.train, get_config("common/train.py").train, "train")
     check_arguments(cfg)
     _check_data(cfg)
     problems = []
-    for key, rule in {**RULES, **(rules or {})}.items():
+    periods = {f"{key}.{name}": rule for key in evals for name, rule in _PERIODS.items()}
+    for key, rule in {**RULES, **periods, **(rules or {})}.items():
         value = OmegaConf.select(cfg, key, default=_ABSENT)
         if value is _ABSENT or (value is None and rule.unset):
             continue
@@ -216,6 +222,14 @@ def check(
 
 
 _ABSENT = object()
+_EVALS = "train.evaluation.evals"
+_PERIODS = {"period": whole(1, unset=True), "epoch": number(0, unset=True, above=True)}
+
+
+def _evals(cfg: DictConfig) -> list[str]:
+    """Keys of the evaluators that are not switched off by null."""
+    evals = OmegaConf.select(cfg, _EVALS) or {}
+    return [f"{_EVALS}.{name}" for name, node in evals.items() if node is not None]
 
 
 def _check_called(cfg: DictConfig, key: str) -> None:
@@ -227,7 +241,7 @@ def _check_called(cfg: DictConfig, key: str) -> None:
 
 
 def _check_data(cfg: DictConfig) -> None:
-    """The keys of ``data`` are there to be referred to by other nodes."""
+    """Refuse keys of ``data`` that no other node refers to."""
     used = set(re.findall(r"\$\{data\.(\w+)\}", " ".join(_references(cfg)))) | {"train", "test"}
     for name in cfg.get("data") or ():
         if name not in used:
@@ -236,23 +250,30 @@ def _check_data(cfg: DictConfig) -> None:
 
 def _references(node) -> Iterator[str]:
     if isinstance(node, (DictConfig, ListConfig)) and not node._is_interpolation():
-        for name in node if isinstance(node, DictConfig) else range(len(node)):
+        names: Iterable = node if isinstance(node, DictConfig) else range(len(node))
+        for name in names:
             yield from _references(node._get_node(name))
     elif node is not None and node._is_interpolation():
         yield node._value()
 
 
 def _check_names(node: DictConfig, known: DictConfig, prefix: str) -> None:
-    """Recursively; a node with a ``_target_`` has its own parameters to be compared with."""
-    for name in node:
+    """Recursively, except nodes with a ``_target_``: see :func:`check_arguments`."""
+    for name in map(str, node):
         if name not in known:
             raise ConfigError(
                 f"unknown config key '{prefix}.{name}'{did_you_mean(name, known, prefix)}"
             )
         inner, model = node._get_node(name), known._get_node(name)
-        if isinstance(model, DictConfig) and "_target_" not in model:
+        if (
+            f"{prefix}.{name}" != _EVALS
+            and isinstance(model, DictConfig)
+            and "_target_" not in model
+        ):
             if not isinstance(inner, DictConfig):
-                raise ConfigError(f"{prefix}.{name} is a group of keys: {', '.join(model)}")
+                raise ConfigError(
+                    f"{prefix}.{name} is a group of keys: {', '.join(map(str, model))}"
+                )
             _check_names(inner, model, f"{prefix}.{name}")
 
 

@@ -1,7 +1,7 @@
 """Configs as YAML: mappings, lists, plain values and references to other keys, nothing else.
 
-A file may come from a stranger. It is judged before any of it is resolved: no tags, no anchors, no
-interpolation but ``${key}``, and no more of it than a config needs.
+A file may be hostile. It is checked before anything is resolved: no tags, no anchors, only
+``${key}`` as interpolation, and a limited size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from libai_ext.errors import ConfigError
 MAX_BYTES = 2**18
 MAX_DEPTH = 20
 MAX_TEXT = 4096
-# Values and characters after every reference is replaced by what it names.
+# Values and characters after every reference is replaced by its value.
 MAX_RESOLVED = 2**16
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
 # Not the surrogates that stand for bytes of file names that are no UTF-8.
@@ -25,7 +25,7 @@ _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
 
 
 def read(path: str) -> dict[str, Any]:
-    """The mapping that a file holds, references as text.
+    """Read the mapping in a file; references stay text.
 
     Raises:
         ConfigError: it cannot be read or holds something else; names the file and the key.
@@ -40,8 +40,8 @@ def read(path: str) -> dict[str, Any]:
 
 
 def check_texts(value: Any, key: str) -> None:
-    """Refuse a value, or one inside it, with an interpolation other than ``${key}``, with a control
-    character, or ``???``, which stands for none.
+    """Refuse interpolations other than ``${key}``, control characters, and ``???`` (OmegaConf's
+    mark of a missing value), also inside of a value.
 
     Raises:
         ConfigError: names the key.
@@ -75,7 +75,7 @@ def _text(path: str) -> str:
 def _parse(text: str) -> dict[str, Any]:
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        where = f"line {event.start_mark.line + 1}"
+        where = f"line {event.start_mark.line + 1}"  # type: ignore[union-attr]  # of a parsed text
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -84,8 +84,9 @@ def _parse(text: str) -> dict[str, Any]:
             raise ConfigError(f"{where}: more than {MAX_DEPTH} levels deep: this is no config")
         if isinstance(event, yaml.NodeEvent) and event.anchor is not None:
             raise ConfigError(f"{where}: anchors and aliases are not read; write ${{key}} instead")
-        if getattr(event, "tag", None) is not None:
-            raise ConfigError(f"{where}: tags such as {event.tag} are not plain YAML")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise ConfigError(f"{where}: tags such as {tag} are not plain YAML")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_TEXT:
             raise ConfigError(f"{where}: a value of more than {MAX_TEXT} characters")
     content = yaml.load(text, Loader=_Loader)
@@ -95,7 +96,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Without dates and merged keys, which are texts to a config; a key comes once."""
+    """Reads dates and merge keys as text, and refuses duplicate keys."""
 
     yaml_implicit_resolvers = {
         first: [pair for pair in pairs if not pair[0].endswith((":timestamp", ":merge", ":value"))]
@@ -123,7 +124,7 @@ def _check(content: dict[str, Any]) -> None:
 
 
 class _Expansion:
-    """A walk over a config as it is when each reference is replaced by what it names."""
+    """Walks a config as if each reference were replaced by its value."""
 
     def __init__(self, content: dict[str, Any]):
         self.content = content

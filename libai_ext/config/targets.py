@@ -1,4 +1,4 @@
-"""What a config may call: every ``_target_`` and the keys beside it, checked before any call."""
+"""What a config may call: checks every ``_target_`` and its arguments before any call."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import re
-from typing import Any, Iterator
+from typing import Any, Iterable, Iterator
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -14,21 +14,19 @@ from omegaconf.errors import OmegaConfBaseException
 from libai_ext.config.names import did_you_mean
 from libai_ext.errors import ConfigError
 
-# Where the classes and functions live that a config given as text may name: what recipes need.
+# Modules of the classes and functions that a text config may name: those of the recipes.
 _RECIPES = re.compile(
     r"oneflow\.nn\.optimizer\.adamw"
     r"|libai_ext\.data\.(auto_augment|dataset|mixup|random_erasing|sources|transforms)"
     r"|libai_ext\.(engine\.graph|layers\.drop_path|optim\.(lars|param_groups|schedule))"
-    r"|projects\.\w+\.(tasks|modeling\.(archs|masking))"
+    r"|projects\.\w+\.(tasks|modeling\.(archs|masking)|evaluation\.evaluators)"
 )
-# Packages of the user's own.
+# The user's packages.
 _added: list[str] = []
 
 
 def allow(package: str) -> None:
-    """Let configs given as text call what ``package`` defines, too.
-
-    For a person to ask for, on the command line: no file may.
+    """Allow text configs to call what ``package`` defines. Only the command line may ask for it.
 
     Raises:
         ConfigError: there is no such package.
@@ -49,8 +47,8 @@ def _allowed(module: str) -> bool:
 
 
 def calls(node, key: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Every node with a ``_target_`` and its dotted key, references followed, as ``instantiate``
-    does."""
+    """Every node with a ``_target_``, and its dotted key. References are followed, as in
+    ``instantiate``."""
     for place, value in _nodes(node, key):
         if isinstance(value, DictConfig) and "_target_" in value:
             yield place, value
@@ -59,7 +57,7 @@ def calls(node, key: str = "") -> Iterator[tuple[str, DictConfig]]:
 def _nodes(node, key: str) -> Iterator[tuple[str, Any]]:
     yield key, node
     if isinstance(node, DictConfig):
-        names = list(node)
+        names: Iterable = list(node)
     elif isinstance(node, ListConfig):
         names = range(len(node))
     else:
@@ -69,11 +67,11 @@ def _nodes(node, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def check_targets(cfg: DictConfig | ListConfig) -> None:
-    """Refuse targets, given as text, that a config has no business to call, and texts that would
-    be interpolations if they were read again.
+    """Refuse targets that a text config may not call, and texts that would be interpolations when
+    resolved again.
 
     Raises:
-        ConfigError: not in an allowed module, not defined there, or not there at all.
+        ConfigError: the target is missing, or not defined in an allowed module.
     """
     try:
         nodes = list(_nodes(cfg, cfg._get_full_key(None) if OmegaConf.is_config(cfg) else ""))
@@ -103,7 +101,7 @@ def check_arguments(cfg: DictConfig) -> None:
         known = parameters(node, key)
         if any(p.kind is p.VAR_KEYWORD for p in known.values()):
             continue
-        for name in node:
+        for name in map(str, node):
             if name != "_target_" and name not in known:
                 raise ConfigError(
                     f"unknown config key '{key}.{name}'{did_you_mean(name, known, key)} "
@@ -112,8 +110,8 @@ def check_arguments(cfg: DictConfig) -> None:
 
 
 def parameters(node: DictConfig, key: str) -> dict[str, inspect.Parameter]:
-    """What the target of ``node`` takes; one that passes keywords on takes those of the class that
-    it is annotated to return."""
+    """The parameters of a node's target. One with ``**keywords`` also has those of the class in its
+    return annotation."""
     found = _found(node, key)
     signature = inspect.signature(found)
     known = dict(signature.parameters)
@@ -144,7 +142,7 @@ def _locate(path: str, key: str) -> Any:
         found = None
     if found is None:
         raise ConfigError(f"{key} '{path}' does not exist")
-    # Modules import others: what is reached through one must be defined in an allowed one, too.
+    # An allowed module may import others: the object must be defined in an allowed module, too.
     defined = getattr(found, "__module__", None) or ""
     if not (inspect.isclass(found) or inspect.isfunction(found)) or not _allowed(defined):
         raise refused

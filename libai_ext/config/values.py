@@ -1,11 +1,12 @@
-"""How the text behind ``key=`` is read where the key holds a text or a list of texts.
+"""Parse the text after ``key=`` for keys that hold a text or a list of texts.
 
-Other values follow Hydra's grammar of overrides, in which a path is seldom a text.
+Other values follow Hydra's grammar of overrides, which cannot read most paths.
 """
 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from libai_ext.errors import ConfigError
 
@@ -13,8 +14,8 @@ _OPENING, _CLOSING = "{[(", ")]}"
 
 
 def text(value: str) -> str | list[str] | None:
-    """The text as it stands: quotes around it are taken off, ``~/`` is the home folder, ``null`` is
-    None. What stands in brackets is a list and no text, unless it is quoted.
+    """The text without its quotes; ``~/`` is the home folder, ``null`` is None, and brackets
+    without quotes make a list.
     """
     if value == "null":
         return None
@@ -26,7 +27,7 @@ def text(value: str) -> str | list[str] | None:
 
 
 def texts(value: str) -> list[str] | None:
-    """``[a,b]``, or ``a`` alone; a comma within quotes or braces parts nothing.
+    """``[a,b]`` or ``a``; a comma within quotes or braces does not separate.
 
     Raises:
         ConfigError: several texts without brackets.
@@ -40,7 +41,7 @@ def texts(value: str) -> list[str] | None:
     return [_item(item) for item in items]
 
 
-def _item(value: str) -> str:
+def _item(value: str) -> Any:
     one = value.strip()
     return one if one == "null" else text(one)
 

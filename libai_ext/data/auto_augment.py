@@ -17,7 +17,7 @@ MAX_LEVEL = 10.0
 
 
 class Paint(NamedTuple):
-    """How the geometric operations sample pixels, and the colour of those from outside."""
+    """How geometric operations resample, and the colour of pixels from outside the image."""
 
     resample: int
     fillcolor: Any  # a number for one channel, a tuple for more
@@ -29,7 +29,7 @@ class Paint(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """One operation: what a level in [0, 10] and a sign mean to it, and what it does with that."""
+    """``argument`` translates a level in [0, 10] and a sign; ``apply`` takes the result."""
 
     name: str
     argument: Callable[[float, int], Any]
@@ -60,7 +60,7 @@ def _factor(level, sign):
     return level / MAX_LEVEL * 1.8 + 0.1
 
 
-# "Increasing": a higher level is further from the image as it is, whatever the operation.
+# "Increasing": a higher level changes the image more, for every operation.
 
 
 def _bits_kept_increasing(level, sign):
@@ -139,14 +139,14 @@ def operations(increasing: bool = True) -> list[Operation]:
 
 
 class RandAugment:
-    """``num_ops`` operations drawn with replacement, each applied with a probability.
+    """``num_ops`` operations, drawn with replacement and each applied with a probability.
 
     Args:
-        mean: of the data, per channel, in [0, 1]: the colour of what comes from outside.
+        mean: of the data, per channel, in [0, 1]: the colour of pixels from outside the image.
         magnitude: level of the operations, 0 to 10.
-        magnitude_std: each use of an operation has its own level, normal around ``magnitude``.
+        magnitude_std: each use of an operation draws its level from N(magnitude, magnitude_std).
         increasing: the variants whose strength grows with the level (timm's ``inc1``).
-        probability: of each drawn operation to be applied at all.
+        probability: of applying each drawn operation.
     """
 
     def __init__(

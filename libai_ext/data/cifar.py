@@ -18,7 +18,7 @@ from libai_ext.data.fingerprint import of_labels
 from libai_ext.errors import DataError
 
 _BYTES_PER_IMAGE = 3 * 32 * 32
-# The largest batch, the training data of CIFAR-100, takes half of them.
+# The largest batch, CIFAR-100's training data, takes half as many.
 _MAX_STEPS = 500_000
 # Arguments of numpy.dtype for it, as Python 2 and 3 write them.
 _UINT8 = (("u1", 0, 1), (b"u1", 0, 1))
@@ -35,7 +35,7 @@ class Cifar:
         mode: Pillow mode of the images, as of :class:`Decoder`.
 
     Raises:
-        DataError: files are missing or are no CIFAR batches; unknown split.
+        DataError: files are missing or are not CIFAR batches; unknown split.
     """
 
     archive: Archive
@@ -55,7 +55,7 @@ class Cifar:
         self.pixels, self.labels = self._load()
 
     def __reduce__(self):
-        # Another process reads the files again rather than being sent 150 MB.
+        # Another process reads the files again; sending would be 150 MB.
         return type(self), (self.root, self.split, False, self.mode)
 
     def identity(self) -> Iterator[bytes]:
@@ -125,7 +125,7 @@ def _read(path: Path, **entries: Callable[[Any], Any]) -> dict[str, Any]:
     """The named entries of a pickled dictionary, each as its function makes it.
 
     Raises:
-        DataError: no such pickle, or one that takes more work than a batch of CIFAR.
+        DataError: not such a pickle, or one that takes more work than a batch of CIFAR.
     """
     try:
         data = map_file(path)

@@ -1,4 +1,4 @@
-"""Class numbers: those of the training data, kept with the weights, for every other data set."""
+"""Class numbers: each data set uses those of the training data, which checkpoints keep."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 from libai.utils import distributed as dist
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
-from libai_ext.checkpoint import record
-from libai_ext.checkpoint.checkpointer import POINTER
+from libai_ext.checkpoint import pointer, record
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.data.tolerant import Tolerant
+from libai_ext.data.skip_unreadable import SkipUnreadable
 from libai_ext.data.walk import some
 from libai_ext.errors import DataError
 from libai_ext.files.regular import read_regular
@@ -20,21 +19,21 @@ from libai_ext.files.regular import read_regular
 MAX_NAMES = 64 << 20  # bytes of a list of classes
 
 
-def follow(source: Tolerant, classes: Sequence[str], key: str) -> None:
-    """Number the classes of a source by their places in ``classes``. It may lack some.
+def use_class_numbers(source: SkipUnreadable, classes: Sequence[str], key: str) -> None:
+    """Use the positions in ``classes`` as the class numbers of a source, which may lack classes.
 
     Args:
         key: of the data, for the messages.
 
     Raises:
-        DataError: there are samples of no class, or of one that is not in ``classes``.
+        DataError: a sample has no class, or one that is not in ``classes``.
     """
-    nameless = np.flatnonzero(nameless_samples(source))
-    if len(nameless):
+    unlabelled = np.flatnonzero(unlabelled_samples(source))
+    if len(unlabelled):
         raise DataError(
-            f"{key}: {len(nameless):,} of {len(source):,} samples have no class, as "
-            f"{source.name(int(nameless[0]))}. A class is a sub-folder (root/class/image), a .cls "
-            "member of a tar shard, or a line of the list in labels:FILE:FOLDER"
+            f"{key}: {len(unlabelled):,} of {len(source):,} samples have no class, such "
+            f"as {source.name(int(unlabelled[0]))}. A class is a sub-folder (root/class/image), a "
+            ".cls member of a tar shard, or a line of the list in labels:FILE:FOLDER"
         )
     try:
         source.use_classes(classes)
@@ -42,41 +41,42 @@ def follow(source: Tolerant, classes: Sequence[str], key: str) -> None:
         raise DataError(f"{key} has classes that the model was not trained on: {error}") from None
 
 
-def nameless_samples(source) -> np.ndarray:
+def unlabelled_samples(source) -> np.ndarray:
     """bool [N]: the samples without a class."""
     return np.array([not name for name in source.classes])[source.labels]
 
 
-def without_samples(source) -> str:
-    """A half sentence that names the classes without samples; nothing where there are none."""
+def describe_empty_classes(source) -> str:
+    """The end of a message: the classes without samples, or nothing."""
     absent = np.setdiff1d(np.arange(len(source.classes)), source.labels)
     return f"; without an image: {some([source.classes[i] for i in absent])}" if len(absent) else ""
 
 
-def saved(path: str) -> list[str] | None:
-    """The classes that a checkpoint or a run's last one names, None where it names none; asked by
-    all ranks together, as only rank 0 needs to see the folder."""
+def saved_classes(path: str) -> list[str] | None:
+    """The class names in a checkpoint, or in the last checkpoint of a run; None if it has none. All
+    ranks call it; only rank 0 reads the folder."""
     return _broadcast_py_object(_read(Path(path)) if dist.is_main_process() else None)
 
 
 def _read(path: Path) -> list[str] | None:
     try:
-        path = path / record.read_text(str(path / POINTER)).decode().strip()
-    except ValueError:  # no run, but a checkpoint or nothing of the kind
+        path = pointer.read(path)
+    except CheckpointError:  # not a run
         pass
     try:
         names = (record.read(str(path)) or {}).get("classes")
-    except CheckpointError:  # whoever loads the weights says so
+    except CheckpointError:  # loading the weights reports it
         return None
-    is_list = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return names if is_list and any(names) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return names if any(names) else None
 
 
 def read_names(file: str) -> list[str]:
-    """The lines of a file: class names in the order of their numbers.
+    """Read class names from a file, one a line, in the order of their numbers.
 
     Raises:
-        DataError: it cannot be read, is empty, or names a class twice.
+        DataError: the file cannot be read, is empty, or names a class twice.
     """
     try:
         names = read_regular(file, MAX_NAMES).decode("utf-8-sig").splitlines()
@@ -87,5 +87,5 @@ def read_names(file: str) -> list[str]:
     if not names:
         raise DataError(f"task.classes {file} names no class")
     if len(set(names)) < len(names):
-        raise DataError(f"task.classes {file} names a class twice; expected is a name a line")
+        raise DataError(f"task.classes {file} names a class twice; expected: one name a line")
     return names

@@ -1,4 +1,4 @@
-"""Several sources read as one."""
+"""Several sources as one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from PIL import Image
 
 
 class Concat:
-    """The samples of each part in turn.
+    """The samples of the parts, one part after the other.
 
-    Classes are matched by name: the list of the part that has all of them, else the sorted union
-    of their names, as :class:`ImageFolder` has it for several roots.
+    Classes are matched by name. Their order is that of the part that has all of them, else
+    alphabetical, as in :class:`ImageFolder` with several roots.
     """
 
     def __init__(self, parts: Sequence):

@@ -15,13 +15,13 @@ _TRANSFORM_STREAM, _FIELD_STREAM = 0, 1
 
 
 class KeyedDataset:
-    """Decode, transform and annotate one visit of one sample, in a worker process.
+    """Decode, transform and annotate a sample, in a worker process.
 
     Args:
         source: indexable, gives (Pillow image, class number).
         transform: (image, generator) -> float32 [C, H, W].
         fields: further model inputs of a sample; each has a ``name`` and is called with a
-            generator. Their stream is their own: another augmentation leaves them as they are.
+            generator of their own: they do not change with the augmentation.
         labels: give the class number as ``labels`` too.
         mixer: mixes the samples of a micro-batch, see :class:`libai_ext.data.mixup.Mixer`.
         seed: of the run.
@@ -38,7 +38,7 @@ class KeyedDataset:
     ):
         self.source = source
         self.transform = transform
-        self.fields = list(fields)
+        self.fields: list = list(fields)
         self.labels = labels
         self.mixer = mixer
         self.seed = seed

@@ -1,26 +1,26 @@
-"""From the bytes of an image file to a Pillow image: one rule for each kind of odd file.
+"""Decode image files with Pillow: one rule for each kind of odd file.
 
 | file | rule |
 |---|---|
-| empty, truncated, corrupt, none of :data:`FORMATS` | :class:`BadImage` |
+| empty, truncated, corrupt, not of :data:`FORMATS` | :class:`BadImage` |
 | more than ``max_pixels`` pixels (decompression bomb) | :class:`BadImage`, nothing is decoded |
-| a side of more than 65,535 pixels | the same: Pillow has no memory for some, however large it is |
-| a JPEG of more scans or more work than any program writes | the same |
-| pixels of 32 bits, signed or floating-point (their range is anybody's guess) | :class:`BadImage` |
+| a side of more than 65,535 pixels | the same: Pillow may fail on it on some machines |
+| a JPEG of more scans or more work than programs write | the same |
+| pixels of 32 bits, signed or floating-point (of unknown range) | :class:`BadImage` |
 | grey of 9 to 16 bits | its highest 8 bits; Pillow alone would clip at 255 |
 | colours of 16 bits | their highest 8 bits, by Pillow |
-| either where that leaves 16 levels at most (12 bits in a file of 16) | :class:`BadImage` |
+| either, if that leaves at most 16 levels (12 bits in a file of 16) | :class:`BadImage` |
 | palette, CMYK, bilevel, alpha | converted by Pillow; alpha is dropped, as in torchvision |
 | animated, several pages | the first frame |
 | rotated or mirrored by an EXIF tag | transposed upright; an unreadable tag counts as none |
 | 1 x 1 | as it is; the transform scales it up |
 
-Who gets a :class:`BadImage` may skip it (:mod:`libai_ext.data.tolerant`). A file that cannot be
-*read* (missing, no permission, a failing disk) is no bad image: skipping it would make the samples
-depend on the machine.
+:mod:`libai_ext.data.skip_unreadable` replaces bad images. A file that cannot be *opened* (missing,
+no permission, a failing disk) is not a bad image: skipping it would make the samples depend on the
+machine.
 
-``as_torchvision`` decodes as torchvision's loader does, for the official code's very pixels: the
-image stays as rotated as it is stored, and values beyond 8 bits are clipped at 255.
+``as_torchvision`` gives the pixels of torchvision's loader and the official code: the image is not
+rotated, and values of more than 8 bits are clipped at 255.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from PIL import Image, UnidentifiedImageError
 from libai_ext.errors import DataError
 
 MODES = ("RGB", "L")
-# By their content, whatever the file is called. Pillow knows more: for EPS it starts Ghostscript.
+# Recognised by content, not by name. Pillow knows more, and starts Ghostscript for EPS.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF", "JPEG2000", "TGA", "PSD")
 
-# Of a file. The largest image that is read takes less without any compression.
+# Of a file. The largest allowed image takes less, even uncompressed.
 MAX_BYTES = 1 << 30
 
 MAX_SIDE = 65_535
-# Of a JPEG: each goes over all pixels again. Programs write 10, or 20 to save bytes.
+# Of a JPEG: each scan processes all pixels. Programs write 10 or 20.
 MAX_SCANS = 100
-# Scans x pixels: what the largest image takes in 10 scans.
+# Scans x pixels: the largest image in 10 scans.
 MAX_SCANNED = 1_800_000_000
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _UNSIGNED = 0, 1
-# Of 256 levels; darker ones are values of fewer bits in a file of more.
+# Of 256 levels. Darker images hold values of fewer bits than their file says.
 _BRIGHTEST_AT_LEAST = 16
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,7 +66,7 @@ _UPRIGHT = {
 
 
 class BadImage(DataError):
-    """A sample's bytes are no image that can be used; the same on every machine."""
+    """A sample's bytes are not a usable image, on any machine."""
 
     def __init__(self, name: str, why: str):
         super().__init__(f"cannot read image {name}: {why}")
@@ -78,10 +78,9 @@ class Decoder:
 
     Args:
         mode: Pillow mode of the result, ``"RGB"`` or ``"L"``.
-        max_pixels: larger images are bad ones; None: Pillow's own limit, 179 million.
-        draft_size: (height, width) below which the consumer does not need an image. JPEG files of
-            at least twice that are decoded at 1/2, 1/4 or 1/8, never below it: faster, and
-            slightly other pixels.
+        max_pixels: larger images are bad; None: Pillow's limit, 179 million.
+        draft_size: smallest (height, width) that is needed. Larger JPEG files are decoded at 1/2,
+            1/4 or 1/8, not below this size: faster, with slightly different pixels.
         as_torchvision: see the head of this module.
     """
 
@@ -102,9 +101,8 @@ class Decoder:
         """
         if not data:
             raise BadImage(name, "the file is empty")
-        # Pillow's plug-ins raise whatever a corrupt file leads them to: KeyError, struct.error,
-        # zlib.error and more. The bytes are in memory, so nothing here is the machine's fault but
-        # MemoryError.
+        # For corrupt files, Pillow's plug-ins raise KeyError, struct.error, zlib.error and more.
+        # The bytes are in memory, so that only MemoryError can be the machine's fault.
         try:
             with _pixel_limit(self.max_pixels):
                 with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -113,9 +111,9 @@ class Decoder:
         except MemoryError:
             raise
         except UnidentifiedImageError as error:
-            raise BadImage(name, "it is of no known image format") from error
+            raise BadImage(name, "unknown image format") from error
         except Exception as error:
-            # Pillow tells of objects in memory, by their address.
+            # Pillow's messages contain addresses of objects.
             why = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", str(error))
             raise BadImage(name, why or type(error).__name__) from error
 
@@ -126,7 +124,8 @@ class Decoder:
             if _orientation(image) >= 5:
                 height, width = width, height
             image.draft(self.mode, (width, height))
-        deep_colours = ";16" in str(image.tile) and not image.mode.startswith("I")
+        tiles = str(image.tile)  # type: ignore[attr-defined]  # those of a file have it
+        deep_colours = ";16" in tiles and not image.mode.startswith("I")
         image.load()
         if self.as_torchvision:
             return image
@@ -149,7 +148,7 @@ class Decoder:
 def _check_cost(image: Image.Image, data: bytes) -> None:
     """
     Raises:
-        ValueError: decoding takes more memory or time than an image is worth.
+        ValueError: decoding takes too much memory or time.
     """
     if max(image.size) > MAX_SIDE:
         raise ValueError(f"{image.width} x {image.height} pixels: a side of more than {MAX_SIDE}")
@@ -163,7 +162,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     """The highest 8 bits of a grey image that has more.
 
     Raises:
-        ValueError: they say too little, or the range of its values is not known.
+        ValueError: the image would be black, or the range of its values is unknown.
     """
     tags = getattr(image, "tag_v2", {})
     (bits,), (kind,) = tags.get(_TIFF_BITS, (16,)), tags.get(_TIFF_SAMPLE_FORMAT, (_UNSIGNED,))
@@ -189,13 +188,13 @@ def _check_brightness(brightest: int) -> None:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # a broken tag is no reason to lose good pixels
+    except Exception:  # with a broken tag, the pixels may still be good
         return 1
 
 
 @contextlib.contextmanager
 def _pixel_limit(pixels: int | None) -> Iterator[None]:
-    """Pillow refuses, in every plug-in, what is more than twice its global limit."""
+    """Set Pillow's global limit: it refuses images of more than twice as many pixels."""
     if pixels is None:
         yield
         return

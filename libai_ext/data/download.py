@@ -1,9 +1,7 @@
-"""Fetch an archive once per machine, check it, unpack what is needed of it."""
+"""Download an archive once per machine, verify it, and unpack the files that are needed."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import http.client
 import logging
@@ -16,9 +14,11 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Sequence
 
 from libai_ext.errors import DataError
+from libai_ext.files.atomic import atomic_folder
+from libai_ext.files.lock import exclusive
 
 logger = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ class Archive:
 def provide(archive: Archive, root: str, download: bool) -> Path:
     """The folder ``root/<archive.folder>`` with all files of the archive.
 
-    One process downloads and unpacks while the others of this machine wait. The folder appears
-    at once and complete, so that nothing is half done however the process ends.
+    One process downloads and unpacks, the others of this machine wait. The folder appears when
+    it is complete.
 
     Raises:
-        DataError: the files are not there and ``download`` is not set, or could not be fetched.
+        DataError: the files are missing and ``download`` is not set, or the download failed.
     """
     folder = Path(root, archive.folder)
     if _complete(folder, archive):
@@ -76,19 +76,11 @@ def _complete(folder: Path, archive: Archive) -> bool:
     return all((folder / name).is_file() for name in archive.files)
 
 
-@contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """One process at a time; the lock ends with its process, so none is ever left over."""
-    with open(path, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def fetch(url: str, path: Path, md5: str) -> None:
-    """Download to ``path``, which appears when the checksum is right.
+    """Download to ``path``, which appears when the checksum is verified.
 
-    What was received lies in ``path.part``: a later attempt asks for the rest, and starts again
-    where the server does not give parts.
+    Received bytes are in ``path.part``. A later attempt requests the rest, or starts over if the
+    server does not send ranges.
 
     Raises:
         DataError: the server cannot be reached, or sends other bytes (which are removed).
@@ -113,10 +105,10 @@ def fetch(url: str, path: Path, md5: str) -> None:
 
 
 def _receive_persistently(url: str, part: Path) -> None:
-    """``_receive``, again and again while the connection breaks.
+    """``_receive``, repeated while the connection breaks.
 
     Raises:
-        DataError: it breaks each time, or the server refuses.
+        DataError: it breaks each time, or the server returns an error.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -142,7 +134,7 @@ def _receive(url: str, part: Path) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: nothing follows what we have; the checksum will tell
+        if error.code != 416:  # 416: nothing is missing; the checksum decides
             raise
         return
     with response:
@@ -172,29 +164,24 @@ def _md5(path: Path) -> str:
 
 
 def _unpack(path: Path, folder: Path, archive: Archive) -> None:
-    """Exactly the files that are needed, into a folder that then takes its name.
+    """Unpack the needed files, and nothing else, into a new folder.
 
     Raises:
         DataError: the archive is damaged or lacks one.
     """
     wanted = {f"{archive.folder}/{name}": name for name in archive.files}
-    temporary = tempfile.mkdtemp(prefix=f".{archive.folder}.", dir=folder.parent)
     try:
-        with tarfile.open(path, "r:gz") as tar:
+        with atomic_folder(folder) as temporary, tarfile.open(path, "r:gz") as tar:
             for member in tar:
                 name = wanted.get(os.path.normpath(member.name))
-                if name is not None and member.isreg():
-                    with tar.extractfile(member) as source, open(
-                        os.path.join(temporary, name), "wb"
-                    ) as target:
+                content = tar.extractfile(member) if name is not None and member.isreg() else None
+                if name is not None and content is not None:
+                    with content as source, open(os.path.join(temporary, name), "wb") as target:
                         shutil.copyfileobj(source, target, _CHUNK)
-        if not _complete(Path(temporary), archive):
-            raise DataError(f"{path} lacks some of {', '.join(wanted)}")
-        os.chmod(temporary, 0o755)
-        if folder.exists():  # an incomplete one from elsewhere
-            os.replace(folder, tempfile.mkdtemp(prefix=f"{archive.folder}.old.", dir=folder.parent))
-        os.replace(temporary, folder)
+            if not _complete(Path(temporary), archive):
+                raise DataError(f"{path} lacks some of {', '.join(wanted)}")
+            if folder.exists():  # an incomplete one from elsewhere
+                aside = tempfile.mkdtemp(prefix=f"{archive.folder}.old.", dir=folder.parent)
+                os.replace(folder, aside)
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{path} cannot be unpacked: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Whether training data is what it was, from names and sizes: no image is read for it."""
+"""A fingerprint of the training data, from names and sizes; no image is read."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, Iterator, Sequence
 
 import numpy as np
 
-# Files of a folder whose sizes count: on a network drive, asking for all takes minutes.
+# How many files' sizes count: on a network drive, all of them take minutes.
 _ASKED = 200
 
 
 def fingerprint(source: Any) -> str | None:
-    """Twelve hexadecimal digits for the samples of a source in their order: their classes, and
-    what its ``identity()`` gives; None for a source without any. Where they lie does not count."""
+    """Twelve hexadecimal digits of ``source.identity()``; None if the source has no such method.
+    The folder of the samples does not count."""
     if not hasattr(source, "identity"):
         return None
     digest = hashlib.sha256()
@@ -31,7 +31,7 @@ def of_labels(source: Any) -> Iterator[bytes]:
 
 
 def of_files(paths: Sequence[str]) -> Iterator[bytes]:
-    """Names of files without their folders, and sizes of some, evenly spread."""
+    """Names of all files without their folders, and sizes of some."""
     names = "\0".join(os.path.basename(path) for path in paths)
     yield names.encode("utf-8", "surrogateescape")
     for place in np.linspace(0, len(paths) - 1, min(_ASKED, len(paths))).astype(int):
@@ -41,5 +41,5 @@ def of_files(paths: Sequence[str]) -> Iterator[bytes]:
 def _size(path: str) -> bytes:
     try:
         return b"%d" % os.stat(path).st_size
-    except OSError:  # whoever reads the file says so
+    except OSError:  # reading the file reports it
         return b"?"

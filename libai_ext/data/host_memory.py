@@ -1,4 +1,4 @@
-"""Batches in the memory from which a GPU is fed."""
+"""Batches in pinned memory, which GPUs copy from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from libai_ext.placement import device_type
 
 
 def host_tensor(array: np.ndarray) -> flow.Tensor:
-    """Tensor on the host: of the array's own memory, or where there is a GPU a copy of it in
-    pinned memory. CUDA copies from other memory through a buffer of its own, and waits.
+    """A tensor on the host. With a GPU it is a copy in pinned memory, else it shares the array's
+    memory. CUDA copies from other memory through a buffer of its own, and waits.
 
-    OneFlow may give out pinned memory from which a copy to the GPU is still on its way; but it has
-    the stream of that memory wait for the copy, and ``numpy()`` waits for that stream.
+    OneFlow may reuse pinned memory before a copy to the GPU is complete. It makes the stream of
+    that memory wait for the copy, and ``numpy()`` waits for that stream.
     """
     if shares_memory():
         return flow.from_numpy(array)
@@ -25,5 +25,5 @@ def host_tensor(array: np.ndarray) -> flow.Tensor:
 
 
 def shares_memory() -> bool:
-    """Whether tensors hold on to the arrays that they are made of."""
+    """Whether tensors share the memory of their arrays."""
     return device_type() == "cpu"

@@ -11,14 +11,14 @@ from PIL import Image
 
 from libai_ext.data.decode import MAX_BYTES, Decoder
 from libai_ext.data.fingerprint import of_files, of_labels
-from libai_ext.data.patience import away, patiently
+from libai_ext.data.retry import is_unavailable, read_with_retry
 from libai_ext.data.walk import EXTENSIONS, Walk, some, warn_once
 from libai_ext.errors import DataError
 from libai_ext.files.regular import read_regular
 
 
 class ImageFiles:
-    """The base of what reads an image from a file of its own.
+    """Base class: each sample is an image file.
 
     Args:
         samples: (path, class number) of each.
@@ -49,13 +49,13 @@ class ImageFiles:
         """The decoded image and its class number.
 
         Raises:
-            BadImage: the file is no readable image.
-            DataError: the file itself cannot be read.
-            DataUnavailable: nor can what is around it, for a while.
+            BadImage: the file is not a readable image.
+            DataError: the file cannot be opened.
+            DataUnavailable: the disk or server did not come back.
         """
         path, label = self.samples[index]
         try:
-            data = patiently(lambda: read_regular(path, MAX_BYTES), path, away)
+            data = read_with_retry(lambda: read_regular(path, MAX_BYTES), path, is_unavailable)
         except OSError as error:
             raise DataError(f"cannot open {path}: {error.strerror}") from error
         return self.decode(data, path), label
@@ -71,20 +71,20 @@ class ImageFiles:
 
 
 class ImageFolder(ImageFiles):
-    """``root/class/**/image``; a root without classes holds images right in it (pre-training).
+    """``root/class/**/image``, or ``root/image`` without classes (pre-training).
 
-    What counts as an image and what is passed over: :mod:`libai_ext.data.walk`. Classes are the
-    sorted sub-folder names over all roots, samples are sorted by root, class and path: the same
-    folder gives the same index on every machine. A sub-folder without images is a class without
-    samples, unless the root itself has images: then it is passed over.
+    :mod:`libai_ext.data.walk` says which files are images. Classes are the sorted names of the
+    sub-folders of all roots. Samples are sorted by root, class and path, so that a folder gives the
+    same indices on every machine. A sub-folder without images is a class without samples; it is
+    skipped if the root itself has images.
 
     Args:
-        roots: folders, read in this order.
+        roots: folders, in this order.
         mode, decoding: arguments of :class:`Decoder`.
 
     Raises:
-        DataError: a root is missing, holds no image, or holds images beside sub-folders with
-            images: whether those are classes is anybody's guess.
+        DataError: a root is missing, has no image, or has images both directly and in sub-folders:
+            whether those are classes is unknown.
     """
 
     def __init__(self, roots: Sequence[str], mode: str = "RGB", **decoding):
@@ -104,7 +104,7 @@ class ImageFolder(ImageFiles):
 
 
 def _scan(root: str) -> dict[str, list[str]]:
-    """Paths of the images under a root by class name, both sorted."""
+    """Sorted paths of the images of a root, by sorted class name."""
     check_folder(root)
     walk = Walk(root)
     own, folders = walk.entries(walk.root)
@@ -115,21 +115,21 @@ def _scan(root: str) -> dict[str, list[str]]:
         raise DataError(
             f"data folder {root} holds {len(own):,} images ({os.path.basename(own[0])} ...) beside "
             f"sub-folders with images ({some(full)}): move them into the sub-folder of their "
-            "class, or take either out of the data"
+            "class, or remove either"
         )
     if own:
         classes = {"": own}
         for name in empty:
-            walk.passed.add("folders without an image", name)
+            walk.skipped.add("folders without an image", name)
     elif empty and full:
         warn_once(f"data folder {root}: no image of {len(empty)} classes: {some(empty)}")
-    if walk.passed:
-        warn_once(f"data folder {root}: passed over {walk.passed}")
+    if walk.skipped:
+        warn_once(f"data folder {root}: skipped {walk.skipped}")
     if not own and not full:
         raise DataError(
             f"data folder {root} holds no image ({', '.join(EXTENSIONS)}); "
             "expected root/class/image or root/image"
-            + (f"; passed over: {walk.passed}" if walk.passed else "")
+            + (f"; skipped: {walk.skipped}" if walk.skipped else "")
         )
     return classes
 
@@ -137,7 +137,7 @@ def _scan(root: str) -> dict[str, list[str]]:
 def check_folder(path: str) -> None:
     """
     Raises:
-        DataError: there is no folder of this name.
+        DataError: there is no such folder.
     """
     try:
         mode = os.stat(path).st_mode

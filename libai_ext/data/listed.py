@@ -1,4 +1,4 @@
-"""A folder of images whose classes a list says, as for ImageNet's validation set."""
+"""A folder of images with a list of their classes, such as ImageNet's validation set."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _KAGGLE = "PredictionString"
 
 
 class ListedImages(ImageFiles):
-    """The images that a text file names, in its order.
+    """The images in a text file, in its order.
 
-    A line holds an image's path below the folder, with or without its extension, and its class,
-    with white space, a comma or a tab between them::
+    A line holds an image's path relative to the folder, with or without its extension, and its
+    class. White space, a comma or a tab separates them::
 
         ILSVRC2012_val_00000001.JPEG n01751748
 
-    A head line as ``image,label`` and further columns are passed over. Classes are the sorted
-    names; where all are numbers, 0 to the largest, as in tar shards.
+    A header such as ``image,label`` and further columns are skipped. Classes are the sorted names;
+    if all are numbers, 0 to the largest, as in tar shards.
 
     Args:
-        file: of the list.
-        folder: of the images; those that are not listed are not read.
+        file: the list.
+        folder: of the images; those that are not in the list are skipped.
         mode, decoding: arguments of :class:`Decoder`.
 
     Raises:
-        DataError: file or folder is missing, a line has no class, an image is listed twice or is
-            not there.
+        DataError: the file or folder is missing, a line has no class, or an image is listed twice
+            or is missing.
     """
 
     def __init__(self, file: str, folder: str, mode: str = "RGB", **decoding):
@@ -43,7 +43,7 @@ class ListedImages(ImageFiles):
         check_folder(folder)
         walk = Walk(folder)
         paths = _by_name(walk.images(walk.root), walk.root)
-        rows = _without_head(rows, paths)
+        rows = _without_header(rows, paths)
         missing = [name for name, _ in rows if name not in paths]
         if missing:
             raise DataError(
@@ -55,9 +55,9 @@ class ListedImages(ImageFiles):
             raise DataError(f"{file} lists {len(twice):,} images more than once: {some(twice)}")
         unlisted = len(set(paths.values())) - len(found)
         if unlisted:
-            walk.passed.add("images that are not listed", f"in {file}", unlisted)
-        if walk.passed:
-            warn_once(f"data folder {folder}: passed over {walk.passed}")
+            walk.skipped.add("images that are not listed", f"in {file}", unlisted)
+        if walk.skipped:
+            warn_once(f"data folder {folder}: skipped {walk.skipped}")
         classes = _classes({label for _, label in rows})
         number = {name: i for i, name in enumerate(classes)}
         labels = [number[label] for _, label in rows]
@@ -65,7 +65,7 @@ class ListedImages(ImageFiles):
 
 
 def _by_name(paths: list[str], root: str) -> dict[str, str]:
-    """Paths by what a list may call them: below the root, with the extension or without it where
+    """Paths by their names in a list: relative to the root, with the extension, or without it if
     that is unique."""
     named = {os.path.relpath(path, root): path for path in paths}
     stems = Counter(os.path.splitext(name)[0] for name in named)
@@ -78,7 +78,7 @@ def _read(file: str) -> list[tuple[str, str]]:
     try:
         lines = read_regular(file, _MAX_BYTES).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"list of labels {file} is no text in UTF-8: {error}") from error
+        raise DataError(f"list of labels {file} is not UTF-8 text: {error}") from error
     except OSError as error:
         raise DataError(f"list of labels {file}: {error.strerror}") from error
     lines = [line for line in lines if line.strip()]
@@ -103,8 +103,8 @@ def _read(file: str) -> list[tuple[str, str]]:
     return rows
 
 
-def _without_head(rows: list[tuple[str, str]], paths: dict) -> list[tuple[str, str]]:
-    """A head names neither an image nor a class of the others."""
+def _without_header(rows: list[tuple[str, str]], paths: dict) -> list[tuple[str, str]]:
+    """The first row is a header if it names neither an image nor a class of the other rows."""
     (name, label), others = rows[0], rows[1:]
     is_head = (
         name not in paths

@@ -1,8 +1,8 @@
 """Reading values from the ``data.mdb`` of an LMDB, without mapping it.
 
-LMDB's own library maps the file and trusts what lies in it: a file that was cut short ends the
-process by a bus error, a damaged one may do anything. Here every page is read and checked, so that
-the same faults are errors. Processes may share a reader across a fork.
+LMDB's own library maps the file and trusts it: a truncated file kills the process by a bus error,
+and a damaged one may do anything. Here every page is read and checked, and these faults raise
+errors. Processes may share a reader across a fork.
 
 Source of the format: ``mdb.c`` of LMDB 0.9 (``MDB_meta``, ``MDB_page``, ``MDB_node``), 64 bits,
 little-endian.
@@ -30,7 +30,7 @@ _MAX_OFFSET = 2**63 - 1 - _MAX_PAGE
 
 
 class LmdbError(Exception):
-    """The file is no LMDB, or is damaged where it was read."""
+    """The file is not an LMDB, or a page that was read is damaged."""
 
 
 class _Meta(NamedTuple):
@@ -50,7 +50,7 @@ class LmdbFile:
 
     Raises:
         OSError: it cannot be opened.
-        LmdbError: it is no LMDB that can be read, or is cut short.
+        LmdbError: it is not a readable LMDB, or is truncated.
     """
 
     def __init__(self, path: str):
@@ -61,7 +61,7 @@ class LmdbFile:
             raise LmdbError(f"it is a database of another kind (flags {meta.flags:#x})")
         if self.size() < meta.used * meta.page_size:
             raise LmdbError(
-                f"it is cut short: {self.size():,} bytes, and {meta.used:,} pages of "
+                f"it is truncated: {self.size():,} bytes, and {meta.used:,} pages of "
                 f"{meta.page_size:,} are in use"
             )
 
@@ -73,13 +73,13 @@ class LmdbFile:
         return os.fstat(self._file.fileno()).st_size
 
     def get(self, key: bytes, limit: int) -> bytes | None:
-        """The value of a key, None where there is none.
+        """The value of a key; None if the key is missing.
 
         Raises:
             OSError: the file cannot be read.
             LmdbError: it is damaged, or the value has more than ``limit`` bytes.
         """
-        meta = self._meta()  # as of now: somebody may have written since
+        meta = self._meta()  # read again: another process may have written
         number = meta.root
         if number == _NO_PAGE:
             return None
@@ -148,7 +148,7 @@ class LmdbFile:
         else:
             data = os.pread(self._file.fileno(), count, min(start, _MAX_OFFSET))
         if len(data) < count:
-            raise LmdbError(f"it is cut short: {self.size():,} bytes, not {start + count:,}")
+            raise LmdbError(f"it is truncated: {self.size():,} bytes, not {start + count:,}")
         return data
 
 

@@ -1,4 +1,4 @@
-"""Images in an LMDB in the layout of text recognition: ``num-samples``, ``image-%09d`` from 1."""
+"""Images in an LMDB with the keys of text recognition: ``num-samples``, ``image-%09d`` from 1."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
 from libai_ext.data.fingerprint import of_labels
 from libai_ext.data.lmdb_file import LmdbError, LmdbFile
-from libai_ext.data.patience import away, patiently
+from libai_ext.data.retry import is_unavailable, read_with_retry
 from libai_ext.errors import DataError
 
 DATA_FILE = "data.mdb"
@@ -26,8 +26,8 @@ class LmdbImages:
         mode, decoding: arguments of :class:`Decoder`.
 
     Raises:
-        DataError: it is missing, unreadable or cut short, or its ``num-samples`` is missing or
-            does not go with the images.
+        DataError: it is missing, unreadable or truncated, or its ``num-samples`` is missing or
+            wrong.
     """
 
     classes = [""]
@@ -49,7 +49,7 @@ class LmdbImages:
         if count is None or not count.isdigit() or len(count) > _MAX_DIGITS or int(count) < 1:
             raise DataError(
                 f"{self.path} has no usable key num-samples (its value: {count!r:.40}); "
-                "expected are num-samples and image-000000001, image-000000002 and so on"
+                "expected: num-samples and image-000000001, image-000000002 and so on"
             )
         # A key takes more bytes than these.
         if int(count) > file.size() // 16:
@@ -80,7 +80,7 @@ class LmdbImages:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """
         Raises:
-            BadImage: the key is missing or lies in a damaged part, or its value is no image.
+            BadImage: the key is missing, its page is damaged, or its value is not an image.
             DataError: the file cannot be read.
         """
         if not 0 <= index < self.count:
@@ -88,7 +88,7 @@ class LmdbImages:
         key = f"image-{index + 1:09d}"
         name = f"{self.root}:{key}"
         try:
-            data = patiently(lambda: self._get(key), self.path, away)
+            data = read_with_retry(lambda: self._get(key), self.path, is_unavailable)
         except LmdbError as error:
             raise BadImage(name, f"the LMDB is damaged: {error}") from error
         except OSError as error:
@@ -103,5 +103,5 @@ class LmdbImages:
         try:
             return self._file.get(key.encode(), MAX_BYTES)
         except OSError:
-            self._file = None  # a stale one stays so
+            self._file = None  # a stale file does not recover
             raise

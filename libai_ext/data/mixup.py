@@ -1,9 +1,9 @@
 """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899): decisions, images and soft targets.
 
-A decision is keyed by (seed, iteration, group), never by rank. timm mixes a batch with its
-mirror image; here each sample is mixed with its neighbour in the global batch. The batch is a
-random permutation, so both are the same thing in distribution, but neighbours stay together on
-any number of processes and in any even micro-batch: nothing is sent, nothing decoded twice.
+A decision is keyed by (seed, iteration, group), never by rank. timm mixes a batch with the
+same batch in reverse; here each sample is mixed with its neighbour in the global batch. The batch
+is a random permutation, so that both have the same distribution. Neighbours are on the same rank
+and in the same micro-batch: nothing is sent or decoded twice.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 
 from libai_ext.errors import ConfigError
 
-# Apart from the samples' own streams: see KeyedDataset.
+# Another stream than those of the samples, see KeyedDataset.
 _MIX_STREAM = 1
 
 
 class Mix(NamedTuple):
     """How samples are mixed with their partners.
 
-    ``lam`` is the weight of the sample's own label; ``box`` (top, left, bottom, right) is what
-    CutMix takes from the partner, None for Mixup.
+    ``lam`` is the weight of the sample's own label; ``box`` (top, left, bottom, right) is the part
+    that CutMix takes from the partner, None for Mixup.
     """
 
     lam: float
@@ -49,10 +49,10 @@ def decide(
     Args:
         height, width: of the images.
         mixup_alpha, cutmix_alpha: of the Beta distributions; 0 switches one of them off.
-        probability: of mixing at all.
-        switch_probability: of CutMix where both are on.
-        group: samples of a global batch can be mixed in several groups, each with a weight of
-            its own, as they are where each GPU draws one.
+        probability: of mixing.
+        switch_probability: of CutMix, if both are on.
+        group: number of a group of samples in the global batch. Each group has its own decision,
+            as each GPU has in timm.
     """
     rng = np.random.default_rng(
         np.random.SeedSequence([seed, iteration, group], spawn_key=(_MIX_STREAM,))
@@ -70,8 +70,8 @@ def decide(
 
 
 def cutmix(height: int, width: int, lam: float, center: tuple[int, int]) -> Mix:
-    """A box of share ``1 - lam`` around ``center``, cut off at the borders; the mix's ``lam``
-    is the share of the image that it really leaves."""
+    """A box of share ``1 - lam`` of the area around ``center``, clipped at the borders. The mix's
+    ``lam`` is the share of the image that remains."""
     side = math.sqrt(1 - lam)
     # Half sides are rounded down, as in the timm of the official code (newer ones do not).
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
@@ -82,7 +82,7 @@ def cutmix(height: int, width: int, lam: float, center: tuple[int, int]) -> Mix:
 
 
 def partner(position: int) -> int:
-    """Whom the sample at a position of the global batch is mixed with: 0 and 1, 2 and 3, ..."""
+    """Position of a sample's partner in the global batch: 0 and 1, 2 and 3, ..."""
     return position ^ 1
 
 
@@ -139,7 +139,7 @@ class Mixer:
         options: of :func:`decide`.
 
     Raises:
-        ConfigError: ``group_size`` would part neighbours.
+        ConfigError: ``group_size`` would separate neighbours.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class Mixer:
             mix = decisions[group]
             out = dict(sample)
             out["images"] = mix_images(sample["images"], other["images"], mix)
-            labels = [sample["labels"]], [other["labels"]]
+            labels = np.array([sample["labels"]]), np.array([other["labels"]])
             out["labels"] = mix_targets(*labels, mix, self.num_classes, self.smoothing)[0]
             mixed.append(out)
         return mixed

@@ -1,4 +1,4 @@
-"""Random erasing (arXiv:1708.04896) as timm's, in its mode "pixel"."""
+"""Random erasing (arXiv:1708.04896) like timm's mode "pixel"."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class RandomErasing:
     """Fill one rectangle of a normalised array [C, H, W] with normal noise; after ToArray.
 
     Args:
-        probability: of an image to be erased at all.
+        probability: of erasing in an image.
         area: range of the rectangle's share of the image.
         aspect: smallest height / width; the largest is its inverse.
     """
@@ -24,7 +24,7 @@ class RandomErasing:
         self.log_aspect = (math.log(aspect), -math.log(aspect))
 
     def box(self, height: int, width: int, rng: np.random.Generator):
-        """(top, left, bottom, right), or None where no attempt fits."""
+        """(top, left, bottom, right), or None if no attempt fits."""
         for _ in range(ATTEMPTS):
             area = height * width * rng.uniform(*self.area)
             aspect = math.exp(rng.uniform(*self.log_aspect))

@@ -1,4 +1,4 @@
-"""The order of samples: one global stream, cut into batches, whatever the number of processes."""
+"""The order of samples: one global stream in batches, for any number of processes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class SampleKey(NamedTuple):
     """
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     iteration: int = 0
     position: int = 0
 
 
 class GlobalOrder:
-    """The infinite stream of sample keys: a fresh permutation of the data set each epoch.
+    """The infinite stream of sample keys: a new permutation of the data set each epoch.
 
     Args:
         num_samples: size of the data set.
@@ -34,7 +34,7 @@ class GlobalOrder:
             start of the next; ``"drop"``: an epoch ends with its last whole batch.
 
     Raises:
-        ConfigError: nothing to draw from.
+        ConfigError: the data set is empty, or ``drop`` would leave nothing.
     """
 
     def __init__(self, num_samples: int, global_batch: int, seed: int, remainder: str = "carry"):
@@ -55,7 +55,7 @@ class GlobalOrder:
         self.seed = seed
         whole = num_samples // global_batch * global_batch
         self.epoch_length = whole if remainder == "drop" else num_samples
-        self._permutation = (-1, None)
+        self._permutation = (-1, np.empty(0, np.int64))
 
     def iterations(self, epochs: float) -> int:
         """Optimizer steps that ``epochs`` take, rounded up."""
@@ -104,8 +104,8 @@ class TrainSampler:
 class EvalSampler:
     """Batch sampler of one data-parallel rank: every sample once, in order.
 
-    The last global batch is filled up with repetitions of the last sample; they stand at its
-    end, so that the first ``valid(i)`` rows of batch i are the real ones on any rank count.
+    The last global batch is padded with repetitions of the last sample: the first ``valid(i)`` rows
+    of batch i are real samples, on any number of ranks.
     """
 
     def __init__(self, num_samples: int, micro_batch: int, rank: int, ranks: int):
@@ -118,7 +118,7 @@ class EvalSampler:
         return -(-self.num_samples // self.global_batch)
 
     def valid(self, batch: int) -> int:
-        """Rows of global batch number ``batch`` that are no filling."""
+        """How many rows of global batch number ``batch`` are real samples."""
         return min(self.global_batch, self.num_samples - batch * self.global_batch)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:

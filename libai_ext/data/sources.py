@@ -1,4 +1,4 @@
-"""From the list that ``data.train`` or ``data.test`` holds to one source."""
+"""Open the roots in ``data.train`` or ``data.test`` as one source."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from libai_ext.data.concat import Concat
 from libai_ext.data.image_folder import ImageFolder
 from libai_ext.data.listed import ListedImages
 from libai_ext.data.lmdb_source import DATA_FILE, LmdbImages
-from libai_ext.data.patience import passing, patiently
+from libai_ext.data.retry import is_temporary, read_with_retry
+from libai_ext.data.skip_unreadable import SkipUnreadable
 from libai_ext.data.stl10 import Stl10
 from libai_ext.data.tar_shards import TarShards
-from libai_ext.data.tolerant import Tolerant
 from libai_ext.errors import DataError
 from libai_ext.launch.exit_report import restarted
 
@@ -29,27 +29,28 @@ def open_source(
     max_pixels: int | None = None,
     draft_size: Sequence[int] | None = None,
     as_torchvision: bool = False,
-) -> Tolerant:
-    """All roots as one source that skips bad images.
+) -> SkipUnreadable:
+    """Open all roots as one source that skips unreadable images.
 
     A root is one of
 
     - a folder ``root/class/image`` or ``root/image``;
     - a folder that holds the ``data.mdb`` of an LMDB;
     - tar shards: a path that ends in ``.tar``, with braces for several, ``{000000..000999}``;
-    - ``labels:FILE:FOLDER``: images of a folder, their classes by a list (:class:`ListedImages`);
+    - ``labels:FILE:FOLDER``: images of a folder with a list of their classes
+      (:class:`ListedImages`);
     - ``cifar10:SPLIT:FOLDER``, ``cifar100:SPLIT:FOLDER`` (train, test) or ``stl10:SPLIT:FOLDER``
       (train, test, unlabeled).
 
     Args:
-        roots: read in this order.
+        roots: in this order.
         mode, max_pixels, draft_size, as_torchvision: arguments of :class:`Decoder`.
-        max_bad_share: see :class:`Tolerant`.
+        max_bad_share: see :class:`SkipUnreadable`.
         download: fetch CIFAR and STL-10 where they are missing.
 
     Raises:
-        DataError: there is no root, or one cannot be used.
-        DataUnavailable: one cannot be read for the present.
+        DataError: there is no root, or a root cannot be used.
+        DataUnavailable: a root's disk or server did not come back.
     """
     decoding = dict(
         mode=mode,
@@ -58,15 +59,15 @@ def open_source(
         as_torchvision=as_torchvision,
     )
     roots = [roots] if isinstance(roots, str) else list(roots or [])
-    # After a restart, what cannot be used could be when the run began.
-    may_pass = (lambda error: True) if restarted() else passing
+    # After a restart every error is retried: the roots could be used when the run began.
+    retriable = (lambda error: True) if restarted() else is_temporary
     parts = [
-        patiently(partial(_open_root, str(root), download, decoding), str(root), may_pass)
+        read_with_retry(partial(_open_root, str(root), download, decoding), str(root), retriable)
         for root in roots
     ]
     if not parts:
         raise DataError("no data is given: set data.train (data.test) to a list of folders")
-    return Tolerant(parts[0] if len(parts) == 1 else Concat(parts), max_bad_share)
+    return SkipUnreadable(parts[0] if len(parts) == 1 else Concat(parts), max_bad_share)
 
 
 def _open_root(root: str, download: bool, decoding: dict):

@@ -1,4 +1,4 @@
-"""STL-10, binary version: uint8 images of 96 x 96, each channel stored column by column."""
+"""STL-10, binary version: uint8 images of 96 x 96; each channel is stored column by column."""
 
 from __future__ import annotations
 
@@ -83,4 +83,4 @@ class Stl10:
         labels = np.fromfile(path, np.uint8)
         if len(labels) != len(self.labels) or not 1 <= labels.min() <= labels.max() <= len(names):
             raise DataError(f"{path} does not hold a label from 1 to {len(names)} for each image")
-        self.classes, self.labels = names, labels - 1
+        self.classes, self.labels = names, labels - np.uint8(1)

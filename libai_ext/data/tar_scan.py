@@ -1,28 +1,28 @@
-"""What samples a tar file holds, from its headers.
+"""Find the samples of a tar file by its headers.
 
 Members of a sample share their folder and their name up to the first dot:
 
 | member | rule |
 |---|---|
-| ``000123.jpg``: an extension of :mod:`libai_ext.data.walk` | the image; of several the first |
-| ``000123.input.jpg`` | the image, where there is no ``000123.jpg`` and no other such name |
+| ``000123.jpg``: an extension of :mod:`libai_ext.data.walk` | the image, the first of several |
+| ``000123.input.jpg`` | the image, if it is the only one of its sample |
 | ``000123.cls``, ``000123.label.cls`` | the class number, as text |
-| other members, hidden ones, further images | passed over |
-| a link with an image's name, an image format that is not read | error |
+| other members, hidden ones, further images | skipped |
+| a link with an image's name, an unreadable image format | error |
 
-They follow each other, as WebDataset writes them. A class that lies apart from its image finds it
-by its key, if that is the only one of this key; a class without an image is an error.
+They follow each other, as WebDataset writes them. A class apart from its image is matched by its
+key, if no other sample has this key. A class without an image is an error.
 """
 
 from __future__ import annotations
 
 import os
 import tarfile
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from libai_ext.data.walk import EXTENSIONS, UNREAD, PassedOver, is_hidden
+from libai_ext.data.walk import EXTENSIONS, UNREAD, Skipped, is_hidden
 from libai_ext.errors import DataError
 from libai_ext.files.regular import open_regular
 
@@ -33,17 +33,17 @@ _MAX_NAME = 4096  # bytes, as of a path
 
 
 class ShardIndex(NamedTuple):
-    """Where the samples of one shard are, in its order."""
+    """The positions of a shard's samples, in its order."""
 
     offset: np.ndarray  # int64: first byte of the image
     size: np.ndarray  # int64: its bytes
     label: np.ndarray  # int64: class number, or -1
     name: np.ndarray  # UTF-8 bytes: the image member
-    passed: np.ndarray  # UTF-8 bytes: kind, name and count of what was passed over, by tabs
+    skipped: np.ndarray  # UTF-8 bytes: kind, name and count of what was skipped, tab-separated
 
 
 class _Sample:
-    """Members of one key that follow each other."""
+    """Consecutive members with one key."""
 
     def __init__(self, key: tuple[str, str]):
         self.key = key
@@ -55,20 +55,22 @@ def scan(shard: str) -> ShardIndex:
     """Read the headers of a shard.
 
     Raises:
-        DataError: it is no plain tar file, or the table does not say how to read it.
+        DataError: it is not a plain tar file, or breaks a rule of the table.
     """
     try:
-        with open_regular(shard) as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
-            return _Scan(shard, tar).index()
+        with open_regular(shard) as file:
+            headers: Any = _Headers(file)
+            with tarfile.open(fileobj=headers, mode="r:") as tar:
+                return _Scan(shard, tar).index()
     except (DataError, MemoryError):
         raise
-    except Exception as error:  # damaged headers raise whatever their bytes lead to
+    except Exception as error:  # tarfile raises many kinds of errors for damaged headers
         raise DataError(f"shard {shard} is no plain (uncompressed) tar file: {error}") from error
 
 
 class _Headers:
-    """A file of which no more is read at once than headers have: tarfile reads names of any
-    size that a header claims, and a sparse file has terabytes."""
+    """A file with reads limited to the size of a header: tarfile trusts the length of a name in a
+    header, and a sparse file has terabytes."""
 
     def __init__(self, file: BinaryIO):
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
@@ -83,16 +85,16 @@ class _Scan:
     def __init__(self, shard: str, tar: tarfile.TarFile):
         self.shard = shard
         self.tar = tar
-        self.passed = PassedOver()
+        self.skipped = Skipped()
         self.rows: list[list] = []
-        # Rows and class numbers that lack their other half.
+        # Images without a class, and classes without an image, by key.
         self.images: dict[tuple, list[list]] = {}
         self.labels: dict[tuple, list[int]] = {}
 
     def index(self) -> ShardIndex:
         sample = _Sample(("", ""))
         for member in self.tar:
-            self.tar.members = []  # tarfile keeps all it has seen
+            self.tar.members = []  # type: ignore[attr-defined]  # it keeps all it has seen
             folder, file = os.path.split(member.name)
             stem, _, extension = file.partition(".")
             if member.isdir() or self._is_hidden(member.name):
@@ -104,14 +106,15 @@ class _Scan:
         self._close(sample)
         self._join()
         columns = list(zip(*self.rows)) or [(), (), (), ()]
-        numbers = [np.array(column, np.int64) for column in columns[:3]]
-        passed = [f"{kind}\t{name}\t{count}".encode() for kind, name, count in self.passed.items()]
-        return ShardIndex(*numbers, np.array(columns[3], np.bytes_), np.array(passed, np.bytes_))
+        offset, size, label = (np.array(column, np.int64) for column in columns[:3])
+        skipped = ["\t".join(map(str, row)).encode() for row in self.skipped.items()]
+        names = np.array(columns[3], np.bytes_)
+        return ShardIndex(offset, size, label, names, np.array(skipped, np.bytes_))
 
     def _is_hidden(self, name: str) -> bool:
         for part in name.split("/"):
             if part not in (".", "..") and is_hidden(part):
-                self.passed.add("hidden", "._*" if part.startswith("._") else part)
+                self.skipped.add("hidden", "._*" if part.startswith("._") else part)
                 return True
         return False
 
@@ -119,7 +122,7 @@ class _Scan:
         last = os.path.splitext(member.name)[1].lower()
         if last in UNREAD:
             raise DataError(
-                f"{self.shard}:{member.name}: images in {last} are not read: convert them to one "
+                f"{self.shard}:{member.name}: {last} images cannot be read: convert them to one "
                 f"of {', '.join(EXTENSIONS)}"
             )
         if last in EXTENSIONS:
@@ -130,22 +133,23 @@ class _Scan:
                 )
             sample.images.append((f".{extension}", member))
         elif last == ".cls" and member.isreg():
-            label = _class_number(self.tar.extractfile(member).read(100), self.shard, member.name)
+            file = self.tar.extractfile(member)
+            label = _class_number(file.read(100) if file else b"", self.shard, member.name)
             if sample.label not in (NO_LABEL, label):
                 raise DataError(f"{self.shard}:{member.name} is a second class of its sample")
             sample.label = label
         else:
-            kind = "members that are no images" if member.isreg() else "special files"
-            self.passed.add(kind, f".{extension}" if extension else "no extension")
+            kind = "members that are not images" if member.isreg() else "special files"
+            self.skipped.add(kind, f".{extension}" if extension else "no extension")
 
     def _close(self, sample: _Sample) -> None:
-        """Keep what was found of a key."""
+        """Add the rows of a sample."""
         plain = [image for image in sample.images if image[0] in EXTENSIONS]
         if not plain and len(sample.images) > 1:
             names = " and ".join(member.name for _, member in sample.images[:2])
             raise DataError(
-                f"{self.shard}: {names} are images of one sample: name the one to be read without "
-                "a second dot, as 0001.jpg"
+                f"{self.shard}: {names} are images of one sample: rename the one to be read, "
+                "so that it has one dot, as 0001.jpg"
             )
         chosen = (plain or sample.images)[:1]
         for _, member in chosen:
@@ -157,17 +161,17 @@ class _Scan:
                 self.images.setdefault(sample.key, []).append(self.rows[-1])
         for extension, member in sample.images:
             if member is not chosen[0][1]:
-                self.passed.add("further images of samples", extension)
+                self.skipped.add("further images of samples", extension)
         if not chosen and sample.label != NO_LABEL:
             self.labels.setdefault(sample.key, []).append(sample.label)
 
     def _join(self) -> None:
-        """Give the images their classes that lie apart."""
+        """Match classes that lie apart with their images."""
         for key, labels in self.labels.items():
             rows = self.images.get(key, [])
             name = f"{self.shard}:{os.path.join(*key)}.cls"
             if not rows:
-                raise DataError(f"{name} is the class of no image")
+                raise DataError(f"{name} is a class without an image")
             if len(rows) > 1 or len(labels) > 1:
                 raise DataError(f"{name}: there are several images or classes of this name")
             rows[0][2] = labels[0]

@@ -1,4 +1,4 @@
-"""Tar files of samples as WebDataset writes them, read in any order.
+"""Tar files as WebDataset writes them, with random access.
 
 :mod:`libai_ext.data.tar_scan` says which members make a sample.
 """
@@ -16,14 +16,14 @@ from typing import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from libai_ext.checkpoint.files import atomic_file
 from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
-from libai_ext.data.download import exclusive
 from libai_ext.data.fingerprint import of_labels
-from libai_ext.data.patience import away, patiently
+from libai_ext.data.retry import is_unavailable, read_with_retry
 from libai_ext.data.tar_scan import NO_LABEL, ShardIndex, scan
-from libai_ext.data.walk import EXTENSIONS, PassedOver, warn_once
+from libai_ext.data.walk import EXTENSIONS, Skipped, warn_once
 from libai_ext.errors import DataError, UserError
+from libai_ext.files.atomic import atomic_file
+from libai_ext.files.lock import exclusive
 from libai_ext.files.regular import open_regular
 from libai_ext.files.user_cache import user_cache
 
@@ -33,18 +33,18 @@ _OPEN_FILES = 128  # of one process; shards may be thousands
 
 
 class TarShards:
-    """The samples of all shards in turn.
+    """The samples of all shards, one shard after the other.
 
-    Each shard is scanned once, headers only; what was found is kept in a cache folder and used as
-    long as path, size and modification time of the shard stay. Pixels are then read by offset.
+    The headers of a shard are scanned once. The index goes into a cache folder and is valid while
+    the shard's path, size and modification time stay the same. Images are read by their offset.
 
     Args:
         shards: paths; ``shard-{000000..000009}.tar`` stands for ten.
         mode, decoding: arguments of :class:`Decoder`.
 
     Raises:
-        DataError: a shard is missing or no plain tar file, none has an image, or only some of the
-            samples have a class.
+        DataError: a shard is missing or not a plain tar file, there is no image, or only some of
+            the samples have a class.
     """
 
     def __init__(self, shards: str | Sequence[str], mode: str = "RGB", **decoding):
@@ -58,13 +58,13 @@ class TarShards:
         )
         self._names = [part.name for part in parts]
         self._first = np.searchsorted(self._shard, np.arange(len(parts)))
-        passed = _passed_over(parts)
-        if passed:
-            warn_once(f"{', '.join(patterns)}: passed over {passed}")
+        skipped = _skipped(parts)
+        if skipped:
+            warn_once(f"{', '.join(patterns)}: skipped {skipped}")
         if not len(self._shard):
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {', '.join(patterns)}")
         self.classes = self._classes()
-        self._files = (os.getpid(), OrderedDict())
+        self._files: tuple[int, OrderedDict] = (os.getpid(), OrderedDict())
 
     def __getstate__(self):
         return dict(self.__dict__, _files=(-1, OrderedDict()))
@@ -77,13 +77,13 @@ class TarShards:
         Raises:
             BadImage: the member is cut off or no readable image.
             DataError: the shard cannot be read.
-            DataUnavailable: nor can what is around it, for a while.
+            DataUnavailable: the disk or server did not come back.
         """
         shard, size = int(self._shard[index]), int(self._size[index])
         if size > MAX_BYTES:
             raise BadImage(self.name(index), f"{size:,} bytes, more than any image has")
         try:
-            data = patiently(lambda: self._read(index), self.shards[shard], away)
+            data = read_with_retry(lambda: self._read(index), self.shards[shard], is_unavailable)
         except OSError as error:
             raise DataError(f"cannot read {self.shards[shard]}: {error.strerror}") from error
         if len(data) < size:
@@ -103,7 +103,7 @@ class TarShards:
                 self._descriptor(shard), int(self._size[index]), int(self._offset[index])
             )
         except OSError:
-            descriptor = self._files[1].pop(shard, None)  # a stale one stays so
+            descriptor = self._files[1].pop(shard, None)  # a stale descriptor does not recover
             if descriptor is not None:
                 os.close(descriptor)
             raise
@@ -124,7 +124,7 @@ class TarShards:
 
     def _descriptor(self, shard: int) -> int:
         pid, files = self._files
-        if pid != os.getpid():  # the parent's, which may close its own at any time
+        if pid != os.getpid():  # the files are the parent's, which may close them
             files = OrderedDict()
             self._files = (os.getpid(), files)
         if shard not in files:
@@ -136,17 +136,17 @@ class TarShards:
         return files[shard]
 
 
-def _passed_over(parts: Sequence[ShardIndex]) -> PassedOver:
-    passed = PassedOver()
+def _skipped(parts: Sequence[ShardIndex]) -> Skipped:
+    skipped = Skipped()
     for part in parts:
-        for row in part.passed:
+        for row in part.skipped:
             kind, name, count = bytes(row).decode("utf-8", "replace").split("\t")
-            passed.add(kind, name, int(count))
-    return passed
+            skipped.add(kind, name, int(count))
+    return skipped
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """``a-{08..10}.tar`` and ``{train,val}.tar`` as the shell expands them, several in a path too.
+    """Expand ``a-{08..10}.tar`` and ``{train,val}.tar`` like the shell.
 
     >>> expand_braces("a-{08..10}.tar")
     ['a-08.tar', 'a-09.tar', 'a-10.tar']
@@ -166,14 +166,14 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def load_index(shard: str) -> ShardIndex:
-    """From the cache folder, or by a scan that then fills it."""
+    """Read the index from the cache, or scan the shard and fill the cache."""
     try:
         status = os.stat(shard)
     except OSError as error:
         raise DataError(f"shard {shard}: {error.strerror}") from error
     key = f"{os.path.realpath(shard)}\n{status.st_size}\n{status.st_mtime_ns}"
     try:
-        cached = user_cache() / "tar" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+        cached = user_cache() / "tar_index" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         cached.parent.mkdir(parents=True, exist_ok=True)
         # The ranks of a job start together: one scans, the others wait for its result.
         with exclusive(cached.with_suffix(".lock")):
@@ -191,7 +191,7 @@ def load_index(shard: str) -> ShardIndex:
 
 
 def _read_index(path: Path) -> ShardIndex | None:
-    """None where there is none yet, or one that is damaged or of another version."""
+    """None if it is missing, damaged or of another version."""
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as content:
             index = ShardIndex(*(content[column] for column in ShardIndex._fields))
@@ -199,20 +199,20 @@ def _read_index(path: Path) -> ShardIndex | None:
         return index
     except FileNotFoundError:
         return None
-    except Exception as error:  # a damaged archive raises whatever its bytes lead to
-        logger.warning(f"index cache {path} is damaged and made again: {error!r:.200}")
+    except Exception as error:  # NumPy raises many kinds of errors for damaged archives
+        logger.warning(f"index cache {path} is damaged and is built again: {error!r:.200}")
         return None
 
 
 def _check_index(index: ShardIndex) -> None:
     """
     Raises:
-        ValueError: it is none that a scan makes.
+        ValueError: no scan makes such an index.
     """
     numbers = np.stack(index[:3])  # fails where their lengths differ
-    kinds = numbers.dtype == np.int64 and index.name.dtype.kind == index.passed.dtype.kind == "S"
+    kinds = numbers.dtype == np.int64 and index.name.dtype.kind == index.skipped.dtype.kind == "S"
     if not kinds or numbers.ndim != 2 or index.name.shape != numbers[0].shape:
         raise ValueError("its columns are not those of an index")
     if (numbers[:2] < 0).any() or (numbers[2] < NO_LABEL).any():
         raise ValueError("it holds negative numbers")
-    _passed_over([index])
+    _skipped([index])

@@ -24,8 +24,8 @@ INTERPOLATIONS = {
 class Compose:
     """Apply transforms in turn.
 
-    Where a random crop, a random flip and the conversion to an array follow each other, they run
-    in one pass: the same draws and the same bits, without an image in between.
+    A random crop, a random flip and the conversion to an array in this order run in one pass, with
+    the same draws and the same bits.
     """
 
     def __init__(self, transforms: Sequence):
@@ -58,7 +58,7 @@ class Resize:
 
 
 class CenterCrop:
-    """The middle (height, width) of an image; black where it is smaller."""
+    """The central (height, width) of an image, padded with black."""
 
     def __init__(self, size):
         self.height, self.width = size
@@ -70,13 +70,13 @@ class CenterCrop:
 
 
 class EvalCrop:
-    """The official evaluation: a bicubic resize that leaves a margin, then the middle.
+    """The official evaluation: a bicubic resize with a margin, then a central crop.
 
-    The margin is that of 256 pixels around 224 up to inputs of 224, none above. A square input is
-    the middle of the image in its own proportions, as published. Where (height, width) is no
-    square, the part that is taken has the image's proportions as far as these lie between those
-    of a square and of the input, and is squeezed or stretched into the input, as a random resized
-    crop is: no more of the image is cut off than a square or the input's own proportions cut.
+    The margin is that of 256 pixels around 224 for inputs up to 224, and none above. A square input
+    is the centre of the image in its own aspect ratio, as published. For other inputs, the crop has
+    the image's aspect ratio, limited to the range between a square's and the input's. It is then
+    resized to the input, as in a random resized crop. So no more of the image is cut off than by a
+    square, or by the input's aspect ratio.
     """
 
     def __init__(self, size, interpolation: str = "bicubic"):
@@ -105,20 +105,21 @@ def _resize(image: Image.Image, size: tuple[int, int], interpolation) -> Image.I
 
 
 def _scaled(image: Image.Image, numerator: int, denominator: int) -> tuple[int, int]:
-    """(width, height) times a fraction, rounded down but never to nothing. In integers:
+    """(width, height) times a fraction, rounded down, at least 1. In integers:
     49 * (256 / 49) is less than 256."""
-    return tuple(max(1, side * numerator // denominator) for side in image.size)
+    width, height = (max(1, side * numerator // denominator) for side in image.size)
+    return width, height
 
 
 class RandomResizedCrop:
-    """A crop of random area and proportions, resized to (height, width).
+    """A crop of random area and aspect ratio, resized to (height, width).
 
     Args:
         scale: range of the crop's share of the area.
         ratio: range of its width / height.
-        clip: draw once, and cut off what lies beyond the image, as the official linear probe
-            (after the TPU code of BYOL and MAE). Else, as torchvision, draw up to ten times until
-            the crop lies within the image, then take the largest allowed middle.
+        clip: draw once and clip the crop at the borders, as the official linear probe (after the
+            TPU code of BYOL and MAE). Else, as torchvision, draw up to ten times until the crop
+            fits into the image, then take the largest central crop of an allowed ratio.
     """
 
     def __init__(
@@ -148,14 +149,14 @@ class RandomResizedCrop:
                 left = int(rng.integers(0, width - w + 1))
                 top = int(rng.integers(0, height - h + 1))
                 return left, top, left + w, top + h
-        # No crop fitted: the largest central one of an allowed proportion.
+        # No crop fits: the largest central one of an allowed ratio.
         ratio = min(max(width / height, self.ratio[0]), self.ratio[1])
         w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
         left, top = (width - w) // 2, (height - h) // 2
         return left, top, left + w, top + h
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        # Cropping first, as torchvision does: the resampling must not see beyond the crop.
+        # Crop first, as torchvision does: resampling must not use pixels outside the crop.
         box = self.box(image.width, image.height, rng)
         size = (self.width, self.height)
         if self.interpolation == Image.Resampling.BICUBIC:
@@ -183,15 +184,15 @@ class ToArray:
     """float32 [C, H, W], normalised: ``(value / 255 - mean) / std`` per channel."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
-        mean, std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-        self.scale = (1 / (255 * std)).astype(np.float32)[:, None, None]
-        self.shift = (-mean / std).astype(np.float32)[:, None, None]
+        means, stds = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        self.scale = (1 / (255 * stds)).astype(np.float32)[:, None, None]
+        self.shift = (-means / stds).astype(np.float32)[:, None, None]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         self.check(image)
         pixels = np.asarray(image)
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-        # Channels apart while they are bytes: NumPy is slow along an axis of three.
+        # Transpose the bytes, not the floats: NumPy is slow along an axis of three.
         out = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
         out *= self.scale
         out += self.shift
@@ -200,7 +201,7 @@ class ToArray:
     def check(self, image: Image.Image) -> None:
         """
         Raises:
-            ValueError: the image has other channels than the statistics.
+            ValueError: the number of channels differs from that of the statistics.
         """
         channels = len(image.getbands())
         if channels != len(self.scale):
@@ -210,7 +211,7 @@ class ToArray:
 
 
 class _CropFlipToArray:
-    """RandomResizedCrop, RandomHorizontalFlip and ToArray, in one native pass if there is one."""
+    """RandomResizedCrop, RandomHorizontalFlip and ToArray, in one pass of the native kernel."""
 
     def __init__(self, crop: RandomResizedCrop, flip: RandomHorizontalFlip, to_array: ToArray):
         self.crop, self.flip, self.to_array = crop, flip, to_array

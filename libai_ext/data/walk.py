@@ -1,17 +1,17 @@
-"""One walk through a folder of images: what it gives, what it passes over, what it refuses.
+"""Finds the images in a folder.
 
 | in a folder | rule |
 |---|---|
 | a file with one of :data:`EXTENSIONS`, in any case | an image |
 | a sub-folder | walked as well |
-| a link | what it leads to |
-| a hidden name (``.ipynb_checkpoints``, ``._1.jpg``) or a system's (``__MACOSX``) | passed over |
-| a file of another extension, a pipe, a socket, a device | passed over |
-| a link to a folder that it lies in | passed over: its images are met already |
+| a link | treated as its target |
+| a hidden name (``.ipynb_checkpoints``, ``._1.jpg``), a system folder (``__MACOSX``) | skipped |
+| a file of another extension, a pipe, a socket, a device | skipped |
+| a link to a folder around it | skipped: its images are found already |
 | a file with one of :data:`UNREAD` | error: the image would be lost |
-| a folder that cannot be read, a link to nowhere | error: a class or images would be lost |
+| an unreadable folder, a broken link | error: a class or images would be lost |
 
-A file is opened when its sample is read, not here: one that cannot be read is an error then.
+Files are opened later, when their samples are read.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm"),
     *(".pbm", ".pnm", ".tif", ".tiff", ".jp2", ".tga", ".psd"),
 )
-# Images in formats that Pillow does not read by itself.
+# Image formats that Pillow alone cannot read.
 UNREAD = (
     *(".heic", ".heif", ".avif", ".jxl", ".svg", ".exr", ".dcm"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".raf", ".rw2"),
 )
-# Folders that systems put beside a user's: archives of macOS, network drives, Windows, ext4.
+# System folders of macOS archives, network drives, Windows and ext4.
 _SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
 _SYSTEM |= {"lost+found"}
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is none of the data."""
+    """Whether a file or folder of this name does not belong to the data."""
     return name.startswith(".") or name in _SYSTEM
 
 
-class PassedOver:
-    """What a walk left out: how many of each kind, by name or extension."""
+class Skipped:
+    """Counts what was skipped, by kind and by name or extension."""
 
     def __init__(self):
         self._kinds: dict[str, dict[str, int]] = {}
@@ -74,18 +74,18 @@ class PassedOver:
 
 
 class Walk:
-    """The walk below one root.
+    """Finds the images below one root, and counts what it skips.
 
     Attributes:
-        passed: what was passed over so far.
+        skipped: so far.
     """
 
     def __init__(self, root: str):
         self.root = root.rstrip("/") or "/"
-        self.passed = PassedOver()
+        self.skipped = Skipped()
 
     def images(self, folder: str) -> list[str]:
-        """Paths of all images of a folder, sorted; those of its sub-folders come after its own.
+        """Sorted paths of all images in a folder; those of its sub-folders come last.
 
         Raises:
             DataError: see the table.
@@ -96,54 +96,55 @@ class Walk:
         return found
 
     def entries(self, folder: str) -> tuple[list[str], list[str]]:
-        """(images, folders) right in a folder, as sorted paths.
+        """Sorted paths of the (images, sub-folders) directly in a folder.
 
         Raises:
             DataError: see the table.
         """
-        images, folders = [], []
+        images: list[str] = []
+        folders: list[str] = []
         try:
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
-                    kind = self._sort_out(entry)
+                    kind = self._classify(entry)
                     if kind is not None:
                         (images if kind == "image" else folders).append(entry.path)
         except OSError as error:
             raise DataError(
                 f"cannot read {error.filename or folder}: {error.strerror}; its images would be "
-                "missing: make it readable, or take it out of the data"
+                "missing: make it readable, or remove it"
             ) from error
         return images, folders
 
-    def _sort_out(self, entry: os.DirEntry) -> str | None:
-        """``"image"``, ``"folder"``, or None for what is passed over."""
+    def _classify(self, entry: os.DirEntry) -> str | None:
+        """``"image"``, ``"folder"``, or None for what is skipped."""
         extension = os.path.splitext(entry.name)[1].lower()
         if is_hidden(entry.name):
-            self.passed.add("hidden", entry.name)
+            self.skipped.add("hidden", entry.name)
         elif entry.is_dir():
             if not entry.is_symlink() or not self._leads_back(entry.path):
                 return "folder"
-            self.passed.add("links to a folder around them", entry.path)
+            self.skipped.add("links to a folder around them", entry.path)
         elif not entry.is_file():
             if entry.is_symlink() and not os.path.exists(entry.path):
                 raise DataError(
-                    f"the link {entry.path} leads nowhere, to {os.readlink(entry.path)}: restore "
-                    "what it led to, or take it out of the data"
+                    f"the link {entry.path} is broken, its target {os.readlink(entry.path)} is "
+                    "missing: restore the target, or remove the link"
                 )
-            self.passed.add("special files", entry.name)
+            self.skipped.add("special files", entry.name)
         elif extension in EXTENSIONS:
             return "image"
         elif extension in UNREAD:
             raise DataError(
-                f"{entry.path}: images in {extension} are not read: convert them to one of "
-                f"{', '.join(EXTENSIONS)}, or take them out of the data"
+                f"{entry.path}: {extension} images cannot be read: convert them to one of "
+                f"{', '.join(EXTENSIONS)}, or remove them"
             )
         else:
-            self.passed.add("files that are no images", extension or "no extension")
+            self.skipped.add("files that are not images", extension or "no extension")
         return None
 
     def _leads_back(self, link: str) -> bool:
-        """Whether a link to a folder leads to one that is being walked, or to one around it."""
+        """Whether a link points to a folder that contains it."""
         target, folder = os.path.realpath(link), link
         while folder != self.root:
             folder = os.path.dirname(folder)
@@ -154,8 +155,7 @@ class Walk:
 
 @functools.lru_cache(maxsize=None)
 def warn_once(text: str) -> None:
-    """Log a warning, the first time only: a test split is opened at each evaluation. It is one
-    line, whatever the files that it names are called."""
+    """Log a warning once, as one line: a test split is opened at each evaluation."""
     logger.warning(printable(text))
 
 

@@ -1,10 +1,9 @@
-"""Processes that make batches ahead, and are started again when they end.
+"""Worker processes that prefetch batches, and are restarted when they die.
 
-OneFlow's DataLoader raises when a worker is killed, wherever the training process just is; it
-notices one that left with status 0 after five seconds, and never one that is stopped; a worker that
-is killed while it writes to the queue of all of them keeps the others waiting. Here each has a
-connection of its own, and what a worker is asked for depends on nothing but the request: the one in
-its place makes the same batches.
+OneFlow's DataLoader raises at any place in the training process when a worker is killed. It notices
+after five seconds that a worker has exited with status 0, and never that one is stopped. A worker
+that is killed while it writes to the common queue blocks the others. Here each worker has a pipe of
+its own. A batch depends on nothing but its request, so a new worker makes the same batches.
 """
 
 from __future__ import annotations
@@ -29,27 +28,27 @@ from libai_ext.launch.stop_signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
-# Starts of a worker for the same batch; then it is the batch's fault.
+# Starts of a worker for one batch; after that the batch is to blame.
 MAX_STARTS = 4
-# How often in a row, a second apart, a worker that is waited for is seen stopped before it is
-# ended. A debugger, or a cluster that suspends a job, continues it or stops this process too.
+# A worker found stopped so often in a row, once a second, is replaced. A debugger, or a cluster
+# that suspends a job, continues it earlier or stops this process too.
 LOOKS = 10
 _LOOK_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
-def made_ahead(
+def prefetch(
     make: Callable[[int, int, Any], Any], requests: Iterable, workers: int, ahead: int
 ) -> Iterator:
-    """``make(worker, number, request)`` of each request, in their order. Request i is for worker
-    i modulo ``workers``, whose requests are numbered from 0.
+    """Yield ``make(worker, number, request)`` for each request, in order. Request i goes to worker
+    i modulo ``workers``; ``number`` counts the requests of one worker from 0.
 
     Args:
-        ahead: requests of each worker that are under way while a result is used.
+        ahead: requests that each worker works on while a result is used.
 
     Raises:
-        UserError: as it was raised in a worker.
-        RuntimeError: another error in a worker, or it ended ``MAX_STARTS`` times at one request.
+        UserError: the one that a worker raised.
+        RuntimeError: another error in a worker, or it died ``MAX_STARTS`` times at one request.
     """
     pool = [_Worker(number, make) for number in range(workers)]
     requests = iter(requests)
@@ -71,15 +70,15 @@ def made_ahead(
 
 
 class _Worker:
-    """One process after the other."""
+    """A worker process, and its replacements."""
 
     def __init__(self, number: int, make: Callable):
         self.number = number
         self.make = make
-        # Requests without an answer, each with its number.
+        # Open requests, each with its number.
         self.asked: deque = deque()
         self.count = itertools.count()
-        # How the processes ended that were asked for the first of these.
+        # How the processes died that worked on the first of these.
         self.ends: list[str] = []
         self.parent = os.getpid()
         self._start()
@@ -89,7 +88,7 @@ class _Worker:
         self._send(self.asked[-1])
 
     def answer(self):
-        """The result of the oldest request, or the error in its place."""
+        """The result of the oldest request, or its error."""
         stopped = 0
         while stopped < LOOKS:
             try:
@@ -105,7 +104,7 @@ class _Worker:
         return self.answer()
 
     def end(self) -> None:
-        """Nothing is left when it returns."""
+        """Kill the process and wait for its end."""
         if os.getpid() != self.parent:  # collected as garbage in a forked process
             return
         self.process.kill()
@@ -122,14 +121,14 @@ class _Worker:
 
     def _start_again(self, how: str | None = None) -> None:
         self.end()
-        code = self.process.exitcode
+        code = self.process.exitcode or 0
         if how is None:
             how = f"ended with status {code}" if code >= 0 else f"ended by {_name(-code)}"
         self.ends.append(how)
         text = f"data worker {self.number} (process {self.process.pid}) {how}"
         if len(self.ends) == MAX_STARTS:
-            raise RuntimeError(f"{text}, as did {MAX_STARTS - 1} before it: {self.ends}")
-        logger.warning(f"{text}; another one makes its batches")
+            raise RuntimeError(f"{text}, like the {MAX_STARTS - 1} workers before it: {self.ends}")
+        logger.warning(f"{text}; a new worker makes its batches")
         self._start()
         for request in self.asked:
             self._send(request)
@@ -137,7 +136,7 @@ class _Worker:
     def _send(self, request) -> None:
         try:
             self.connection.send(request)
-        except OSError:  # it has ended, which its answer shows
+        except OSError:  # it has died; answer() notices
             pass
 
     def _stopped(self) -> bool:
@@ -153,13 +152,13 @@ def _name(number: int) -> str:
         name = signal.Signals(number).name
     except ValueError:
         name = f"signal {number}"
-    return name + " (a person, or the kernel for want of memory)" * (number == signal.SIGKILL)
+    return name + " (by a user, or by the kernel when memory is short)" * (number == signal.SIGKILL)
 
 
 def _work(number: int, make: Callable, connection, theirs, parent: int) -> None:
     """Runs in the worker."""
     theirs.close()
-    # Signals to the job reach every process of it: the rank decides, and ends this one.
+    # A signal to the job reaches its workers too; the rank decides and kills this one.
     for stop in STOP_SIGNALS:
         signal.signal(stop, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -172,7 +171,7 @@ def _work(number: int, make: Callable, connection, theirs, parent: int) -> None:
         try:
             asked, request = connection.recv()
             connection.send(_result(make, number, asked, request))
-        except (EOFError, OSError):  # the rank wants no more
+        except (EOFError, OSError):  # the rank is done
             return
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Callable
 
 from libai.engine.trainer import HookBase
 from oneflow.framework.check_point_v2 import _broadcast_py_object
@@ -58,39 +59,46 @@ class Evaluation(HookBase):
     evaluation cannot be read, it is skipped and the run ends after this iteration.
 
     Args:
+        measure: returns the results, by name, on rank 0; all ranks call it.
         metric: the result to compare; None: keep no ``model_best``.
         mode: ``"max"`` or ``"min"``: the better direction.
+        prefix: of the results' names.
     """
 
     def __init__(
         self,
         checkpointer: Checkpointer,
+        measure: Callable[[], dict[str, float]],
         period: int,
         metric: str | None = None,
         mode: str | None = None,
+        prefix: str = "",
     ):
         self.checkpointer = checkpointer
+        self.measure = measure
         self.period = period
         self.metric = metric
         self.mode = mode
+        self.prefix = prefix
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % self.period and done != self.trainer.max_iter:
             return
         try:
-            results = _broadcast_py_object(self.trainer.test())
+            measured = _broadcast_py_object(self.measure())
         except DataUnavailable as error:
             logger.error(f"the evaluation after {done} iterations is skipped: {error}")
             self.trainer.unavailable = error
             return
+        results = {self.prefix + name: value for name, value in measured.items()}
         named = {metric_names.for_result(name): value for name, value in results.items()}
         self.trainer.storage.put_scalars(**named, smoothing_hint=False)
         if self.metric is not None:
-            self._compare(results)
+            self._compare(results[self.metric])
 
-    def _compare(self, results: dict[str, float]) -> None:
-        value, iteration = results[self.metric], self.trainer.iter
+    def _compare(self, value: float) -> None:
+        iteration = self.trainer.iter
         # Only rank 0 knows whether the best model so far was written.
         if _broadcast_py_object(self._is_best(value)):
             best = {"metric": self.metric, "value": value, "iteration": iteration}

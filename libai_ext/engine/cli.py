@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import faulthandler
 import gc
+import io
 import os
 import signal
 import sys
@@ -76,7 +77,8 @@ def run(program: Callable[[], None]) -> None:
     It exits by ``os._exit`` while it still holds the exception. Otherwise a rank that fails would
     free its graphs, and wait forever for its peers to do so.
     """
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file name may not be UTF-8
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may not be UTF-8
     try:
         program()
         # All ranks must free a graph together: no rank may collect one while others exit.
@@ -84,9 +86,10 @@ def run(program: Callable[[], None]) -> None:
         _wait_for_peers(0)
         _exit(0)
     except SystemExit as error:  # --help, or saved after a signal or without data
-        if error.code in (SAVED_ON_SIGNAL, DATA_UNAVAILABLE):
-            _wait_for_peers(error.code)
-        _exit(error.code if isinstance(error.code, int) else 1)
+        status = error.code if isinstance(error.code, int) else 1
+        if status in (SAVED_ON_SIGNAL, DATA_UNAVAILABLE):
+            _wait_for_peers(status)
+        _exit(status)
     except BaseException as error:
         _exit(_report(error))
 

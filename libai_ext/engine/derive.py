@@ -101,11 +101,14 @@ def derive_batch(cfg: DictConfig) -> None:
         cfg.optim.lr = train.base_lr * train.global_batch_size / 256
 
 
-def derive_best(cfg: DictConfig, directions: Mapping[str, str]) -> None:
+def derive_best(
+    cfg: DictConfig, directions: Mapping[str, str], others: Mapping[str, str] | None = None
+) -> None:
     """Set the better direction of ``train.evaluation.eval_metric``.
 
     Args:
-        directions: "max" or "min" for each result of an evaluation.
+        directions: "max" or "min" for each result of the task's evaluation.
+        others: the same for the results of ``train.evaluation.evals``.
 
     Raises:
         ConfigError: the metric is not a result, or ``eval_mode`` is the wrong direction.
@@ -116,6 +119,7 @@ def derive_best(cfg: DictConfig, directions: Mapping[str, str]) -> None:
         return
     if cfg.train.ema.enabled:
         directions = {**directions, **{f"ema_{name}": way for name, way in directions.items()}}
+    directions = {**directions, **(others or {})}
     if metric not in directions:
         raise ConfigError(
             f"train.evaluation.eval_metric {metric!r} is not one of the results: "

@@ -15,7 +15,12 @@ from libai_ext.engine.unavailable_data import synchronized
 
 
 def evaluate(
-    model, loader, get_batch: Callable, evaluator, max_batches: int | None = None
+    model,
+    loader,
+    get_batch: Callable,
+    evaluator,
+    max_batches: int | None = None,
+    forward: Callable | None = None,
 ) -> dict[str, float]:
     """Run ``model`` (module or graph) over ``loader`` and collect results with ``evaluator``.
 
@@ -26,6 +31,7 @@ def evaluate(
         evaluator: has ``process(inputs, outputs)``, called on rank 0 with dicts of NumPy arrays
             without padding, and ``results() -> dict``.
         max_batches: None: all.
+        forward: returns the outputs of a batch, in place of ``model``.
 
     Returns:
         The results on rank 0, an empty dict elsewhere.
@@ -38,7 +44,7 @@ def evaluate(
         for number, data in enumerate(islice(synchronized(loader), max_batches)):
             watchdog.begin(f"batch {number} of an evaluation")
             inputs = get_batch(data)
-            outputs = model(**inputs)
+            outputs = (forward or model)(**inputs)
             valid = loader.batch_sampler.valid(number)
             rows = [
                 {key: on_rank_0(value)[:valid] for key, value in part.items()}
@@ -52,7 +58,7 @@ def evaluate(
 
 def on_rank_0(tensor: flow.Tensor) -> np.ndarray:
     """The whole tensor on rank 0, nothing useful elsewhere; all ranks must call it."""
-    first = [0] if tensor.placement.ranks.ndim == 1 else [[0]]
+    first: list = [0] if tensor.placement.ranks.ndim == 1 else [[0]]
     return dist.tton(tensor, ranks=first)
 
 
@@ -62,7 +68,7 @@ class MeanOf:
     def __init__(self, **names: str):
         """``names``: result name = output name."""
         self.names = names
-        self.values = {name: [] for name in names}
+        self.values: dict[str, list] = {name: [] for name in names}
 
     def process(self, inputs, outputs) -> None:
         for name, output in self.names.items():

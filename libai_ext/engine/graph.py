@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import oneflow as flow
 import oneflow.framework.config_util as config_util
@@ -42,6 +42,8 @@ class Graph(GraphBase):
     has neither. Here the stage comes from each module's ``layer_idx``, so that models need no
     ``set_pipeline_stage_id``. LiBai also enables ZeRO by a method that OneFlow 0.9.0 has renamed.
     """
+
+    _full_graph_proto: Any  # a protobuf message
 
     def __init__(self, model, *args, zero_optim: bool = False, zero_stage: int = 1, **kwargs):
         if device_type() == "cpu":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from libai.engine import hooks
 from libai.utils import distributed as dist
 
@@ -21,14 +23,17 @@ def build_hooks(trainer) -> list[hooks.HookBase]:
     built = [StepWatch(train.watchdog.factor, train.watchdog.min_seconds)]
     built += [hooks.IterationTimer(), Schedule(), BadImageReport()]
     periods = [train.log_period]
-    if evaluation.enabled:
-        periods.append(evaluation.eval_period)
+    for period, name in trainer.evaluations():
+        periods.append(period)
+        decides = trainer.keeps and (evaluation.eval_metric or "").rpartition("/")[0] == name
         built.append(
             Evaluation(
                 trainer.checkpointer,
-                evaluation.eval_period,
-                evaluation.eval_metric if trainer.keeps else None,
+                partial(trainer.run_evaluator, name) if name else trainer.test,
+                period,
+                evaluation.eval_metric if decides else None,
                 evaluation.eval_mode,
+                f"{name}/" if name else "",
             )
         )
     built.append(RunMetrics(trainer.means, trainer.global_batch_size, *periods))

@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 import sys
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,7 @@ class LogFile(logging.FileHandler):
 
     def __init__(self, path: str):
         super().__init__(path, delay=True)
+        self.stream: Any = None
         self.setFormatter(logging.Formatter(_FORMAT, _DATE))
         self.failed = False
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
 import numpy as np
 
 from libai_ext.errors import DataError
+from libai_ext.files.atomic import atomic_file
 from libai_ext.text import csv_cell, printable
 
 
@@ -130,18 +130,15 @@ class Classification:
             samples: their names, such as file paths; None: numbers from 0.
         """
         columns = [self._column(number) for number in range(5)]
-        if samples is None:
-            samples = range(len(columns[0]))
+        names = range(len(columns[0])) if samples is None else samples
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(target.name + ".tmp")
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
+        with atomic_file(target) as path, open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["sample", "label", "predicted", "probability", "rank", "loss"])
-            for sample, label, predicted, rank, loss, share in zip(samples, *columns):
-                names = map(csv_cell, (str(sample), self.classes[label], self.classes[predicted]))
-                writer.writerow([*names, f"{share:.6g}", rank, f"{loss:.6g}"])
-        os.replace(unfinished, target)
+            for sample, label, predicted, rank, loss, share in zip(names, *columns):
+                cells = map(csv_cell, (str(sample), self.classes[label], self.classes[predicted]))
+                writer.writerow([*cells, f"{share:.6g}", rank, f"{loss:.6g}"])
 
     def _column(self, number: int) -> np.ndarray:
         if not self._batches:

@@ -144,7 +144,7 @@ def write_record(
     Raises:
         ConfigError: the directory cannot be written.
     """
-    if not dist.is_main_process():
+    if not dist.is_main_process() or cfg is None:
         return
     try:
         cfg.train.output_dir = str(output_dir)

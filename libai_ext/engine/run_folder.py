@@ -35,7 +35,7 @@ def read_metrics(run: str) -> dict[str, Series]:
             if number == len(lines):
                 break
             raise DataError(f"{path}, line {number}: not a line of metrics")
-        iteration = row.pop("iteration")
+        iteration = int(row.pop("iteration"))
         for name, value in row.items():
             # Version 0.1 called the loss of an evaluation "loss".
             own = series.setdefault(metric_names.for_result(name), Series([], []))

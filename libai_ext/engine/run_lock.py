@@ -68,9 +68,10 @@ class RunLock:
             "kernel_lock": True,
             "token": secrets.token_hex(8),
         }
-        self._file = None
-        while self._file is None:
-            self._file = self._take()
+        file = self._take()
+        while file is None:
+            file = self._take()
+        self._file: int = file
         self._released = threading.Event()
         self._heartbeats = threading.Thread(target=self._send_heartbeats, daemon=True)
         self._heartbeats.start()

@@ -20,11 +20,10 @@ from libai_ext.placement import set_layout
 logger = logging.getLogger(__name__)
 
 
-def set_up(cfg: DictConfig, pipeline_layers: int, log_files: bool = True) -> None:
+def set_up(cfg: DictConfig, log_files: bool = True) -> None:
     """LiBai's ``default_setup`` without compilation.
 
     Args:
-        pipeline_layers: how many layers the model numbers with ``layer_idx``.
         log_files: write ``log.txt`` into the output directory, which exists.
     """
     train = cfg.train
@@ -32,7 +31,7 @@ def set_up(cfg: DictConfig, pipeline_layers: int, log_files: bool = True) -> Non
     watchdog.begin("building the run")
     dist.synchronize()
     set_up_logs(train.output_dir if log_files else None)
-    set_layout(train.dist, pipeline_layers)
+    set_layout(train.dist)
     if device.current().type == "cuda":
         set_out_of_memory_advice(out_of_memory(cfg))
     flow.boxing.nccl.set_fusion_threshold_mbytes(train.nccl_fusion_threshold_mb)
@@ -75,7 +74,7 @@ def _training_rows(trainer) -> dict[str, str]:
 
 
 def _model(node: DictConfig) -> str:
-    keys = [key for key in node if key != "_target_" and node[key] is not None]
+    keys = [key for key in map(str, node) if key != "_target_" and node[key] is not None]
     return ", ".join(f"{key} {node[key]}" for key in keys)
 
 

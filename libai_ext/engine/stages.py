@@ -28,7 +28,7 @@ def balance(
     count = len(costs)
     cost_up_to, size_up_to = _running(costs), _running(sizes or [0.0] * count)
     # best[n]: (largest stage, where its last stage starts) for the first n layers.
-    best = {0: (0.0, [])}
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
     for _ in range(stages):
         reached = {}
         for end in range(1, count + 1):

@@ -60,7 +60,7 @@ class Steps:
             taken: optimizer steps of the checkpoint.
         """
         self.taken = taken
-        self.monitor.faults = state.get("faults", 0)
+        self.monitor.faults = int(state.get("faults", 0))
 
 
 class EagerSteps(Steps):
@@ -144,7 +144,7 @@ class GraphSteps(Steps):
         super().load_state_dict(state, taken)
         if self.amp.enabled:
             self.loss_scale = state.get("loss_scale", self.loss_scale)
-            self.good = state.get("good", 0)
+            self.good = int(state.get("good", 0))
 
     def _read(self, batch: dict | None) -> None:
         steps, self._pending = self._pending, []

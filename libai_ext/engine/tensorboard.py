@@ -52,7 +52,7 @@ class TensorBoard(RetryingWriter):
             self._abandon(records)
         try:
             if self.writer is None:
-                self._open()
+                self.writer = self._open()
             for event in chain.from_iterable(records):
                 self.writer.write(event.SerializeToString())
             self.writer.flush()
@@ -66,7 +66,7 @@ class TensorBoard(RetryingWriter):
         self.writer = None
         self.first_step = records[0][0].step if records else self.first_step
 
-    def _open(self) -> None:
+    def _open(self) -> RecordWriter:
         os.makedirs(self.path, exist_ok=True)
         self.file = os.path.join(self.path, self._new_name())
         version = Event(wall_time=time.time(), file_version="brain.Event:2")
@@ -80,7 +80,7 @@ class TensorBoard(RetryingWriter):
         except OSError:
             Path(self.file).unlink(missing_ok=True)
             raise
-        self.writer = writer
+        return writer
 
     def _new_name(self) -> str:
         """TensorBoard reads files by name, so the seconds in the name exceed those of all others,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
 
 import oneflow as flow
 from libai.engine.default import DefaultTrainer
@@ -19,6 +20,7 @@ from libai_ext.data.sampler import GlobalOrder
 from libai_ext.engine import metric_names, resume_check
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
+from libai_ext.engine.evaluator import build_evaluators
 from libai_ext.engine.hooks import build_hooks, set_schedule
 from libai_ext.engine.nonfinite import NonFiniteMonitor, refuse_nonfinite
 from libai_ext.engine.output_dir import unwritable
@@ -55,16 +57,24 @@ class Trainer(DefaultTrainer):
         """
         TrainerBase.__init__(self)
         self.cfg = cfg
-        self.dataset = self.order = self.optimizer = self.lr_scheduler = self.test_set = None
+        # None for a trainer that does not need them.
+        self.dataset: Any = None
+        self.order: Any = None
+        self.optimizer: Any = None
+        self.lr_scheduler: Any = None
+        self.test_set: Any = None
         steps = GraphSteps if cfg.graph.enabled else EagerSteps
         self.steps = steps(self, NonFiniteMonitor(self, cfg.train.max_nonfinite_steps))
         self.means = Means()
-        self._batches = None
+        self._batches: Any = None
         self.unavailable: DataUnavailable | None = None
         if training:
             self._build_order()
         if not training or cfg.train.evaluation.enabled:
             self.open_test_set()
+        self.evaluators = build_evaluators(cfg) if training else {}
+        for evaluator in self.evaluators.values():
+            evaluator.open(self)
         flow.manual_seed(cfg.train.seed)
         self.model = self.build_model(cfg)
         ema = cfg.train.ema
@@ -130,7 +140,7 @@ class Trainer(DefaultTrainer):
     def build_checkpointer(self) -> Checkpointer:
         """In graph mode the graph holds the optimizer's state. The eager schedule is saved too: the
         log shows its rate."""
-        items = {}
+        items: dict[str, Any] = {}
         if self.average is not None:
             items["ema"] = self.average
         if self.cfg.graph.enabled:
@@ -222,8 +232,7 @@ class Trainer(DefaultTrainer):
         """Whether logging, saving or evaluation needs the results of all steps after this one."""
         train = self.cfg.train
         periods = [train.log_period, train.checkpointer.period]
-        if train.evaluation.enabled:
-            periods.append(train.evaluation.eval_period)
+        periods += [period for period, _ in self.evaluations()]
         return self.iter + 1 - self.start_iter == WARM_UP or is_logging_step(self, periods)
 
     def flush_steps(self) -> None:
@@ -258,6 +267,23 @@ class Trainer(DefaultTrainer):
     def build_hooks(self):
         return build_hooks(self)
 
+    def evaluations(self) -> list[tuple[int, str]]:
+        """Period and name of each evaluation; that of the task has no name."""
+        evaluation = self.cfg.train.evaluation
+        found = [(evaluation.eval_period, "")] if evaluation.enabled else []
+        for name, evaluator in self.evaluators.items():
+            epochs = evaluator.epoch
+            found.append((self.order.iterations(epochs) if epochs else evaluator.period, name))
+        return found
+
+    def run_evaluator(self, name: str) -> dict[str, float]:
+        """Run the evaluator ``name`` and log its results."""
+        results = self.evaluators[name].run(self)
+        if dist.is_main_process():
+            text = ", ".join(f"{metric} {value:.6g}" for metric, value in results.items())
+            logger.info(f"{position(self)} {name}: {text}")
+        return results
+
     def build_evaluator(self, dataset):
         """The evaluator of :meth:`test`; a task's trainer defines it."""
         raise NotImplementedError(f"{type(self).__name__} does not evaluate")
@@ -278,10 +304,10 @@ class Trainer(DefaultTrainer):
             self.cfg.dataloader.test.num_workers,
         )
         evaluator = self.build_evaluator(dataset)
-        results = self._evaluate(loader, evaluator)
+        results = self.measure(loader, evaluator)
         if self.average is not None:
             with self.average.in_model():
-                averaged = self._evaluate(loader, self.build_evaluator(dataset))
+                averaged = self.measure(loader, self.build_evaluator(dataset))
             results.update({f"ema_{name}": value for name, value in averaged.items()})
         if dist.is_main_process():
             text = ", ".join(f"{name} {value:.6g}" for name, value in results.items())
@@ -307,6 +333,7 @@ class Trainer(DefaultTrainer):
         seen = min(batches * sampler.global_batch, sampler.num_samples)
         return str(seen) if seen == sampler.num_samples else f"{seen} of {sampler.num_samples}"
 
-    def _evaluate(self, loader, evaluator) -> dict[str, float]:
+    def measure(self, loader, evaluator) -> dict[str, float]:
+        """Results of ``evaluator`` over ``loader``, at most ``test_batches`` batches."""
         model = self.graph_eval if self.cfg.graph.enabled else self.model
         return evaluate(model, loader, self.get_batch, evaluator, max_batches=self.test_batches)

@@ -13,6 +13,7 @@ from libai.utils.events import EventStorage, EventWriter
 
 from libai_ext.engine.retrying_writer import RetryingWriter, latest_scalars
 from libai_ext.engine.tensorboard import TensorBoard
+from libai_ext.files.atomic import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +65,7 @@ class MetricsFile(RetryingWriter):
         if iteration and path.exists():
             lines = path.read_text(errors="replace").splitlines()
             kept = [line + "\n" for line in lines if _is_up_to(line, iteration)]
-        partial = path.with_name(f"{path.name}.new")
-        with partial.open("w") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_text(path, "".join(kept))
         self.size = path.stat().st_size
 
 

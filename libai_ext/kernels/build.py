@@ -2,8 +2,8 @@
 
 The library lies in `$LIBAI_EXT_CACHE`, else `$XDG_CACHE_HOME/libai_ext`, else
 `~/.cache/libai_ext`, in a directory named after all that it depends on: the source, the compiler,
-OneFlow, and the instructions of the CPU. Another machine or version therefore gets another one.
-:mod:`libai_ext.kernels.cache` says which one may be loaded.
+OneFlow, and the instructions of the CPU. Another machine or version gets another directory.
+:mod:`libai_ext.kernels.cache` says which library may be loaded.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from libai_ext.kernels.cache import (
 SOURCE_DIR = Path(__file__).resolve().parent.parent / "csrc"
 MAX_SECONDS = 600  # of one compilation
 _SLOWER = "OneFlow's own CPU kernels are used, several times slower"
-# Runs a command; at the end of the input, which is when its parent is gone, it ends all of them:
-# a signal for the death of a parent reaches the compiler, but not what that has started.
+# Runs a command and kills the process group when the input ends, that is when the parent is gone.
+# A parent-death signal would reach the compiler, but not its children.
 _WITH_PARENT = 'exec 3<&0; { read -r _ <&3; kill -9 0; } & "$@" 3<&- </dev/null'
 
 # What the arithmetic is compiled with, the same in the library and under the sanitizers. Exceptions
@@ -136,7 +136,7 @@ def _cpu_instructions() -> bytes:
 
 
 def _content_key(wheel: OneFlowWheel) -> str:
-    """Names all that the library depends on, except the compiler."""
+    """Hash of everything that the library depends on, except the compiler."""
     files = sorted(path for path in SOURCE_DIR.rglob("*") if path.suffix in (".h", ".cpp"))
     source = [
         part
@@ -201,9 +201,9 @@ def _run(command: list[str], output: IO[str]) -> int:
 
 
 def build() -> tuple[Path, str]:
-    """Build the library unless it is built already, and whole.
+    """Build the library unless a whole one exists.
 
-    Returns its path, and a line that says what was done.
+    Returns its path, and a line about what was done.
 
     Raises:
         BuildError: there is no compiler, or it failed; the cache is not the user's own.
@@ -241,7 +241,7 @@ def _build(cache: Path) -> tuple[Path, str]:
 
 
 def _fault(library: Path) -> str | None:
-    """What is wrong with a library: nothing (an empty text), or None where there is none."""
+    """What is wrong with a library: "" for nothing; None if it is missing."""
     try:
         verify(library)
     except FileNotFoundError:
@@ -252,7 +252,7 @@ def _fault(library: Path) -> str | None:
 
 
 def _built_elsewhere(cache: Path, content: str) -> tuple[Path, str]:
-    """One built where there was a compiler, for the very same machine and source."""
+    """Find a library built for this machine and source by a compiler that is gone."""
     faults = []
     for library in sorted(cache.glob(f"{content}-*/{LIBRARY_NAME}")):
         fault = _fault(library)

@@ -1,10 +1,9 @@
-"""The folder of built libraries. A library is code: loaded is only what nobody but the user and
-the superuser can have written, and what is whole."""
+"""The folder of built libraries. A library is code: it is loaded only if it is whole and if nobody
+but the user and root can have written it."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
@@ -13,6 +12,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from libai_ext.files.atomic import replace_folder
+from libai_ext.files.lock import exclusive
 from libai_ext.files.regular import open_regular
 from libai_ext.files.user_cache import user_cache
 
@@ -23,14 +24,14 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 class Untrusted(Exception):
-    """A library is not to be loaded; the message says why."""
+    """A library must not be loaded; the message says why."""
 
 
 def cache_dir() -> Path:
     """The directory that holds all built libraries.
 
     Raises:
-        FileNotFoundError: neither a variable nor a home names one.
+        FileNotFoundError: the user has no home, and no variable names a folder.
     """
     if "LIBAI_EXT_CACHE" in os.environ:
         return Path(os.environ["LIBAI_EXT_CACHE"])
@@ -38,10 +39,10 @@ def cache_dir() -> Path:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only its owner writes to; one that is there is made so.
+    """Make a folder that only its owner can write to, or change an existing one.
 
     Raises:
-        Untrusted: it is somebody else's, or its file system knows no such rights.
+        Untrusted: it belongs to another user, or its file system has no permissions.
         OSError: it cannot be made.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def make_private(folder: Path) -> None:
 def check_owner(path: Path, status: os.stat_result) -> None:
     """
     Raises:
-        Untrusted: others than the user and the superuser can write there.
+        Untrusted: others than the user and root can write to it.
     """
     if status.st_uid not in (os.geteuid(), 0):
         raise Untrusted(f"{path} belongs to another user (number {status.st_uid})")
@@ -63,11 +64,11 @@ def check_owner(path: Path, status: os.stat_result) -> None:
 
 
 def verify(library: Path) -> None:
-    """Compare a library with the checksum beside it. Its folder's own folder is private.
+    """Compare a library in a private cache with its checksum.
 
     Raises:
-        FileNotFoundError: there is none.
-        Untrusted: others can have written it, or it is not what was built.
+        FileNotFoundError: the library is missing.
+        Untrusted: others can have written it, or it has changed.
     """
     if not os.path.lexists(library):
         raise FileNotFoundError(library)
@@ -89,8 +90,8 @@ def _checksum(library: Path) -> bytes:
 
 @contextlib.contextmanager
 def building(library: Path) -> Iterator[Path]:
-    """Give the path to build a library at; its folder appears, with the checksum, at the end of
-    the block. For the process that holds the lock.
+    """Give a temporary path for a library. At the end of the block it moves into the cache, with
+    its checksum. The caller holds the lock.
 
     Raises:
         OSError: the disk refuses.
@@ -103,16 +104,13 @@ def building(library: Path) -> Iterator[Path]:
         built.chmod(0o700)
         built.with_name(CHECKSUM_NAME).write_bytes(_checksum(built))
         built.with_name(CHECKSUM_NAME).chmod(0o600)
-        if os.path.lexists(library.parent):  # what was there is not to be loaded
-            library.parent.rename(Path(work) / "former")
-        built.parent.rename(library.parent)
+        replace_folder(str(built.parent), str(library.parent))
 
 
 @contextlib.contextmanager
 def lock(cache: Path) -> Iterator[None]:
-    """Held by one process at a time; ends with the process, however it ends."""
-    with open(cache / "build.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    """One process at a time; the lock ends with its process."""
+    with exclusive(cache / "build.lock"):
         for leftover in cache.glob(f"{_BUILDING}*"):  # of a build that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         yield

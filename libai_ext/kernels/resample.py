@@ -7,7 +7,7 @@ an image to an array and back costs as much as resizing it.
 from __future__ import annotations
 
 import ctypes
-from typing import Sequence
+from typing import Any, Tuple
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ from libai_ext.kernels import loader
 
 _BYTES = {"RGB": 4, "L": 1}  # a pixel has in Pillow's memory
 
-Box = Sequence[int]  # (left, top, right, bottom) within an image
+Box = Tuple[int, int, int, int]  # (left, top, right, bottom) within an image
 
 
 def is_native(image: Image.Image) -> bool:
@@ -32,6 +32,11 @@ def is_native(image: Image.Image) -> bool:
     )
 
 
+def _native() -> Any:
+    """The library, once :func:`is_native` was true."""
+    return loader.library()
+
+
 def resize_bicubic(
     image: Image.Image, size: tuple[int, int], box: Box | None = None
 ) -> Image.Image:
@@ -44,7 +49,7 @@ def resize_bicubic(
         cropped = image if box is None else image.crop(box)
         return cropped.resize(size, Image.Resampling.BICUBIC)
     out = Image.new(image.mode, size, None)
-    loader.library().libai_ext_resize(*_region(image, box, size), _rows(out))
+    _native().libai_ext_resize(*_region(image, box, size), _rows(out))
     return out
 
 
@@ -67,7 +72,7 @@ def resize_to_floats(
     """
     out = np.empty((len(image.getbands()), size[1], size[0]), np.float32)
     numbers = [array.ctypes.data_as(ctypes.c_void_p) for array in (scale, shift, out)]
-    loader.library().libai_ext_resize_to_floats(
+    _native().libai_ext_resize_to_floats(
         *_region(image, box, size), ctypes.c_int64(mirrored), *numbers
     )
     return out

@@ -205,6 +205,7 @@ class Job:
 
     def _end_with_peer(self) -> tuple[int, str]:
         """Prints the message at once: the launcher of the failed node prints its report last."""
+        assert self.peers is not None and self.peers.failure is not None
         status, text, self.final = self.peers.failure
         _print(text)
         return status, ""
@@ -219,12 +220,14 @@ class Job:
                 failed.append((*order, local_rank, state))
         order, _, local_rank, state = min(failed)
         aborted = order == 2 and state == -signal.SIGABRT
-        if aborted and self.peers is not None and self._peer_failed():
+        if aborted and self._peer_failed():
             return self._end_with_peer()
         return self.ranks[local_rank].failure(state)
 
     def _peer_failed(self) -> bool:
         deadline = time.monotonic() + _PEER_REPORT_SECONDS
+        if self.peers is None:
+            return False
         while self.peers.failure is None and time.monotonic() < deadline:
             time.sleep(0.05)
         return self.peers.failure is not None

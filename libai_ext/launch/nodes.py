@@ -24,7 +24,7 @@ _FORWARDED_PREFIXES = ("NCCL_", "ONEFLOW_", "GLOG_", "LIBAI_EXT_")
 class Nodes(NamedTuple):
     """This machine's place in the job, and the address of node 0."""
 
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # a tuple has a method of this name
     rank: int = 0
     address: str = "127.0.0.1"
     port: int | None = None
@@ -53,8 +53,8 @@ def slurm(env: Mapping[str, str]) -> Nodes | None:
             f"srun started {tasks} tasks on {count} nodes; start one on each node, it starts the "
             "others: srun --ntasks-per-node=1"
         )
-    hosts = expand(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])
-    return Nodes(count, int(env["SLURM_NODEID"]), hosts[0], job_port(int(env["SLURM_JOB_ID"])))
+    host = first_host(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])
+    return Nodes(count, int(env["SLURM_NODEID"]), host, job_port(int(env["SLURM_JOB_ID"])))
 
 
 def srun(env: Mapping[str, str]) -> list[str] | None:
@@ -64,38 +64,24 @@ def srun(env: Mapping[str, str]) -> list[str] | None:
     if "SLURM_JOB_ID" not in env or "SLURM_STEP_ID" in env or count == 1:
         return None
     command = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"]
+    command.append("--kill-on-bad-exit=1")
     if "SLURM_CPUS_PER_TASK" in env:
         # Newer versions do not pass it on from the allocation.
         command.append(f"--cpus-per-task={env['SLURM_CPUS_PER_TASK']}")
     return command
 
 
-def expand(hosts: str) -> list[str]:
-    """Expand Slurm's list of nodes: ``a[01-03,7],b`` -> a01, a02, a03, a7, b.
+def first_host(hosts: str) -> str:
+    """The first host of Slurm's list of nodes: ``gpu[08-11,13],b`` -> gpu08. Containers may lack
+    ``scontrol``.
 
     Raises:
         ValueError: ``hosts`` is not such a list.
     """
-    names = []
-    parts = re.findall(r"((?:[^,\[\]]|\[[^\]]*\])+)(?:,|$)", hosts)
-    if ",".join(parts) != hosts or not hosts:
+    first = re.match(r"((?:[^,\[\]]|\[\d[-,\d]*\])+)(?:,|$)", hosts)
+    if first is None:
         raise ValueError(f"cannot read the list of nodes {hosts!r}")
-    for part in parts:
-        found = [""]
-        for text, ranges in re.findall(r"([^\[]+)|\[([^\]]*)\]", part):
-            choices = [text] if text else _numbers(ranges)
-            found = [start + end for start in found for end in choices]
-        names += found
-    return names
-
-
-def _numbers(ranges: str) -> list[str]:
-    numbers = []
-    for item in ranges.split(","):
-        first, _, last = item.partition("-")
-        width = len(first)
-        numbers += [f"{n:0{width}d}" for n in range(int(first), int(last or first) + 1)]
-    return numbers
+    return re.sub(r"\[(\d+)[^\]]*\]", r"\1", first[1])
 
 
 def read_hosts(path: str) -> list[str]:
@@ -198,6 +184,7 @@ class Hosts:
 
 
 def _write(process: subprocess.Popen, line: str) -> None:
+    assert process.stdin is not None
     try:
         process.stdin.write(f"{line}\n".encode())
     except OSError:

@@ -43,7 +43,7 @@ def hold(ports: list[int]) -> list[socket.socket]:
         try:
             socket.create_server(("", port)).close()
         except OSError as error:
-            raise ConfigError(refusal(port, os.strerror(error.errno))) from None
+            raise ConfigError(refusal(port, os.strerror(error.errno or 0))) from None
     return held
 
 

@@ -76,7 +76,7 @@ class Rank:
             usage_error: a rank has reported an error that the user can correct: a crash of another
                 one then counts as such an abort.
         """
-        if state in (None, 0, SAVED_ON_SIGNAL):
+        if state is None or state in (0, SAVED_ON_SIGNAL):
             return None
         reported = self.reports.written_at(FAILURE)
         by_peer = (-signal.SIGABRT, *[-signal.SIGSEGV] * usage_error)

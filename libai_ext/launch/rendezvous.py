@@ -107,6 +107,7 @@ class Peers:
     async def _handle(self, reader, writer) -> None:
         """A connection to node 0, from anyone."""
         task = asyncio.current_task()
+        assert task is not None
         self._handshakes.append(task)
         if len(self._handshakes) > _MAX_HANDSHAKES:
             self._handshakes.pop(0).cancel()

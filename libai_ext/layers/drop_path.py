@@ -23,8 +23,8 @@ class DropPathNoise:
 
 
 class DropPathLayer(TransformerLayer):
-    """LiBai's pre-norm transformer layer with stochastic depth (Huang et al., 2016) decided from
-    outside; LiBai's own draws per shard, so that its decisions follow the layout.
+    """LiBai's pre-norm transformer layer with stochastic depth (Huang et al., 2016). The
+    noise is an input; LiBai's own layer draws per shard, and its decisions depend on the layout.
 
     Args:
         drop_rates: probability that a residual branch (attention, MLP) is dropped for a sample.

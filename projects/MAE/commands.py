@@ -1,4 +1,4 @@
-"""The console commands of the package: each becomes the script that a checkout has for it."""
+"""The console commands of the package: each runs the script of the same name."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def train() -> NoReturn:
 
 
 def _become(*arguments: str) -> NoReturn:
-    """Python with other arguments, in this process: signals and the exit status are its own."""
+    """Replace this process by Python with other arguments, for signals and the exit status."""
     os.execv(sys.executable, [sys.executable, *arguments])

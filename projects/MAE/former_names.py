@@ -1,9 +1,9 @@
-"""Names of other programs for masked autoencoders and what they are here: a key, an option, or why
-there is neither. MIGRATING.md is this table in words; messages about unknown keys ask it first."""
+"""Key names of other programs for masked autoencoders, and the key or option here, or the reason
+why there is none. MIGRATING.md shows these tables; messages about unknown keys use them."""
 
 from __future__ import annotations
 
-from libai_ext.config.names import know
+from libai_ext.config.names import register_names
 
 MICRO = "train.train_micro_batch_size"
 _MIXER = "dataloader.train.dataset.mixer"
@@ -185,4 +185,4 @@ NAMES = {
     "an earlier version": EARLIER,
 }
 for _whose, _names in NAMES.items():
-    know(_whose, _names)
+    register_names(_whose, _names)

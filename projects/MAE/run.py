@@ -15,6 +15,7 @@ from libai_ext import device
 from libai_ext.config import lazy_config
 from libai_ext.config.lazy_config import instantiate
 from libai_ext.engine.derive import derive_batch, derive_best, derive_layout, refuse_ineffective
+from libai_ext.engine.evaluator import build_evaluators
 from libai_ext.engine.memory import max_memory
 from libai_ext.engine.output_dir import (
     check_output_dir,
@@ -111,7 +112,12 @@ def resolve(
     if not evaluate:
         derive_batch(cfg)
     task = instantiate(cfg.task)
-    derive_best(cfg, task.metrics)
+    others = {
+        f"{name}/{metric}": way
+        for name, evaluator in build_evaluators(cfg).items()
+        for metric, way in (evaluator.metrics or task.metrics).items()
+    }
+    derive_best(cfg, task.metrics, others)
     task.prepare(cfg)
     return cfg
 
@@ -172,7 +178,7 @@ def _given(args: argparse.Namespace) -> DictConfig:
 
 
 def _build(cfg: DictConfig, notes: Sequence[str], args: argparse.Namespace) -> TaskTrainer:
-    set_up(cfg, instantiate(cfg.task).pipeline_layers(cfg.model), log_files=not args.dry_run)
+    set_up(cfg, log_files=not args.dry_run)
     for note in notes:
         logger.info(note)
     trainer = TaskTrainer(cfg, training=not args.eval_only)

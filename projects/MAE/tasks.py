@@ -52,10 +52,6 @@ class Pretraining:
             if cfg.dataloader.get(split) is not None:
                 cfg.dataloader[split].dataset.fields[0].num_patches = rows * columns
 
-    def pipeline_layers(self, model: DictConfig) -> int:
-        """Layers numbered by the model: encoder and decoder form one pipeline."""
-        return model.depth + model.decoder_depth
-
     def record(self, cfg: DictConfig, dataset) -> dict:
         """What each checkpoint says of its model, see :mod:`projects.MAE.weights.record`."""
         return of_config(cfg).plain()
@@ -114,9 +110,6 @@ class Classification:
                 "the samples of a micro-batch (dataloader.train.dataset.mixer=null switches it off)"
             )
 
-    def pipeline_layers(self, model: DictConfig) -> int:
-        return model.depth
-
     def record(self, cfg: DictConfig, dataset) -> dict:
         """What each checkpoint says of its model, the names of its classes included."""
         return of_config(cfg, dataset and dataset.source.classes).plain()
@@ -154,7 +147,7 @@ class Classification:
         """
         source, head = dataset.source, cfg.model.num_classes
         known = self._classes_of_the_head(cfg, trained_on)
-        classes.follow(source, known or source.classes, key)
+        classes.use_class_numbers(source, known or source.classes, key)
         count = len(source.classes)
         if count != head:
             advice = (
@@ -165,7 +158,7 @@ class Classification:
             )
             raise DataError(
                 f"{key} has {count} classes ({some(source.classes)}), the model's head {head}: "
-                f"{advice}{classes.without_samples(source)}"
+                f"{advice}{classes.describe_empty_classes(source)}"
             )
         if known is None and key == "data.test":
             logger.warning(
@@ -178,9 +171,9 @@ class Classification:
         if trained_on is not None:
             return trained_on.source.classes
         weights = cfg.train.load_weight or cfg.train.output_dir
-        kept = classes.saved(weights)
+        kept = classes.saved_classes(weights)
         names = classes.read_names(self.classes) if self.classes else kept
-        if kept and names != kept:
+        if kept and names is not None and names != kept:
             raise DataError(
                 f"task.classes {self.classes} has {some(names)} ({len(names)}), the checkpoint of "
                 f"{weights} {some(kept)} ({len(kept)}): leave task.classes out"
@@ -200,8 +193,8 @@ class Classification:
         if self.per_class:
             (folder / "per_class.txt").write_text(evaluator.table() + "\n", encoding="utf-8")
         if self.confusion:
-            picture = confusion.draw(evaluator.confusion(), evaluator.classes)
-            picture.save(folder / "confusion.png")
+            figure = confusion.draw(evaluator.confusion(), evaluator.classes)
+            figure.savefig(folder / "confusion.png", dpi=100, bbox_inches="tight")
         if self.predictions:
             names = [dataset.source.name(index) for index in range(len(dataset))]
             evaluator.write_predictions(str(folder / "predictions.csv"), names)

@@ -163,7 +163,7 @@ def test_best_is_replaced_and_does_not_become_the_latest(folder):
 
 def test_without_exchange_of_names(folder, monkeypatch):
     """NFS: two renames, and between them the former one under another name that is found."""
-    monkeypatch.setattr("libai_ext.checkpoint.files._exchange", lambda *names: False)
+    monkeypatch.setattr("libai_ext.files.atomic._exchange", lambda *names: False)
     save(checkpointer_of(folder), "model_0000007", 7, value=70)
     assert resumed(folder) == 70
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [

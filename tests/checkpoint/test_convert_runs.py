@@ -200,7 +200,6 @@ def test_runs_without_a_checkpoint(tmp_path, six):
         assert result.returncode == 2 and message in result.stderr
 
 
-@pytest.mark.oracle
 def test_the_loss_of_transformers_is_ours(six, tmp_path, oracle):
     """On normalised pixels, half of the patches hidden: as the folder says, not by default."""
     run, _, numbers, loss = six
@@ -212,7 +211,6 @@ def test_the_loss_of_transformers_is_ours(six, tmp_path, oracle):
         assert abs(oracle("hf_loss", tmp_path / "hf", numbers) - loss) > 1e-3, key
 
 
-@pytest.mark.oracle
 @pytest.mark.parametrize("size", [(32, 128), (64, 16)])
 def test_transformers_runs_a_rectangle(tmp_path, oracle, size):
     """Where the number of patches is a square number; it builds no other."""
@@ -227,7 +225,6 @@ def test_transformers_runs_a_rectangle(tmp_path, oracle, size):
     assert oracle("hf_latent", tmp_path / "hf", tmp_path / "numbers.npz") < 1e-4
 
 
-@pytest.mark.oracle
 def test_timm_has_our_features_with_the_heads_of_the_run(six, tmp_path, oracle):
     run, _, numbers, _ = six
     converted(run, tmp_path / "timm.pth", "timm")
@@ -235,7 +232,6 @@ def test_timm_has_our_features_with_the_heads_of_the_run(six, tmp_path, oracle):
     assert oracle("timm_features", tmp_path / "timm.pth", numbers, 3) > 0.1
 
 
-@pytest.mark.oracle
 def test_the_official_linear_probe_runs_ours(probe, tmp_path, oracle):
     run, _, numbers = probe
     converted(run, tmp_path / "probe.pth", "fb")

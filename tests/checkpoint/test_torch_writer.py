@@ -52,7 +52,6 @@ def test_round_trip_is_bit_exact(state, tmp_path):
     assert loaded == tree and type(loaded["flag"]) is bool
 
 
-@pytest.mark.oracle
 def test_real_torch_opens_it(state, tmp_path, oracle):
     del state["big_endian"]  # np.savez keeps the byte order, torch has none
     torch_writer.save({"model": state, "epoch": 7, "name": "é"}, tmp_path / "state.pth")

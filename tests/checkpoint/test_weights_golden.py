@@ -89,7 +89,6 @@ def test_interpolation_to_the_same_grid_changes_nothing(golden):
     np.testing.assert_array_equal(interpolate(table, (4, 4), (4, 4), 0), table)
 
 
-@pytest.mark.oracle
 @pytest.mark.parametrize(
     ("source", "target"), [("14x14", "16x16"), ("14x14", "7x9"), ("8x32", "5x40"), ("1x1", "3x2")]
 )
@@ -100,7 +99,6 @@ def test_interpolation_is_that_of_the_installed_torch(oracle, source, target):
     np.testing.assert_allclose(result, np.array(data["target"]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.oracle
 @pytest.mark.parametrize("name", PRETRAINED)
 def test_the_official_model_runs_what_we_write(golden, tmp_path, oracle, name):
     weights, _ = files.read_weights(golden / name, HEADS)
@@ -108,7 +106,6 @@ def test_the_official_model_runs_what_we_write(golden, tmp_path, oracle, name):
     assert oracle("fb_pretraining", tmp_path / "ours.pth", _outputs(golden, name)) < 1e-5
 
 
-@pytest.mark.oracle
 @pytest.mark.parametrize("name", ["fb_pretrain.pth", "hf_pretrain"])
 def test_vitmae_of_transformers_runs_what_we_write(golden, tmp_path, oracle, name):
     weights, _ = files.read_weights(golden / name, HEADS)
@@ -117,7 +114,6 @@ def test_vitmae_of_transformers_runs_what_we_write(golden, tmp_path, oracle, nam
     assert oracle("hf", *arguments) < 1e-5
 
 
-@pytest.mark.oracle
 def test_the_names_of_transformers_5_are_those_of_its_modules(golden, tmp_path, oracle):
     weights, _ = files.read_weights(golden / "fb_pretrain.pth", HEADS)
     state = {
@@ -128,7 +124,6 @@ def test_the_names_of_transformers_5_are_those_of_its_modules(golden, tmp_path, 
     assert oracle("hf_modules", tmp_path / "modules.bin", golden / "hf_pretrain") == len(state)
 
 
-@pytest.mark.oracle
 @pytest.mark.parametrize("name", ["timm_cls.safetensors", "hf_classifier"])
 def test_classifiers_that_pool_the_cls_token_go_everywhere(golden, tmp_path, oracle, name):
     weights, _ = files.read_weights(golden / name, HEADS)
@@ -140,7 +135,6 @@ def test_classifiers_that_pool_the_cls_token_go_everywhere(golden, tmp_path, ora
         assert oracle("fb_classifier", tmp_path / target, outputs, "cls") < 1e-5
 
 
-@pytest.mark.oracle
 def test_the_official_classifier_runs_what_we_write(golden, tmp_path, oracle):
     weights, _ = files.read_weights(golden / "fb_finetune.pth", HEADS)
     files.write_fb(weights, str(tmp_path / "ours.pth"), HEADS)

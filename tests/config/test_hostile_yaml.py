@@ -66,7 +66,7 @@ HOSTILE = [
     ("task._target_", "null", "task._target_ must name a class or a function"),
     ("optim._target_", "oneflow.optim.SGD", "optim._target_ 'oneflow.optim.SGD' is not among"),
     ("model._target_", "libai.models.build.build_model", "is not among what a config may call"),
-    ("model._target_", "projects.MAE.modeling.archs.difflib.get_close_matches", "is not among"),
+    ("model._target_", "projects.MAE.modeling.archs.nearest", "is not among"),
     ("model._target_", "projects.MAE.modeling.archs._arch", "is not among"),
     ("model._target_", "projects.MAE.modeling.archs.Path", "does not exist"),
     # Tags, documents and keys that plain YAML has, and configs have not.

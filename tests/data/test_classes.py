@@ -144,9 +144,9 @@ def test_a_checkpoint_names_the_classes(tmp_path, own):
 )
 def test_checkpoints_that_name_none(tmp_path, content):
     (tmp_path / RECORD).write_text(content)
-    assert classes.saved(str(tmp_path)) is None
-    assert classes.saved(str(tmp_path / "none")) is None
-    assert classes.saved(str(tmp_path / RECORD)) is None
+    assert classes.saved_classes(str(tmp_path)) is None
+    assert classes.saved_classes(str(tmp_path / "none")) is None
+    assert classes.saved_classes(str(tmp_path / RECORD)) is None
 
 
 def test_weights_that_name_no_classes(tmp_path, caplog):
@@ -187,7 +187,7 @@ def test_data_without_classes_are_called_so(tmp_path, kind, head):
         roots = [flat] if kind == "flat" else [folder(tmp_path / "train", CLASSES), flat]
     with pytest.raises(DataError) as caught:
         check(tmp_path, roots, head=head, split="train")
-    assert "data.train: " in str(caught.value) and " samples have no class, as " in str(
+    assert "data.train: " in str(caught.value) and " samples have no class, such as " in str(
         caught.value
     )
     assert "labels:FILE:FOLDER" in str(caught.value) and "num_classes" not in str(caught.value)
@@ -240,7 +240,7 @@ def test_samples_without_a_class_are_no_neighbours(tmp_path, caplog):
     flat = folder(tmp_path / "flat", [""], start=100 * ord("a"))  # the ants, without a name
     with caplog.at_level(logging.WARNING):
         assert neighbours(f"{train},{flat}", train, [1]) == {1: 100.0}
-    assert "data.train: 2 samples without a class are left out" in caplog.text
+    assert "data.train: 2 samples without a class are skipped" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["mae_finetune", "mae_linprobe"])

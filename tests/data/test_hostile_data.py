@@ -95,7 +95,7 @@ def test_links_in_circles(tmp_path):
     walk = Walk(str(tmp_path))
     found = [os.path.relpath(path, tmp_path) for path in walk.images(walk.root)]
     assert found == ["a/1.png", "b/to_a/1.png"]
-    assert "links to a folder around them" in str(walk.passed)
+    assert "links to a folder around them" in str(walk.skipped)
     (tmp_path / "itself.png").symlink_to("itself.png")
     with pytest.raises(DataError, match="itself.png: Too many levels of symbolic links"):
         Walk(str(tmp_path)).entries(str(tmp_path))
@@ -205,9 +205,9 @@ def test_an_lmdb_cut_short(tmp_path):
     source = LmdbImages(root)
     for size in range(len(whole) - 4096, -1, -4096):
         os.truncate(path, size)
-        with pytest.raises(DataError, match="a/data.mdb: it is cut short: "):
+        with pytest.raises(DataError, match="a/data.mdb: it is truncated: "):
             LmdbImages(root)
-        with pytest.raises(BadImage, match="the LMDB is damaged: it is cut short"):
+        with pytest.raises(BadImage, match="the LMDB is damaged: it is truncated"):
             for index in range(9):  # the first page that is missing ends it
                 source[index]
     Path(path).write_bytes(whole)
@@ -292,7 +292,7 @@ def damages(intact: bytes):
         "other lengths": saved(size=columns["size"][:1]),
         "other types": saved(offset=columns["offset"].astype(np.float64)),
         "negative": saved(offset=columns["offset"] - 10**9),
-        "passed over": saved(passed=np.array([b"no tabs"])),
+        "skipped": saved(skipped=np.array([b"no tabs"])),
         "named numbers": saved(name=columns["size"]),
     }
 
@@ -306,13 +306,13 @@ def test_a_damaged_index_is_made_again(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     path = shard(tmp_path)
     expected = load_index(path)
-    (cached,) = (tmp_path / "cache/libai_ext/tar").glob("*.npz")
+    (cached,) = (tmp_path / "cache/libai_ext/tar_index").glob("*.npz")
     intact = cached.read_bytes()
     for name, content in damages(intact).items():
         caplog.clear()
         cached.write_bytes(content)
         found = load_index(path)
-        assert [f"index cache {cached} is damaged and made again" in caplog.text] == [True], name
+        assert f"index cache {cached} is damaged and is built again" in caplog.text, name
         for left, right in zip(found, expected):
             np.testing.assert_array_equal(left, right, err_msg=name)
         caplog.clear()

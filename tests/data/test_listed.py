@@ -75,7 +75,7 @@ def test_names_with_spaces_and_folders(tmp_path):
 def test_images_that_are_not_listed_are_counted(val, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(open_list(val, f"{NAMES[1]}.JPEG n1")) == 1
-    assert f"passed over 2 images that are not listed (in {val}/list.txt 2)" in caplog.text
+    assert f"skipped 2 images that are not listed (in {val}/list.txt 2)" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_unusable_roots(val):
     (val / "image.txt").write_bytes(encode(pixels()))
     for root, message in (
         ("labels:/gone.txt:/data", "list of labels /gone.txt: No such file"),
-        (f"labels:{val}/image.txt:{val}/val", "image.txt is no text in UTF-8"),
+        (f"labels:{val}/image.txt:{val}/val", "image.txt is not UTF-8 text"),
         (f"labels:{val}/list.txt", "expected labels:FILE:FOLDER, as labels:val.txt:data/val"),
         (f"labels:{val}:{val}/val", "list of labels .*: Is a directory"),
     ):

@@ -24,7 +24,7 @@ from libai_ext.errors import DataError
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache/libai_ext/tar"
+    return tmp_path / "cache/libai_ext/tar_index"
 
 
 def png(seed):
@@ -91,7 +91,7 @@ def test_lmdb_on_read_only_media(tmp_path):
 
 def test_unusable_lmdbs(tmp_path):
     source = LmdbImages(write_lmdb(tmp_path / "a", [png(0), None, b"no picture", b""]))
-    for index, why in ((1, "the key is missing"), (2, "no known image format"), (3, "is empty")):
+    for index, why in ((1, "the key is missing"), (2, "unknown image format"), (3, "is empty")):
         with pytest.raises(BadImage, match=f"a:image-00000000{index + 1}: .*{why}"):
             source[index]
     with pytest.raises(DataError, match="b has no usable|b/data.mdb has no usable key num-samples"):
@@ -103,7 +103,7 @@ def test_unusable_lmdbs(tmp_path):
         LmdbImages(short)
     (tmp_path / "c").mkdir()
     (tmp_path / "c/data.mdb").write_bytes(b"no database")
-    with pytest.raises(DataError, match="c/data.mdb: it is cut short: 11 bytes"):
+    with pytest.raises(DataError, match="c/data.mdb: it is truncated: 11 bytes"):
         LmdbImages(str(tmp_path / "c"))
 
 
@@ -253,7 +253,7 @@ def test_the_plain_name_is_the_image(tmp_path, caplog):
         source = TarShards(write_tar(tmp_path / "x.tar", rows))
     np.testing.assert_array_equal(source[0][0], pixels(2))
     assert len(source) == 1
-    said = "passed over 1 further images of samples (.seg.png), 1 hidden (._*)"
+    said = "skipped 1 further images of samples (.seg.png), 1 hidden (._*)"
     assert caplog.messages == [f"{tmp_path}/x.tar: {said}"]
 
 
@@ -263,7 +263,7 @@ def test_what_shards_hold_beside_images_is_counted_from_the_cache_too(shards, ca
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             TarShards(shards)
-        found = [f"{shards}: passed over 12 members that are no images (.json 12)"]
+        found = [f"{shards}: skipped 12 members that are not images (.json 12)"]
         assert caplog.messages == found[:heard]
         walk.warn_once.cache_clear()
 
@@ -271,13 +271,13 @@ def test_what_shards_hold_beside_images_is_counted_from_the_cache_too(shards, ca
 @pytest.mark.parametrize(
     "rows, message",
     [
-        ([*IMAGES, *CLASSES, ("0009.cls", b"1")], "x.tar:0009.cls is the class of no image"),
+        ([*IMAGES, *CLASSES, ("0009.cls", b"1")], "x.tar:0009.cls is a class without an image"),
         ([("1.input.png", png(0)), ("1.target.png", png(1))], "1.input.png and 1.target.png are"),
         ([("1.cls", b"1"), *IMAGES, ("1.cls", b"2"), ("1.png", b"")], "x.tar:1.cls is the class"),
         ([("1.cls", b"1"), ("1.b.cls", b"2"), ("1.png", b"")], "1.b.cls is a second class of its"),
         ([("1.cls", b"1"), *IMAGES, ("1.png", b""), *IMAGES, ("1.png", b"")], "several images or"),
         ([("1.cls", b"9999999"), ("1.png", b"")], "1.cls holds '9999999', not a class number"),
-        ([("1.heic", b""), ("1.cls", b"1")], "1.heic: images in .heic are not read"),
+        ([("1.heic", b""), ("1.cls", b"1")], "1.heic: .heic images cannot be read"),
     ],
 )
 def test_shards_that_would_lose_images_or_classes(tmp_path, rows, message):
@@ -298,7 +298,7 @@ def test_links_in_a_shard_would_lose_images(tmp_path, kind):
 def test_bad_members(tmp_path):
     path = write_tar(tmp_path / "x.tar", [("1.png", b""), ("2.png", b"no"), ("3.png", png(3))])
     source = TarShards(path)
-    for index, why in ((0, "is empty"), (1, "no known image format")):
+    for index, why in ((0, "is empty"), (1, "unknown image format")):
         with pytest.raises(BadImage, match=f"x.tar:{index + 1}.png: .*{why}"):
             source[index]
     os.truncate(path, int(source._offset[2]) + 100)

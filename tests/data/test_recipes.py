@@ -161,7 +161,7 @@ def test_text_lines_from_the_launcher(launch, text_lines, tmp_path):
     assert "evaluation on 32 of 1000 samples: loss" in out
     run = tmp_path / "run/fast_dev_run"
     log = (run / "log.txt").read_text()
-    skipped = [line for line in log.splitlines() if "stands in for sample" in line]
+    skipped = [line for line in log.splitlines() if "replaces sample" in line]
     # 256 samples of which 2.5 % are bad, and those that the workers read ahead.
     assert 2 <= len(skipped) <= 20
     assert all(f"cannot read image {folder}/" in line for line in skipped)

@@ -1,4 +1,4 @@
-"""What real folders hold beside the images: passed over by name and number, or refused."""
+"""What real folders hold beside the images: skipped by name and number, or refused."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FOUND = [("ant/1.png", "ant"), ("ant/2.PNG", "ant"), ("bee/3.png", "bee")]
 
 
 @pytest.mark.parametrize(
-    "beside, passed",
+    "beside, skipped",
     [
         (".ipynb_checkpoints/1.png", "1 hidden (.ipynb_checkpoints)"),
         (".thumbnails/1.png", "1 hidden (.thumbnails)"),
@@ -53,23 +53,23 @@ FOUND = [("ant/1.png", "ant"), ("ant/2.PNG", "ant"), ("bee/3.png", "bee")]
         ("__MACOSX/ant/._1.png", "1 hidden (__MACOSX)"),
         ("ant/@eaDir/1.png/thumb.png", "1 hidden (@eaDir)"),
         ("ant/._1.png", "1 hidden (._1.png)"),
-        ("ant/notes.txt", "1 files that are no images (.txt)"),
-        ("labels.csv", "1 files that are no images (.csv)"),
-        ("bee/0004", "1 files that are no images (no extension)"),
+        ("ant/notes.txt", "1 files that are not images (.txt)"),
+        ("labels.csv", "1 files that are not images (.csv)"),
+        ("bee/0004", "1 files that are not images (no extension)"),
     ],
 )
-def test_what_is_no_data_is_passed_over_by_name(tmp_path, log, beside, passed):
+def test_what_is_no_data_is_skipped_by_name(tmp_path, log, beside, skipped):
     fill(tmp_path, *CLASSES, beside)
     folder = ImageFolder([str(tmp_path)])
     assert (folder.classes, relative(folder)) == (["ant", "bee"], FOUND)
-    assert log.messages == [f"data folder {tmp_path}: passed over {passed}"]
+    assert log.messages == [f"data folder {tmp_path}: skipped {skipped}"]
 
 
-def test_what_is_passed_over_is_counted(tmp_path, log):
+def test_what_is_skipped_is_counted(tmp_path, log):
     fill(tmp_path, *CLASSES, *(f"ant/{n}.json" for n in range(1200)), "bee/a.txt", ".git/x.png")
     assert len(ImageFolder([str(tmp_path)])) == 3
     (message,) = log.messages
-    assert message.endswith("1,201 files that are no images (.json 1,200, .txt), 1 hidden (.git)")
+    assert message.endswith("1,201 files that are not images (.json 1,200, .txt), 1 hidden (.git)")
 
 
 def test_nothing_is_said_where_nothing_is_left_out(tmp_path, log):
@@ -80,7 +80,7 @@ def test_nothing_is_said_where_nothing_is_left_out(tmp_path, log):
 
 def test_hidden_images_do_not_make_a_data_set(tmp_path):
     fill(tmp_path, ".thumbnails/1.png", "notes.txt")
-    with pytest.raises(DataError, match=r"holds no image .*passed over: .*1 hidden \(.thumbnails"):
+    with pytest.raises(DataError, match=r"holds no image .*skipped: .*1 hidden \(.thumbnails"):
         ImageFolder([str(tmp_path)])
 
 
@@ -135,7 +135,7 @@ def test_links_to_nowhere_are_an_error(tmp_path):
     root = fill(tmp_path, *CLASSES)
     for name in ("ant/4.png", "wasp", "ant/deep"):
         (root / name).symlink_to("/gone/away")
-        with pytest.raises(DataError, match=f"the link .*{name} leads nowhere, to /gone/away"):
+        with pytest.raises(DataError, match=f"the link .*{name} is broken, its target /gone/away"):
             ImageFolder([str(root)])
         (root / name).unlink()
     (root / "ant/self").symlink_to("self")
@@ -194,13 +194,13 @@ def test_names_that_are_not_utf8(tmp_path, log):
     folder = ImageFolder([str(root)])
     assert len(folder) == 4
     np.testing.assert_array_equal(folder[3][0], pixels(9))
-    assert log.messages[0].endswith(r"passed over 1 files that are no images (.t\xfft)")
+    assert log.messages[0].endswith(r"skipped 1 files that are not images (.t\xfft)")
 
 
 @pytest.mark.parametrize("name", ["ant/9.heic", "bee/9.AVIF", "9.cr2", "ant/deep/9.dng"])
 def test_images_in_formats_that_are_not_read_are_an_error(tmp_path, name):
     fill(tmp_path, *CLASSES, name)
-    with pytest.raises(DataError, match=f"{name}: images in .* are not read: convert them"):
+    with pytest.raises(DataError, match=f"{name}: .* images cannot be read: convert them"):
         ImageFolder([str(tmp_path)])
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from libai_ext.data import workers
-from libai_ext.data.tolerant import Tolerant
-from libai_ext.data.workers import made_ahead
+from libai_ext.data.skip_unreadable import SkipUnreadable
+from libai_ext.data.workers import prefetch
 from libai_ext.errors import DataError
 
 REQUESTS = 24
@@ -48,7 +48,7 @@ def test_each_way_to_end_is_named_and_made_good(count, tmp_path, caplog, monkeyp
 
     start = time.monotonic()
     with caplog.at_level(logging.WARNING, logger="libai_ext"):
-        made = list(made_ahead(make, range(REQUESTS), count, ahead=2))
+        made = list(prefetch(make, range(REQUESTS), count, ahead=2))
     assert made == [(i % count, i // count, i) for i in range(REQUESTS)]
     assert time.monotonic() - start < 4
     for record, (request, how) in zip(caplog.records, HOW.items()):
@@ -64,7 +64,7 @@ def test_killed_from_outside_at_any_moment(monkeypatch):
         return os.getpid(), request, b"x" * 100_000
 
     made = []
-    for pid, request, _ in made_ahead(make, range(60), 2, ahead=2):
+    for pid, request, _ in prefetch(make, range(60), 2, ahead=2):
         made.append(request)
         if request % 5 == 0:
             os.kill(pid, signal.SIGKILL)
@@ -75,11 +75,11 @@ def test_a_limit_for_the_same_request(caplog):
     def make(worker, number, request):
         return os._exit(9) if request == 2 else request
 
-    made = made_ahead(make, range(9), 2, ahead=2)
+    made = prefetch(make, range(9), 2, ahead=2)
     assert [next(made), next(made)] == [0, 1]
-    with pytest.raises(RuntimeError, match=r"worker 0 .* status 9, as did 3 before it: \["):
+    with pytest.raises(RuntimeError, match=r"worker 0 .* 9, like the 3 workers before it: \["):
         next(made)
-    assert caplog.text.count("another one makes its batches") == 3
+    assert caplog.text.count("a new worker makes its batches") == 3
 
 
 def test_errors_come_at_their_place_and_leave_nobody(tmp_path):
@@ -91,7 +91,7 @@ def test_errors_come_at_their_place_and_leave_nobody(tmp_path):
         return os.getpid()
 
     for bad, error, said in [(2, DataError, "^mend this$"), (3, RuntimeError, "KeyError: 'lost'")]:
-        made = made_ahead(make, [0, 1, bad, 1], 2, ahead=2)
+        made = prefetch(make, [0, 1, bad, 1], 2, ahead=2)
         pids = [next(made), next(made)]
         with pytest.raises(error, match=said):
             next(made)
@@ -102,7 +102,7 @@ def test_a_worker_killed_with_the_lock_of_the_counts_keeps_nobody_waiting():
     class Numbers(list):
         classes = ("a",)
 
-    source = Tolerant(Numbers([(0, 0), (1, 0)]))
+    source = SkipUnreadable(Numbers([(0, 0), (1, 0)]))
 
     def make(worker, number, request):
         source[0]
@@ -111,5 +111,5 @@ def test_a_worker_killed_with_the_lock_of_the_counts_keeps_nobody_waiting():
             os.kill(os.getpid(), signal.SIGKILL)
         return request
 
-    assert list(made_ahead(make, range(3), 1, ahead=1)) == [0, 1, 2]
+    assert list(prefetch(make, range(3), 1, ahead=1)) == [0, 1, 2]
     assert source.totals() == (4, 0)

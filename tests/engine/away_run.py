@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from libai_ext.data import image_folder, patience
+from libai_ext.data import image_folder, retry
 from libai_ext.engine import cli as entry
 from libai_ext.launch.exit_report import restarted
 from projects.MAE.train_net import main
@@ -27,7 +27,7 @@ class Losing:
 
 
 if __name__ == "__main__":
-    patience.RETRY_SECONDS = 0.2
+    retry.RETRY_SECONDS = 0.2
     if os.environ["RANK"] == "1" and not restarted():
         image_folder.read_regular = Losing()
     entry.run(main)

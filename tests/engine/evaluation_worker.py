@@ -54,7 +54,7 @@ def main():
 
     ranks = dist.get_world_size()
     sizes = dict(data_parallel_size=ranks, tensor_parallel_size=1, pipeline_parallel_size=1)
-    set_layout(OmegaConf.create(sizes), 1)
+    set_layout(OmegaConf.create(sizes))
     results = {}
     for size in range(1, 41):
         loader = build_eval_loader(Table(size), MICRO_BATCH, ranks, num_workers=0)

@@ -107,7 +107,7 @@ def test_an_evaluation_is_told_once_at_its_iteration(on_terminal, monkeypatch):
 def test_odd_names_are_escaped(on_terminal):
     output, shown = on_terminal
     line = next(line for line in lines_of(output) if "cannot read image" in line)
-    assert f"{SHOWN}: it is of no known image format" in line
+    assert f"{SHOWN}: unknown image format" in line
     assert "\x1b" not in "".join(lines_of(output)) and SHOWN in shown
     assert not re.search(r"^\[11-25 00:00:00\] forged", shown, re.M)
     assert f"output           {output}".replace("\udce9", r"\xe9") in "\n".join(lines_of(output))

@@ -16,8 +16,6 @@ def main() -> None:
     fake_device.stand_for(int(devices))
     os.environ["WORLD_SIZE"] = devices
 
-    from libai.config import instantiate
-
     from libai_ext.config.lazy_config import fresh
     from libai_ext.engine.trainer import Trainer
     from libai_ext.placement import set_layout
@@ -26,7 +24,7 @@ def main() -> None:
     cfg = resolve(config, options)
     cfg.train.train_iter = cfg.train.scheduler.max_iter = 100
     cfg.train.warmup_iter = cfg.train.scheduler.warmup_iter = 1
-    set_layout(cfg.train.dist, instantiate(cfg.task).pipeline_layers(cfg.model))
+    set_layout(cfg.train.dist)
     _leave_out_values()
     model = Trainer.build_model(cfg)
     optimizer = Trainer.build_optimizer(cfg, model)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.slow  # real launches
 def report(fake_gpus, tmp_path_factory):
     path = tmp_path_factory.mktemp("check") / "check_gpu.json"
     gpus = fake_gpus(count=2, name="No Such Card", capability=(8, 6))
-    out = gpus.python("tools/check_gpu.py", "--output", path, status=1, timeout=900)
+    out = gpus.python("tests/fakecuda/check_small.py", "--output", path, status=1, timeout=900)
     return out, json.loads(path.read_text())
 
 

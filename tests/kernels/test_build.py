@@ -1,4 +1,6 @@
 import os
+import re
+import resource
 import shutil
 import signal
 import stat
@@ -51,10 +53,13 @@ def _count(runs):
     return len(runs.read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_real_build_is_quick_and_without_warning(cache):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     path, done = build()
-    assert path.exists()
-    assert int(done.split("built in ")[1].split(" s")[0]) < 30
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert path.exists() and re.search(r"built in \d+ s", done)
+    assert after.ru_utime - before.ru_utime < 30  # whatever else the machine does
     (log,) = cache.glob("*.log")
     assert len(log.read_text().splitlines()) == 1, log.read_text()  # the command alone
 
@@ -172,8 +177,10 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_library_that_is_not_to_be_loaded_is_built_again(
-    cache, use_compiler, runs, tmp_path, monkeypatch, damage
+    request, cache, use_compiler, runs, tmp_path, monkeypatch, damage
 ):
+    if "another user's" in damage:
+        request.getfixturevalue("superuser")
     monkeypatch.chdir(tmp_path)
     library, _ = build()
     DAMAGES[damage](library)
@@ -194,7 +201,7 @@ def test_a_damaged_library_without_a_compiler(cache, use_compiler, monkeypatch):
         build()
 
 
-def test_the_cache_is_the_users_own(cache, use_compiler, runs, monkeypatch):
+def test_the_cache_is_the_users_own(superuser, cache, use_compiler, runs, monkeypatch):
     cache.mkdir(mode=0o777)
     cache.chmod(0o777)  # whatever the umask
     library, _ = build()

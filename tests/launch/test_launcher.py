@@ -55,7 +55,7 @@ def wait_for(condition, seconds=20):
     assert condition()
 
 
-def test_ranks_get_their_place_and_their_share_of_threads(program, tmp_path):
+def test_ranks_get_their_place_and_their_share_of_threads(program, tmp_path, port):
     """Node 0 stays until node 1 has come."""
     come = str(tmp_path / "come")
     path = program(
@@ -66,7 +66,7 @@ def test_ranks_get_their_place_and_their_share_of_threads(program, tmp_path):
     )
     env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     command = [*LAUNCH, "2", "--nnodes", "2", "--master-addr", "127.0.0.3"]
-    command += ["--master-port", "4567", "--node-rank"]
+    command += ["--master-port", str(port), "--node-rank"]
     first = subprocess.Popen([*command, "0", path], env=env, stdout=subprocess.DEVNULL)
     second = [*command, "1", path]
     out = subprocess.run(second, env=env, capture_output=True, text=True, timeout=60, check=True)

@@ -24,8 +24,8 @@ echo "$3" >> {folder}/hosts
 exec env -i PATH="$PATH" bash -c "cd / && $4"
 """
 SRUN = """#!/bin/bash
-echo "$1 $2 $3 $4" >> {folder}/srun
-shift 4
+echo "$1 $2 $3 $4 $5" >> {folder}/srun
+shift 5
 export SLURM_STEP_ID=0 SLURM_STEP_NUM_NODES=2 SLURM_STEP_NUM_TASKS=2
 export SLURM_STEP_NODELIST='localhost,other'
 SLURM_NODEID=0 "$@" & first=$!
@@ -64,20 +64,6 @@ def program(tmp_path):
     return write
 
 
-@pytest.fixture
-def port():
-    """Free, with the one after it."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            number = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", number + 1))
-            except OSError:
-                continue
-            return number
-
-
 def running(tmp_path):
     path = tmp_path / "pids"
     pids = path.read_text().split() if path.exists() else []
@@ -103,22 +89,24 @@ def pair(path, port, *options):
 
 
 @pytest.mark.parametrize(
-    "text, names",
+    "text, name",
     [
-        ("node7", ["node7"]),
-        ("node[01-03,7]", ["node01", "node02", "node03", "node7"]),
-        ("a[9-10]-ib,b", ["a9-ib", "a10-ib", "b"]),
-        ("r[1-2]n[0,5]", ["r1n0", "r1n5", "r2n0", "r2n5"]),
+        ("node7", "node7"),
+        ("node[01-03,7]", "node01"),
+        ("a[9-10]-ib,b", "a9-ib"),
+        ("r[1-2]n[0,5]", "r1n0"),
+        ("gpu[7],node[1-3]", "gpu7"),
+        ("a-b.c,node[1-3]", "a-b.c"),
     ],
 )
-def test_slurms_lists(text, names):
-    assert nodes.expand(text) == names
+def test_slurms_lists(text, name):
+    assert nodes.first_host(text) == name
 
 
-@pytest.mark.parametrize("text", ["", "a[1-", "a,,b", "a[x]"])
+@pytest.mark.parametrize("text", ["", "a[1-", ",b", "a[x]", "a[]", "[1-2"])
 def test_what_is_no_list(text):
-    with pytest.raises(ValueError):
-        nodes.expand(text)
+    with pytest.raises(ValueError, match="cannot read the list of nodes"):
+        nodes.first_host(text)
 
 
 def test_the_place_of_a_task_under_srun():
@@ -137,8 +125,9 @@ def test_the_place_of_a_task_under_srun():
     assert nodes.slurm({**env, "SLURM_NNODES": "1", "SLURM_NTASKS": "1"}) is None
     del env["SLURM_STEP_ID"]
     assert nodes.slurm(env) is None
-    expected = ["srun", "--nodes=4", "--ntasks=4", "--ntasks-per-node=1", "--cpus-per-task=6"]
-    assert nodes.srun({**env, "SLURM_CPUS_PER_TASK": "6"}) == expected
+    expected = ["srun", "--nodes=4", "--ntasks=4", "--ntasks-per-node=1", "--kill-on-bad-exit=1"]
+    assert nodes.srun(env) == expected
+    assert nodes.srun({**env, "SLURM_CPUS_PER_TASK": "6"}) == [*expected, "--cpus-per-task=6"]
     assert nodes.srun({}) is nodes.slurm({}) is None
 
 
@@ -162,7 +151,8 @@ def test_one_call_in_an_allocation_starts_every_node(world, program, tmp_path):
     rows = sorted(line.split()[:4] for line in out.stdout.splitlines())
     assert rows == [[str(rank), "2", "localhost", str(port)] for rank in range(2)]
     assert "JOB_SECRET" not in out.stderr  # it has one
-    expected = "--nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=1\n"
+    expected = "--nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1"
+    expected += " --cpus-per-task=1\n"
     assert (tmp_path / "srun").read_text() == expected
 
 

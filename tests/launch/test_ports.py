@@ -15,14 +15,6 @@ LAUNCH = [sys.executable, "-m", "libai_ext.launch", "--nproc-per-node", "2", "--
 
 
 @pytest.fixture
-def port():
-    number, held = ports.free()
-    for name in held:
-        name.close()
-    return number
-
-
-@pytest.fixture
 def program(tmp_path):
     path = tmp_path / "program.py"
     path.write_text(

@@ -10,18 +10,10 @@ import time
 import pytest
 from hostile_peer import ATTACKS, Hostile, replay
 
-from libai_ext.launch import ports, rendezvous
+from libai_ext.launch import rendezvous
 from libai_ext.launch.rendezvous import Peers
 
 SECRET = "known to the launchers alone"
-
-
-@pytest.fixture
-def port():
-    number, held = ports.free()
-    yield number
-    for name in held:
-        name.close()
 
 
 @pytest.fixture

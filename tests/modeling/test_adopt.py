@@ -82,11 +82,6 @@ def test_another_image_size_is_no_contradiction(lines):
             "model.arch=mae_vit_base_patch16",
             r"embed_dim 768, the file has 48; .* \(model.arch mae_vit_base_patch16\): set these",
         ),
-        (
-            "model.in_chans=1 data.mode=L data.mean=[0.5] data.std=[0.5]",
-            r"model.in_chans 1, the file has 3: set model.in_chans=3 data.mode=RGB "
-            r"data.mean=\[0.5,0.4,0.3\] data.std=\[0.3,0.2,0.1\]",
-        ),
     ],
 )
 def test_what_is_set_must_agree(lines, option, message):
@@ -94,6 +89,22 @@ def test_what_is_set_must_agree(lines, option, message):
     with pytest.raises(ConfigError, match=message) as error:
         finetune(f"finetune.path={lines}", *option.split(" "))
     assert "blocks." not in str(error.value) and lines in str(error.value)
+
+
+GREY = ("model.in_chans=1", "data.mode=L", "data.mean=[0.5]", "data.std=[0.5]")
+
+
+def test_a_decoder_of_colours_predicts_no_grey(lines):
+    with pytest.raises(
+        ConfigError,
+        match=r"model.in_chans 1, the file has 3: set model.in_chans=3 data.mode=RGB "
+        r"data.mean=\[0.5,0.4,0.3\] data.std=\[0.3,0.2,0.1\]",
+    ):
+        pretrain(f"train.load_weight={lines}", *GREY)
+
+
+def test_an_encoder_of_colours_may_see_grey(lines):
+    assert finetune(f"finetune.path={lines}", *GREY).model.in_chans == 1
 
 
 def test_a_decoder_must_agree_where_it_is_used(lines):

@@ -55,7 +55,7 @@ TASKS = {
         "projects/MAE/configs/mae_digits.py",
         (
             *_SMALL,
-            "model.depth=2",
+            "model.depth=1",
             "model.decoder_depth=1",
             "model.decoder_embed_dim=16",
             "model.decoder_num_heads=2",
@@ -92,17 +92,20 @@ class Case(NamedTuple):
     accumulation: int
 
 
-def _cases(layout: str) -> list[Case]:
-    """Compiling graphs takes most of the time: each accumulation has one optimizer, and pipelines
-    beside another axis have one case a mode."""
-    _, *cases, _ = all_cases = [
+def _cases(task: str, layout: str) -> list[Case]:
+    """Compiling graphs takes most of the time: each accumulation has one optimizer, pipelines
+    beside another axis have one case a mode, and fine-tuning has a graph without accumulation on
+    one process alone, for eager mode to be compared with."""
+    first, *cases, last = (
         Case(layout, mode, *rest)
         for mode, rest in product(("graph", "eager"), (("sgd", 1), ("adamw", 2)))
-    ]
-    return cases if layout.endswith("pp2") and layout != "pp2" else all_cases
+    )
+    if layout.endswith("pp2") and layout != "pp2":
+        return cases
+    return [*cases, last] if task == "finetuning" and layout != "one" else [first, *cases, last]
 
 
-CASES = [case for layout in LAYOUTS for case in _cases(layout)]
+CASES = [(task, case) for task in TASKS for layout in LAYOUTS for case in _cases(task, layout)]
 # Graphs once around, eager mode under each other layout.
 RESUMED = [
     (source, target, mode)
@@ -160,7 +163,8 @@ def table(request, launch, digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     table = Table(TASKS[request.param], launch, digits, folder)
     commands = {
-        name: [table.command(c, table.folder(*c)) for c in _cases(name)] for name in LAYOUTS
+        name: [table.command(c, table.folder(*c)) for c in _cases(request.param, name)]
+        for name in LAYOUTS
     }
     # One process comes first, so that its weights are there for all.
     for name in LAYOUTS:
@@ -219,7 +223,12 @@ def assert_same(folder, reference, optimizer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+@pytest.mark.parametrize(
+    "table, case",
+    CASES,
+    indirect=["table"],
+    ids=lambda part: "-".join(map(str, part)) if isinstance(part, Case) else part,
+)
 def test_same_curve_and_weights(table, case):
     reference = table.folder("one", "graph", case.optimizer, 1 if case.optimizer == "sgd" else 2)
     assert_same(table.folder(*case), reference, case.optimizer)

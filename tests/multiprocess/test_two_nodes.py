@@ -20,12 +20,11 @@ ITERATIONS, SAVED_AT = 50, 10
 
 
 def ip(*words):
-    """Needs iproute2 and the right to make namespaces; without them the test fails."""
     subprocess.run(["ip", *words], check=True)
 
 
 @pytest.fixture
-def machines():
+def machines(superuser):
     """Names of two namespaces that reach each other at :data:`ADDRESSES`."""
     names = [f"libai{os.getpid()}{side}" for side in "ab"]
     try:

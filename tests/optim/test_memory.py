@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import oneflow as flow
 import psutil
+import pytest
 
 from libai_ext.placement import broadcast_sbp, layer_placement
 
 
+@pytest.mark.slow
 def test_a_changing_rate_costs_no_memory():
     """By OneFlow's default each op keeps an entry for each rate that it has seen: 42 MB here."""
     where = dict(placement=layer_placement(0), sbp=broadcast_sbp())

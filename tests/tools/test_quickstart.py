@@ -16,7 +16,7 @@ from libai_ext.config.lazy_config import instantiate
 from libai_ext.data.sampler import GlobalOrder, SampleKey
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.output_dir import prepare_output_dir
-from projects.MAE.pictures.figure import sheet
+from projects.MAE.pictures.figure import image_grid
 from projects.MAE.pictures.panels import TITLES
 from projects.MAE.run import resolve
 
@@ -154,7 +154,7 @@ def test_what_comes_next_works_as_printed(tool, digits, tmp_path):
 def test_a_title_stands_above_each_column():
     """Of a picture as the quickstart draws it."""
     assert TITLES == ("original", "masked", "reconstruction", "reconstruction + visible")
-    pixels = np.asarray(sheet([[np.ones((32, 32, 1))] * 8] * 8, TITLES * 2, 4))
+    pixels = np.asarray(image_grid([[np.ones((32, 32, 1))] * 8] * 8, TITLES * 2, 4))
     assert pixels.shape == (8 * STEP + TOP, 8 * STEP + LEFT, 3)
     for column in range(8):
         above = pixels[:TOP, LEFT + column * STEP :][:, :128]

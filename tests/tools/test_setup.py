@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # environments are made
+
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAMS = ("bash", "cat", "chmod", "dirname", "env", "mkdir", "sha256sum", "uname")
 PYTHON = """#!/usr/bin/env bash

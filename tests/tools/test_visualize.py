@@ -19,7 +19,7 @@ from libai_ext.errors import ConfigError, DataError
 from libai_ext.placement import batch_sbp, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.pictures import visualize
-from projects.MAE.pictures.figure import magnification, sheet
+from projects.MAE.pictures.figure import image_grid, magnification
 from projects.MAE.weights.files import write_fb, write_oneflow, write_timm
 from projects.MAE.weights.model import model_of
 from projects.MAE.weights.packing import Heads
@@ -220,10 +220,10 @@ def test_what_cannot_be_drawn(files):
         visualize.hidden_patches(subject, 1, 0, 0.99)
 
 
-def test_a_sheet_is_sharp_and_labelled():
+def test_a_grid_is_sharp_and_labelled():
     red, blue = np.zeros((2, 2, 3, 3))
     red[..., 0], blue[..., 2] = 1, 1
-    pixels = np.asarray(sheet([[red, blue], [blue, red]], ["one", "two words"], scale=20))
+    pixels = np.asarray(image_grid([[red, blue], [blue, red]], ["one", "two words"], scale=20))
     ink = (pixels == [255, 0, 0]).all(-1)
     assert ink.sum() == 2 * 40 * 60 and (pixels == [0, 0, 255]).all(-1).sum() == 2 * 40 * 60
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
@@ -237,7 +237,7 @@ def test_names_of_rows():
     """Above their rows, shortened from the front, and nothing is drawn over a picture."""
     picture = np.full((4, 6, 3), [1.0, 0, 0])
     names = ["a/0.png", "a/long/way/" * 20 + "1.png", "\x1b\n"]
-    pixels = np.asarray(sheet([[picture] * 2] * 3, ["one", "two"], 20, names)).astype(int)
+    pixels = np.asarray(image_grid([[picture] * 2] * 3, ["one", "two"], 20, names)).astype(int)
     red = (pixels == [255, 0, 0]).all(-1)
     assert red.sum() == 6 * 80 * 120
     tops = np.flatnonzero(np.diff(red.any(1).astype(int)) == 1) + 1
@@ -275,7 +275,7 @@ def test_command_line(launch, files, tmp_path):
     "arguments, message",
     [
         (["{}/none.pth", "{}/images"], "none.pth: no such file or folder"),
-        (["{}/run", "{}/mae.pth"], "cannot read image .*mae.pth: it is of no known image format"),
+        (["{}/run", "{}/mae.pth"], "cannot read image .*mae.pth: unknown image format"),
         (["{}/run", "{}/images", "--mask-ratio", "1"], "at least 0 and below 1, not 1"),
         (["{}/run", "{}/images", "--output", "{}/x.unknown"], "cannot write .*x.unknown"),
     ],

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,8 @@ WIDTH, DEPTH, DECODER_WIDTH, DECODER_DEPTH, PATCH, TOKENS = 1024, 24, 512, 8, 16
 def vit_large() -> OrderedDict[str, np.ndarray]:
     """The official pre-training state dict of ViT-L/16: names, shapes, random values; 1.3 GB."""
     pixels = 3 * PATCH**2
-    shapes = {"cls_token": (1, 1, WIDTH), "pos_embed": (1, TOKENS, WIDTH)}
+    shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, WIDTH)}
+    shapes["pos_embed"] = (1, TOKENS, WIDTH)
     shapes["patch_embed.proj.weight"] = (WIDTH, 3, PATCH, PATCH)
     for blocks, depth, width in (
         ("blocks", DEPTH, WIDTH),
@@ -98,7 +100,7 @@ def main() -> None:
         return
     interpreters = {"torch": options.oracle, "ours": sys.executable}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        servers = {
+        servers: dict[str, Any] = {
             side: subprocess.Popen(
                 [interpreter, __file__, "--serve", side],
                 stdin=subprocess.PIPE,

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -67,7 +68,7 @@ def measure(folder: str, size: int) -> dict:
     source = ImageFolder([folder])
     to_array = ToArray([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     transform = Compose([RandomResizedCrop((size, size)), RandomHorizontalFlip(), to_array])
-    times = {"decode": [], "crop to float array": []}
+    times: dict[str, list[float]] = {"decode": [], "crop to float array": []}
     batch = []
     for index in range(len(source)):
         rng = np.random.default_rng([0, 0, index])
@@ -107,16 +108,18 @@ def compare(folder: str, size: int) -> None:
     from libai_ext.data.sources import open_source
     from libai_ext.data.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop, ToArray
 
-    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    mean: Any = np.array([0.485, 0.456, 0.406], np.float32)
+    std: Any = np.array([0.229, 0.224, 0.225], np.float32)
     crop = RandomResizedCrop((size, size))
     transform = Compose([crop, RandomHorizontalFlip(), ToArray(mean, std)])
-    dataset = KeyedDataset(open_source([folder]), transform)
+    source: Any = open_source([folder])
+    dataset = KeyedDataset(source, transform)
 
     def by_plain(index: int) -> np.ndarray:
-        path = dataset.source.source.samples[index][0]
+        path = source.source.samples[index][0]
         rng = np.random.default_rng([0, 0, index, 0])  # the data set's own key
         with Image.open(path) as image:
-            box = crop.box(*image.size, rng)
+            box = crop.box(image.width, image.height, rng)
             return plain(image, box, rng.random() < 0.5, size, mean, std)
 
     sides = (by_plain, lambda index: dataset[SampleKey(0, index)]["images"])
@@ -163,7 +166,8 @@ def transfer(size: int) -> None:
         count = sum(1 for _ in itertools.islice(batches, BATCHES - 1))
         return count * BATCH / (time.perf_counter() - start)
 
-    data, keys = Ready(), [[0] * BATCH] * BATCHES
+    data: Any = Ready()
+    keys = [[0] * BATCH] * BATCHES
     rates = []
     for _ in range(PAIRS):
         own = rate(iter(Loader(data, keys, 1)))

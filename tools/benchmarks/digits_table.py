@@ -37,7 +37,7 @@ def main() -> None:
     if not (ROOT / args.pretrained / "last_checkpoint").is_file():
         run(sys.executable, "tools/digits.py", "data/digits")
         train("mae_digits", f"train.output_dir={args.pretrained}")
-    rows = []
+    rows: list = []
     for name, config, options in PROTOCOLS:
         common = [*options, "graph.enabled=False"]
         scratch, pretrained = (

@@ -39,7 +39,7 @@ def program() -> None:
     folder, config_file, *options = sys.argv[1:]
     cfg = resolve(config_file, options)
     train = cfg.train
-    set_layout(train.dist, len(train.dist.custom_pipeline_stage_id))
+    set_layout(train.dist)
     flow.manual_seed(0)
     idle = resident("VmRSS")
 

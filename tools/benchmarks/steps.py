@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 SIZES = {  # image, patch, encoder dim / depth / heads, decoder dim / depth / heads, batch
     "tiny": ((32, 32), 4, (192, 4, 3), (128, 2, 4), 64),
@@ -68,7 +69,7 @@ def compare(task: str, size: str, args: argparse.Namespace) -> None:
         path = {"PYTHONPATH": args.official}
         peers["official"] = Peer(args.oracle, "official", task, size, path)
     peers.update({side: Peer(sys.executable, side, task, size, SIDES[side]) for side in args.sides})
-    times = {name: [] for name in peers}
+    times: dict[str, list[float]] = {name: [] for name in peers}
     rates = []
     for _ in range(args.pairs):
         for name, peer in peers.items():
@@ -91,7 +92,7 @@ class Peer:
     """A process that runs one command at a time."""
 
     def __init__(self, python: str, side: str, task: str, size: str, env=None):
-        self.process = subprocess.Popen(
+        self.process: Any = subprocess.Popen(
             [python, os.path.abspath(__file__), "--serve", side, task, size],
             env=dict(os.environ, **(env or {})),
             stdin=subprocess.PIPE,
@@ -264,7 +265,7 @@ def our_side(side: str, task: str, size: str):
 
     image, patch, encoder, decoder, _ = SIZES[size]
     sizes = dict(data_parallel_size=1, tensor_parallel_size=1, pipeline_parallel_size=1)
-    set_layout(DictConfig(sizes), encoder[1] + decoder[1])
+    set_layout(DictConfig(sizes))
     if task == "pretrain":
         model = MaskedAutoencoder(image, patch, 3, *encoder, *decoder).train()
     else:

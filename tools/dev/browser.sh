@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Print the path of Chromium, for the test marked `browser`; install Debian's package if there is
+# Print the path of Chromium, for the test that opens a page; install Debian's package if there is
 # none (needs root). Nothing else uses it.
 set -euo pipefail
 for name in chromium chromium-browser google-chrome; do

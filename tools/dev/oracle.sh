@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .oracle, an environment with real PyTorch for the tests marked `oracle`, and print the path
+# Make .oracle, an environment with real PyTorch for tests that compare with it, and print the path
 # of its interpreter. Nothing else uses it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."

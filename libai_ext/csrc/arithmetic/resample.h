@@ -76,8 +76,8 @@ constexpr int32_t kHalf = 1 << (kPrecision - 1);
 
 // kRows rows of `width` pixels to `out_width`, each of `bytes` channels, `stride` apart in `out`.
 // Together, because the weights, each four times in `spread`, are too many for the first-level
-// cache. `wide` holds each row as 4 numbers a pixel, with `taps` pixels of zeros behind; `total` has
-// room for a row of sums and a pixel more, for each row.
+// cache. `wide` holds each row as 4 numbers a pixel, with `taps` pixels of zeros behind; `total`
+// has room for a row of sums and a pixel more, for each row.
 template<int bytes, int kRows>
 void Rows(const uint8_t* const* rows, int64_t left, int64_t width, int64_t out_width, int64_t taps,
           const int64_t* __restrict first, const int32_t* __restrict spread,

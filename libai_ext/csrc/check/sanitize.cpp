@@ -90,7 +90,10 @@ void CheckLayerNorm(int64_t rows, int64_t cols) {
 
 void CheckGelu() {
   Array x = Random(70001);
-  const float limits[] = {0.f, 1e38f, -1e38f, std::numeric_limits<float>::infinity(),
+  const float limits[] = {0.f,
+                          1e38f,
+                          -1e38f,
+                          std::numeric_limits<float>::infinity(),
                           -std::numeric_limits<float>::infinity(),
                           std::numeric_limits<float>::quiet_NaN()};
   std::copy(std::begin(limits), std::end(limits), x.begin());

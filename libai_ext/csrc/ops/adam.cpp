@@ -16,8 +16,8 @@ void ComputeAdam(Context* ctx) {
   };
   const float* scale_by = OptionalInput(ctx, "scale_by_tensor");
   AdamStep step;
-  step.learning_rate = value("learning_rate", "learning_rate_val")
-                       * ctx->Attr<float>("learning_rate_scale");
+  step.learning_rate =
+      value("learning_rate", "learning_rate_val") * ctx->Attr<float>("learning_rate_scale");
   step.bias_correction1 = value("bias_correction1", "bias_correction1_val");
   step.bias_correction2 = value("bias_correction2", "bias_correction2_val");
   step.gradient_scale =
@@ -36,10 +36,9 @@ void ComputeAdam(Context* ctx) {
 void RegisterAdam() {
   using oneflow::user_op::HobAttr;
   using oneflow::user_op::HobInputSize;
-  Register<ComputeAdam>("adam_update", OnCpu("model") && OnCpu("model_diff")
-                                           && (HobAttr<bool>("amsgrad") == false)
-                                           && (HobAttr<float>("l1") == 0.f)
-                                           && (HobInputSize("model_copy") == 0));
+  Register<ComputeAdam>(
+      "adam_update", OnCpu("model") && OnCpu("model_diff") && (HobAttr<bool>("amsgrad") == false) &&
+                         (HobAttr<float>("l1") == 0.f) && (HobInputSize("model_copy") == 0));
 }
 
 }  // namespace libai_ext

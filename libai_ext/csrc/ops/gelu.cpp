@@ -4,9 +4,7 @@
 namespace libai_ext {
 namespace {
 
-void ComputeGelu(Context* ctx) {
-  Gelu(Size(ctx, "in"), Input(ctx, "in"), Output(ctx, "out"));
-}
+void ComputeGelu(Context* ctx) { Gelu(Size(ctx, "in"), Input(ctx, "in"), Output(ctx, "out")); }
 
 void ComputeGeluGrad(Context* ctx) {
   GeluGrad(Size(ctx, "x"), Input(ctx, "x"), Input(ctx, "dy"), Output(ctx, "dx"));

@@ -59,8 +59,8 @@ class FunctionKernel final : public oneflow::user_op::OpKernel {
 // Matches ops on CPU whose tensor `name` has elements of type `type`. Combine it by && with what
 // else a kernel needs: OneFlow's own kernel runs where that does not hold.
 inline auto OnCpu(const std::string& name, DataType type = DataType::kFloat) {
-  return (oneflow::user_op::HobDeviceType() == DeviceType::kCPU)
-         && (oneflow::user_op::HobDataType(name, 0) == type);
+  return (oneflow::user_op::HobDeviceType() == DeviceType::kCPU) &&
+         (oneflow::user_op::HobDataType(name, 0) == type);
 }
 
 // Registers kCompute as the kernel of `op` where `matches` holds. It proposes no output to be
@@ -71,9 +71,8 @@ void Register(const std::string& op, const Hob& matches) {
   auto& registries = user_op::UserOpRegistryMgr::Get();
   oneflow::CatchRegistryError([&]() -> Maybe<void> {
     auto registry = registries.CheckAndGetOpKernelRegistry(op);
-    registry.SetCreateFn<FunctionKernel<kCompute>>()
-        .SetIsMatchedHob(matches)
-        .SetPriority(user_op::kKernelPriorityOptimized);
+    registry.SetCreateFn<FunctionKernel<kCompute>>().SetIsMatchedHob(matches).SetPriority(
+        user_op::kKernelPriorityOptimized);
     return registries.Register(JUST(registry.Finish()).GetResult());
   });
 }

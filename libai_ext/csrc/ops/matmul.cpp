@@ -53,8 +53,8 @@ void ComputeMatmul(Context* ctx) {
     m *= batch;
     batch = 1;
   }
-  const auto multiply = [&](int64_t count, const float* a_from, int64_t a_step,
-                            const float* b_from, int64_t b_step, float* to) {
+  const auto multiply = [&](int64_t count, const float* a_from, int64_t a_step, const float* b_from,
+                            int64_t b_step, float* to) {
     Gemm(count, m, n, k, alpha, MatrixBatch::Make(a_from, transpose_a, m, k, a_step),
          MatrixBatch::Make(b_from, transpose_b, k, n, b_step), to, m * n, accumulate);
   };

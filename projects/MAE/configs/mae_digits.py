@@ -2,9 +2,8 @@
 
     bash tools/quickstart.sh
 
-Two minutes on two CPU cores, to a loss of 0.06; five nearest neighbours by its features then name
-96 % of unseen digits, 83 % by those of the untrained encoder. The images are 8 x 8 pixels, shown
-to the model at 32 x 32.
+Two minutes on two CPU cores, to a loss of 0.06. k-NN accuracy (k = 5) of frozen features on unseen
+digits: 96 %, of the untrained encoder 83 %. The images are 8 x 8 pixels, resized to 32 x 32.
 """
 
 from libai.config import LazyCall

@@ -21,6 +21,7 @@ from libai_ext.data.transforms import (
     RandomResizedCrop,
     ToArray,
 )
+from projects.MAE.evaluation.evaluators import KNN, LinearProbe
 from projects.MAE.modeling.archs import build_mae
 from projects.MAE.modeling.masking import MaskingNoise
 from projects.MAE.tasks import Pretraining
@@ -32,6 +33,11 @@ train.train_micro_batch_size = 64
 train.train_epoch = 800
 train.warmup_epoch = 40
 train.base_lr = 1.5e-4
+# Frozen features, measured while training: set a period, or an epoch, to switch one on.
+train.evaluation.evals = dict(
+    knn=LazyCall(KNN)(neighbours=20, train=None, test=None, period=None, epoch=None),
+    probe=LazyCall(LinearProbe)(iterations=200, train=None, test=None, period=None, epoch=None),
+)
 
 graph = get_config("common/graph.py").graph
 

@@ -1,9 +1,9 @@
-"""Looks at a run's encoder: what simple classifiers make of its features, pictures of its
-reconstructions."""
+"""Evaluate a run's encoder: k-NN and linear probes of frozen features, and reconstructions."""
 
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import NamedTuple, Sequence
 
@@ -11,6 +11,7 @@ import numpy as np
 import oneflow as flow
 from omegaconf import DictConfig
 from PIL import Image
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
@@ -23,7 +24,7 @@ from libai_ext.errors import DataError
 from libai_ext.placement import batch_sbp, set_layout, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.vit import ViTClassifier
-from projects.MAE.pictures.figure import sheet
+from projects.MAE.pictures.figure import image_grid
 from projects.MAE.pictures.panels import TITLES, panels
 from projects.MAE.run import resolve
 from projects.MAE.weights.describe import DECODER
@@ -43,49 +44,48 @@ class Run(NamedTuple):
 
 
 def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run:
-    """The model of a config, with the weights of ``train.load_weight``, else of the run in its
-    output directory, else of ``finetune.path``; or as initialised."""
+    """Build the model of a config. Its weights are those of ``train.load_weight``, else of the run
+    in its output directory, else of ``finetune.path``; without ``weights``, the initial ones."""
     cfg = resolve(config_file, opts, evaluate=weights)
     path = cfg.train.load_weight or cfg.train.output_dir
     starts = weights and not Path(path).exists() and cfg.get("finetune") is not None
     if starts:
         cfg = resolve(config_file, opts)
-    task = instantiate(cfg.task)
-    set_layout(cfg.train.dist, task.pipeline_layers(cfg.model))
+    set_layout(cfg.train.dist)
     flow.manual_seed(cfg.train.seed)
     model = instantiate(fresh(cfg.model))
     if starts:
-        task.start_from(model, cfg)
+        instantiate(cfg.task).start_from(model, cfg)
     elif weights:
-        # An encoder alone will do for features, or a classifier with its last norm.
+        # Features need an encoder only.
         load_weights(model, path, replaced=(*DECODER, "head"), grid=cfg.train.load_grid)
     return Run(cfg, model.eval())
 
 
-def _dataset(cfg: DictConfig, split: str):
-    """The split with the transform of evaluation, labels included."""
+def dataset_of(cfg: DictConfig, split: str):
+    """A split with labels and the transform of evaluation."""
     node = fresh(cfg.dataloader.test.dataset)
     node.source.roots = cfg.data[split]
     node.labels = True
     return instantiate(node)
 
 
-def _labelled(cfg: DictConfig):
-    """Training and test split, their classes numbered alike; and the indices of the training
-    samples that have a class.
+def labelled(cfg: DictConfig):
+    """Training and test split with the same class numbers, and the indices of the labelled training
+    samples.
 
     Raises:
-        DataError: there is none, or the test split has samples without a class or of one that
-            the training split lacks.
+        DataError: no training sample is labelled, or a test sample has no class or one that the
+            training split lacks.
     """
-    train, test = _dataset(cfg, "train"), _dataset(cfg, "test")
-    nameless = classes.nameless_samples(train.source)
-    indices = np.flatnonzero(~nameless)
+    train, test = dataset_of(cfg, "train"), dataset_of(cfg, "test")
+    unlabelled = classes.unlabelled_samples(train.source)
+    indices = np.flatnonzero(~unlabelled)
     if not len(indices):
-        classes.follow(train.source, train.source.classes, "data.train")
-    if nameless.any():
-        logger.warning(f"data.train: {nameless.sum():,} samples without a class are left out")
-    classes.follow(test.source, train.source.classes, "data.test")
+        classes.use_class_numbers(train.source, train.source.classes, "data.train")
+    if unlabelled.any():
+        logger.warning(f"data.train: {unlabelled.sum():,} samples without a class are skipped")
+    classes.use_class_numbers(test.source, train.source.classes, "data.test")
     return train, test, indices
 
 
@@ -94,48 +94,70 @@ def _stack(dataset, indices, name: str) -> np.ndarray:
 
 
 def features(run: Run, dataset, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """[N, D] and class number [N] of samples: the mean patch token, or what the head sees."""
+    """Features [N, D] (the mean patch token, or the input of a classifier's head) and class numbers
+    [N]."""
     parts, labels = [], []
     for start in range(0, len(indices), _BATCH):
         samples = [dataset[SampleKey(0, int(i))] for i in indices[start : start + _BATCH]]
         labels += [sample["labels"] for sample in samples]
         images = to_global(np.stack([sample["images"] for sample in samples]), batch_sbp())
         with flow.no_grad():
-            found = run.model.features(images)
-        parts.append((found[:, 1:].mean(dim=1) if found.ndim == 3 else found).numpy())
+            parts.append(pooled(run.model, images).numpy())
     return np.concatenate(parts), np.array(labels)
+
+
+def pooled(model, images: flow.Tensor) -> flow.Tensor:
+    """[N, D]: the mean patch token of an autoencoder, what the head of a classifier sees."""
+    found = model.features(images)
+    return found[:, 1:].mean(dim=1) if found.ndim == 3 else found
 
 
 def _both(run: Run):
     """Features and class numbers of the training and of the test split."""
-    train, test, indices = _labelled(run.cfg)
+    train, test, indices = labelled(run.cfg)
     return features(run, train, indices), features(run, test, range(len(test)))
 
 
 def accuracies(run: Run) -> dict[str, float]:
-    """Top-1 on the test split, in percent, of classifiers of the frozen features."""
+    """Top-1 test accuracy in per cent of classifiers on frozen features."""
     train, test = _both(run)
-    classifiers = {
-        "5 nearest neighbours": KNeighborsClassifier(5),
-        "linear probe": LogisticRegression(max_iter=2000),
-    }
+    neighbours = make_pipeline(StandardScaler(), KNeighborsClassifier(5))
     return {
-        name: 100 * make_pipeline(StandardScaler(), classifier).fit(*train).score(*test)
-        for name, classifier in classifiers.items()
+        "5 nearest neighbours": 100 * neighbours.fit(*train).score(*test),
+        "linear probe": linear_accuracy(train, test, 2000),
     }
+
+
+def linear_accuracy(train, test, iterations: int) -> float:
+    """Top-1, in percent, of a logistic regression of standardised features.
+
+    Args:
+        train, test: features [N, D] and class numbers [N].
+    """
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=iterations))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is asked for
+        return 100 * regression.fit(*train).score(*test)
 
 
 def nearest_neighbours(run: Run, counts: Sequence[int] | None = None) -> dict[int, float]:
-    """Top-1 on the test split, in percent, by number of neighbours (cosine similarity, weighted).
+    """k-NN accuracy of frozen features in per cent, by k (cosine similarity, weighted votes).
 
     Args:
-        counts: unset: 1, 5, 10 and 20, as far as there are so many training samples.
+        counts: the values of k. Unset: those of 1, 5, 10 and 20 up to the number of training
+            samples.
 
     Raises:
-        DataError: fewer training samples than neighbours that were asked for, or none asked
-            for; see also :func:`_labelled`.
+        DataError: k is below 1 or above the number of training samples; see also
+            :func:`labelled`.
     """
-    (train, labels), (test, expected) = _both(run)
+    train, test = _both(run)
+    return neighbours_accuracy(train, test, counts)
+
+
+def neighbours_accuracy(train, test, counts: Sequence[int] | None = None) -> dict[int, float]:
+    """As :func:`nearest_neighbours`, of features [N, D] and class numbers [N] of both splits."""
+    (train, labels), (test, expected) = train, test
     if counts is None:
         counts = [count for count in NEIGHBOURS if count <= len(train)]
     wrong = [count for count in counts if not 1 <= count <= len(train)]
@@ -154,22 +176,14 @@ def _similarity(distances: np.ndarray) -> np.ndarray:
 
 
 def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
-    """An even number of test samples, spread evenly over the split, two a row: original, masked,
-    reconstruction, reconstruction with the visible patches."""
+    """Test samples spread evenly over the split, two a row: original, masked, reconstruction,
+    reconstruction with the visible patches. ``samples`` is even."""
     cfg, model = run
-    dataset = _dataset(cfg, "test")
+    dataset = dataset_of(cfg, "test")
     indices = np.linspace(0, len(dataset) - 1, samples).astype(int)
     images, noise = (_stack(dataset, indices, name) for name in ("images", "noise"))
     with flow.no_grad():
         out = model(to_global(images, batch_sbp()), to_global(noise, batch_sbp()))
-    pictures = panels(
-        images,
-        out["prediction"].numpy(),
-        out["mask"].numpy(),
-        model.patch_embed.grid_size,
-        cfg.data.mean,
-        cfg.data.std,
-        model.norm_pix_loss,
-    )
+    pictures = panels(model, cfg.data, images, out["prediction"].numpy(), out["mask"].numpy())
     rows = [[*left, *right] for left, right in zip(pictures[::2], pictures[1::2])]
-    return sheet(rows, TITLES * 2, scale)
+    return image_grid(rows, TITLES * 2, scale)

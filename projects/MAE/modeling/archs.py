@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Sequence
 
 from omegaconf import DictConfig
 
+from libai_ext.config.names import nearest, question
 from libai_ext.errors import ConfigError
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.sizes import ARCHS, ENCODER_SIZES
@@ -86,8 +86,9 @@ def resolve_arch(model: DictConfig) -> None:
         ConfigError: unknown arch.
     """
     if model.arch not in ARCHS:
-        close = difflib.get_close_matches(model.arch, ARCHS, n=1, cutoff=0)
-        raise ConfigError(f"model.arch '{model.arch}' is unknown: did you mean '{close[0]}'?")
+        close = nearest(str(model.arch), ARCHS)
+        hint = question(close) if close else f"; known are {', '.join(ARCHS)}"
+        raise ConfigError(f"model.arch '{model.arch}' is unknown{hint}")
     for key, value in ARCHS[model.arch].items():
         if key in model and model[key] is None:
             model[key] = list(value) if isinstance(value, tuple) else value

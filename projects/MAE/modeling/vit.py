@@ -32,10 +32,10 @@ class ViTClassifier(nn.Module):
         pooling: ``"mean"`` of the patch tokens, then ``fc_norm`` and the head; or ``"cls"``: the
             class token after ``norm``.
         drop_path: stochastic depth rate of the last layer; it grows linearly from 0.
-        head_std: of the head's truncated normal initialisation.
+        head_std: standard deviation of the head's initial weights.
         init: ``"timm"``, as the official code trains from scratch: matrices, class token and
-            position table from a truncated normal distribution (0.02), the patch projection as
-            PyTorch initialises a convolution; or ``"pretraining"``: as :class:`MaskedAutoencoder`.
+            position table from N(0, 0.02), the patch projection as PyTorch initialises a
+            convolution; or ``"pretraining"``: as :class:`MaskedAutoencoder`.
         batch_norm: before the head, as in the linear probe.
         n_partial: what is trained beside the head and a fresh ``fc_norm``: 0 nothing, 0.5 the MLP
             of the last block, k the last k blocks (and ``norm``), None or ``depth`` everything.
@@ -128,6 +128,7 @@ class ViTClassifier(nn.Module):
         logits = self.head(self.features(images, path_noise))
         if not self.training:
             return {"prediction_scores": logits}
+        assert labels is not None, "labels are needed for training"
         return {"losses": cross_entropy(logits, labels.to_global(placement=logits.placement))}
 
     def features(self, images: flow.Tensor, path_noise: flow.Tensor | None = None) -> flow.Tensor:
@@ -174,7 +175,7 @@ class ViTClassifier(nn.Module):
 
     def _initializer(self, name: str, parameter: flow.Tensor) -> initialize.Initializer:
         if name == "head.weight":
-            return initialize.truncated_normal(self.head_std)
+            return initialize.normal(self.head_std)
         if self.init == "pretraining":
             if name == "pos_embed":
                 table = sincos_pos_embed(self.patch_embed.grid_size, parameter.shape[-1])
@@ -183,7 +184,7 @@ class ViTClassifier(nn.Module):
         if name.startswith("patch_embed."):
             return initialize.uniform(self.patch_embed.default_bound)
         if parameter.ndim > 1:
-            return initialize.truncated_normal(0.02)
+            return initialize.normal(0.02)
         return initialize.transformer_initializer(name, parameter)
 
 

@@ -89,7 +89,7 @@ def evaluate(layers, machine, training, data: int, tensor: int, pipeline: int) -
     memory = fullest(layers, training, data, tensor, stages)
     if sum(memory) > machine.memory:
         # Each layer as if it was a first stage of its own: no less than its share of any stage.
-        later = [[]] * (pipeline - 1)
+        later: list[list] = [[]] * (pipeline - 1)
         sizes = [stage_memory([[x], *later], 0, training, data, tensor).graph for x in layers]
         try:
             stages, by_hand = balance(operations, pipeline, sizes, machine.memory - WORKSPACE), True

@@ -1,4 +1,4 @@
-"""Figures for papers: labelled columns of pictures, one row a sample."""
+"""Labelled image grids: a column for each kind of picture, a row for each sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def magnification(height: int, width: int, wanted: int) -> int:
     return max(1, round(wanted / max(height, width)))
 
 
-def sheet(
+def image_grid(
     rows: Sequence[Sequence[np.ndarray]],
     titles: Sequence[str],
     scale: int,
@@ -35,7 +35,7 @@ def sheet(
     gap = max(4, min(height, width) // 24)
     font = ImageFont.load_default(max(11, min(28, width // 11)))
     labels = [_wrapped(title, width, font) for title in titles]
-    line = font.getbbox("Ag")[3] + 2
+    line = int(font.getbbox("Ag")[3]) + 2
     head = gap + line * max(label.count("\n") + 1 for label in labels)
     above = gap // 2 + line if names else gap // 2
     step = above + height + gap - gap // 2
@@ -58,7 +58,7 @@ def sheet(
 
 
 def _image(picture: np.ndarray, scale: int) -> Image.Image:
-    pixels = np.uint8(np.round(np.clip(picture, 0, 1) * 255))
+    pixels = np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
     pixels = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     return Image.fromarray(pixels.repeat(scale, axis=0).repeat(scale, axis=1))
 

@@ -57,15 +57,7 @@ class PictureHook(HookBase):
         )
         if not dist.is_main_process():
             return None
-        pictures = panels(
-            images,
-            prediction,
-            mask,
-            model.patch_embed.grid_size,
-            cfg.data.mean,
-            cfg.data.std,
-            model.norm_pix_loss,
-        )
+        pictures = panels(model, cfg.data, images, prediction, mask)
         picture = np.asarray(tile(pictures[: self.samples]))
         return picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
 

@@ -21,32 +21,23 @@ def unpatchify(patches: np.ndarray, grid: Sequence[int], channels: int) -> np.nd
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * p, columns * p, channels)
 
 
-def panels(
-    images: np.ndarray,
-    prediction: np.ndarray,
-    mask: np.ndarray,
-    grid: Sequence[int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    norm_pix_loss: bool,
-) -> np.ndarray:
+def panels(model, data, images: np.ndarray, prediction: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Four pictures of each sample: original, masked, reconstruction, reconstruction with the
     visible patches kept.
 
     Args:
+        model: the masked autoencoder. With ``norm_pix_loss`` it predicts normalised patches; they
+            are scaled back with the mean and deviation of the original patch.
+        data: ``mean`` and ``std`` of the data, per channel.
         images: [B, C, H, W] as the model saw them.
         prediction: [B, L, p*p*C] as the model gave it.
         mask: [B, L], 1 = removed.
-        grid: (rows, columns) of patches.
-        mean, std: the data's, per channel.
-        norm_pix_loss: ``prediction`` is normalised per patch; it is scaled back with the mean and
-            deviation of the original patch.
 
     Returns:
         float [B, 4, H, W, C] in [0, 1].
     """
     batch, channels, height, width = images.shape
-    rows, columns = grid
+    grid = rows, columns = model.patch_embed.grid_size
     p = height // rows
     original = images.transpose(0, 2, 3, 1)
     patches = (
@@ -54,13 +45,13 @@ def panels(
         .transpose(0, 1, 3, 2, 4, 5)
         .reshape(batch, rows * columns, -1)
     )
-    if norm_pix_loss:
+    if model.norm_pix_loss:
         variance = patches.var(axis=-1, ddof=1, keepdims=True)
         prediction = prediction * np.sqrt(variance + 1e-6) + patches.mean(-1, keepdims=True)
     removed = mask[..., None].astype(bool)
 
     def picture(values):
-        values = unpatchify(values, grid, channels) * np.asarray(std) + np.asarray(mean)
+        values = unpatchify(values, grid, channels) * np.asarray(data.std) + np.asarray(data.mean)
         return np.clip(values, 0, 1)
 
     hidden = np.broadcast_to(removed, patches.shape).astype(float)
@@ -85,5 +76,5 @@ def tile(pictures: np.ndarray) -> Image.Image:
         for column, picture in enumerate(sample):
             left = _MARGIN + column * (width + _MARGIN)
             canvas[top : top + height, left : left + width] = picture
-    pixels = np.uint8(np.round(canvas * 255))
+    pixels = np.round(canvas * 255).astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if channels == 1 else pixels)

@@ -21,7 +21,8 @@ from libai_ext.files.regular import read_regular
 from libai_ext.placement import batch_sbp, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.masking import num_kept
-from projects.MAE.pictures import attention, panels
+from projects.MAE.pictures import attention
+from projects.MAE.pictures.panels import panels
 from projects.MAE.weights.describe import RUN_CONFIG, Source
 from projects.MAE.weights.match import WHERE_DECODERS_ARE
 from projects.MAE.weights.model import model_of
@@ -183,15 +184,7 @@ def reconstruction_rows(
         # The lowest noise stays visible.
         noise = to_global(np.float32(hidden), batch_sbp())
         out = model(to_global(images, batch_sbp()), noise)
-    pictures = panels(
-        images,
-        out["prediction"].numpy(),
-        out["mask"].numpy(),
-        model.patch_embed.grid_size,
-        subject.mean,
-        subject.std,
-        model.norm_pix_loss,
-    )
+    pictures = panels(model, subject, images, out["prediction"].numpy(), out["mask"].numpy())
     return [list(row if subject.has_decoder else row[:2]) for row in pictures]
 
 

@@ -127,6 +127,8 @@ def _refuse(
         ConfigError: a size of the config is another one in the weights.
     """
     known = source.record.model
+    if not start.whole and compare.grey_of_colours(wanted, known):
+        wanted = {key: value for key, value in wanted.items() if key != "in_chans"}
     found = compare.contradictions(wanted, known, sizes, "model.")
     if start.whole and source.contents == "classifier" and "num_classes" in cfg.model:
         found += compare.contradictions(cfg.model, known, compare.HEAD, "model.")
@@ -202,7 +204,7 @@ def _differences(cfg: DictConfig, source: Source, start: Start) -> list[str]:
     """
     known, found = source.record, []
     for node, keys in (("model", ("norm_pix_loss",)), ("data", ("mode", "mean", "std"))):
-        own = OmegaConf.to_container(cfg[node], resolve=True) if node in cfg else {}
+        own: Any = OmegaConf.to_container(cfg[node], resolve=True) if node in cfg else {}
         values = known.model if node == "model" else known.data
         found += compare.contradictions(own, values, keys, f"{node}.")
     if found and start.evaluate:

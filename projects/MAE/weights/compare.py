@@ -11,6 +11,17 @@ DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
 HEAD = ("num_classes", "pooling", "batch_norm")
 
 
+def grey_of_colours(own: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether an encoder of one channel starts from weights of three: it gets their sum, which
+    sees a grey value as the given encoder sees it in all three channels. A decoder would have to
+    predict other pixels, and has no such rule."""
+    return (
+        own.get("in_chans") == 1
+        and known.get("in_chans") == 3
+        and own.get("decoder_embed_dim") is None
+    )
+
+
 def contradictions(
     wanted: Mapping[str, Any], known: Mapping[str, Any], keys: Iterable[str], prefix: str = ""
 ) -> list[str]:

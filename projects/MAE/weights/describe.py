@@ -12,7 +12,7 @@ from libai_ext.checkpoint import formats, oneflow_folder, record, safetensors_fi
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.tensors import TensorInfo
 from projects.MAE.weights import foreign
-from projects.MAE.weights.mapping import find_state_dict, recognise, shapes_in
+from projects.MAE.weights.mapping import find_state_dict, others_in, recognise, shapes_in, some
 from projects.MAE.weights.names import without_alias
 from projects.MAE.weights.packing import DECODER_HEADS, ENCODER_HEADS, PUBLISHED, Heads
 from projects.MAE.weights.record import EMPTY, Record, check, of_run_config, parse
@@ -101,7 +101,7 @@ def describe(
     located = formats.locate(path)
     tree = formats.inspect(located)
     try:
-        state, _ = find_state_dict(tree)
+        state, wrapper = find_state_dict(tree)
         style = recognise(state)
         found, notes = _recorded(located, tree, style)
         shapes = shapes_in(state, style)
@@ -109,6 +109,9 @@ def describe(
         found, dropped = _usable(found, sizes, patches_of(shapes))
         check(found, sizes)
         model = {**found.model, **sizes}
+        others = others_in(tree, wrapper)
+        if others:
+            notes = [*notes, f"the weights under {wrapper} are used, not those of {some(others)}"]
         notes = [*notes, *dropped, *_add_heads(model, found.origin, heads, style)]
         notes += _add_grid(model, found.origin, grid, patches_of(shapes), state)
     except CheckpointError as error:

@@ -17,7 +17,8 @@ import numpy as np
 
 from libai_ext.checkpoint import formats, oneflow_folder, record, safetensors_file, torch_writer
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.checkpoint.files import atomic_folder
+from libai_ext.checkpoint.files import writing
+from libai_ext.files.atomic import atomic_folder
 from projects.MAE.weights import huggingface
 from projects.MAE.weights.describe import DECODER, KEY, Source, contents_of, describe
 from projects.MAE.weights.foreign import CONFIG, PREPROCESSOR
@@ -133,7 +134,7 @@ def write_hf(
         return
     config = huggingface.config(weights, contents, heads, grid, known)
     files = {CONFIG: config, PREPROCESSOR: huggingface.preprocessor(config["image_size"], known)}
-    with atomic_folder(path) as temporary:
+    with writing(path), atomic_folder(path) as temporary:
         safetensors_file.save(state, os.path.join(temporary, formats.PRETRAINED_FILES[0]))
         for name, content in files.items():
             if content is not None:

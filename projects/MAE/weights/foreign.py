@@ -73,7 +73,7 @@ def timm(folder: str) -> Record:
 def official(args: Any, origin: str) -> tuple[Record, list[str]]:
     """Of the ``args`` that the official code's training scripts keep beside the weights.
 
-    Forks have other options under the same names: what cannot be is passed over.
+    Forks have other options under the same names: impossible values are skipped.
 
     Returns:
         The record, and a sentence for each value that is not used.
@@ -127,6 +127,6 @@ def _labels(id2label: Any) -> list[str] | None:
     """Names in order; None for the ones that transformers makes up."""
     if not isinstance(id2label, Mapping) or not id2label:
         return None
-    names = [id2label.get(str(number)) for number in range(len(id2label))]
+    names: list[Any] = [id2label.get(str(number)) for number in range(len(id2label))]
     made_up = [f"LABEL_{number}" for number in range(len(names))]
     return None if names == made_up or None in names else names

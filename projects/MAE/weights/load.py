@@ -21,6 +21,8 @@ from projects.MAE.weights.shapes import sizes_of
 
 logger = logging.getLogger(__name__)
 
+PATCHES = "patch_embed.proj.weight"  # [D, C, P, P]
+
 
 def load_weights(
     model: MaskedAutoencoder | ViTClassifier,
@@ -49,7 +51,7 @@ def load_weights(
         raise ConfigError(
             f"finetune.weight_style must be 'oneflow' or 'pytorch', not {weight_style!r}"
         )
-    state, source = describe(path, grid=tuple(grid) if grid else None)
+    state, source = describe(path, grid=(grid[0], grid[1]) if grid else None)
     found = "oneflow" if source.style == "ours" else "pytorch"
     if weight_style not in (None, found):
         raise CheckpointError(
@@ -63,6 +65,12 @@ def load_weights(
     skip = () if hasattr(model, "decoder_blocks") else DECODER
     try:
         weights, left_out = to_ours(state, source.style, _heads(own, source), skip)
+        if compare.grey_of_colours(own, source.record.model):
+            weights[PATCHES] = weights[PATCHES].sum(axis=1, keepdims=True)
+            logger.warning(
+                f"{path}: the model has one channel, the file three: its patch embedding is the "
+                "sum over them"
+            )
         matched = match(
             {name: tuple(tensor.shape) for name, tensor in tensors.items()},
             weights,
@@ -93,7 +101,7 @@ def _check(own: dict[str, Any], source: Source, replaced: Sequence[str]) -> None
     Raises:
         CheckpointError: the file is of a model with other sizes; names both of each.
     """
-    keys = compare.ENCODER
+    keys: tuple[str, ...] = compare.ENCODER
     if "decoder_depth" in own and source.contents == "pretraining":
         keys += compare.DECODER
     if "num_classes" in own and "head." not in replaced:
@@ -103,6 +111,8 @@ def _check(own: dict[str, Any], source: Source, replaced: Sequence[str]) -> None
                 "finetune.path"
             )
         keys += compare.HEAD
+    if compare.grey_of_colours(own, source.record.model) and replaced:
+        keys = tuple(key for key in keys if key != "in_chans")
     differing = compare.contradictions(own, source.record.model, keys)
     if differing:
         raise CheckpointError(f"{source.path} is of another model: {'; '.join(differing)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -10,9 +9,11 @@ import numpy as np
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.plain import Placeholder
 from libai_ext.checkpoint.tensors import TensorInfo
+from libai_ext.config.names import nearest
 from projects.MAE.weights.names import (
     COPY,
     LEFT_OUT,
+    LEFT_OUT_PREFIXES,
     LINEAR,
     ROWS_BY_OURS,
     ROWS_BY_THEIRS,
@@ -22,9 +23,10 @@ from projects.MAE.weights.names import (
 )
 from projects.MAE.weights.packing import PUBLISHED, Heads, pack_qkv, unpack_qkv
 
-# Under which key training scripts put the state dict, and what wrappers put before its names.
-WRAPPERS = ("model", "state_dict")
-MODULE_PREFIX = "module."
+# Under which key training scripts put the state dict: official MAE, Lightning and mmpretrain, DINO.
+WRAPPERS = ("model", "state_dict", "teacher")
+# What puts a prefix before all names: torch.compile, DistributedDataParallel, Lightning.
+MODULE_PREFIXES = ("_orig_mod.", "module.", "model.")
 SHOWN = 12
 
 
@@ -35,15 +37,15 @@ def some(names: Iterable[str]) -> str:
     return ", ".join(f"{name!s:.120}" for name in names[:SHOWN]) + more
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def with_nearest(name: str, known: Iterable[str]) -> str:
     """The name with the one that was probably meant."""
-    close = difflib.get_close_matches(name[:120], list(known), 1)
-    return f"{name:.120} (nearest known: {close[0]})" if close else name
+    close = nearest(name, known)
+    return f"{name:.120} (nearest known: {close})" if close else name
 
 
 def _nearest_in_table(name: str, rows: Iterable[str]) -> str:
     number = split_number(name)[1]
-    return nearest(name, [row.replace("#", number) for row in rows])
+    return with_nearest(name, [row.replace("#", number) for row in rows])
 
 
 def _is_tensor(value: Any) -> bool:
@@ -51,7 +53,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def find_state_dict(tree: Any) -> tuple[dict[str, Any], str]:
-    """The state dict in a checkpoint, without the prefix of a wrapper module.
+    """The state dict in a checkpoint, without the prefixes of wrapper modules.
 
     Returns:
         The tensors by name, and the key in `WRAPPERS` under which they were, "" for none.
@@ -79,9 +81,27 @@ def find_state_dict(tree: Any) -> tuple[dict[str, Any], str]:
     others = [name for name, value in state.items() if not _is_tensor(value)]
     if others:
         raise CheckpointError(f"its state dict holds what is not a tensor: {some(others)}")
-    if all(name.startswith(MODULE_PREFIX) for name in state):
-        state = {name[len(MODULE_PREFIX) :]: tensor for name, tensor in state.items()}
-    return state, wrapper
+    return _unwrapped(state), wrapper
+
+
+def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
+    """Without the prefixes that all names have: each once or twice, in any order."""
+    for prefix in MODULE_PREFIXES * 2 * len(MODULE_PREFIXES):
+        if all(name.startswith(prefix) for name in state):
+            state = {name[len(prefix) :]: tensor for name, tensor in state.items()}
+    return state
+
+
+def others_in(tree: Any, wrapper: str) -> list[str]:
+    """Keys of a checkpoint that hold weights as well, beside those under ``wrapper``."""
+    return [
+        key
+        for key, value in tree.items()
+        if wrapper
+        and key != wrapper
+        and isinstance(value, dict)
+        and any(map(_is_tensor, value.values()))
+    ]
 
 
 def recognise(names: Iterable[str]) -> str:
@@ -120,7 +140,7 @@ def shapes_in(state: Mapping[str, Any], style: str) -> dict[str, tuple[int, ...]
 def names_in(state: Iterable[str], style: str) -> list[str]:
     """Our names of the tensors in a state dict, those that are in our table."""
     rows = ROWS_BY_THEIRS[style]
-    found = {}
+    found: dict[str, None] = {}
     for name in state:
         template, number = split_number(without_alias(name))
         if template in rows:
@@ -149,7 +169,9 @@ def to_ours(
     canonical = {without_alias(name): tensor for name, tensor in state.items()}
     if len(canonical) != len(state):
         raise CheckpointError("has names that differ in a prefix only")
-    left_out = [name for name in canonical if name in LEFT_OUT]
+    left_out = [
+        name for name in canonical if name in LEFT_OUT or name.startswith(LEFT_OUT_PREFIXES)
+    ]
     unknown = [
         name for name in canonical if split_number(name)[0] not in rows and name not in left_out
     ]

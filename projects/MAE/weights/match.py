@@ -13,7 +13,7 @@ import numpy as np
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.text import printable
 from projects.MAE.weights.describe import DECODER
-from projects.MAE.weights.mapping import SHOWN, nearest, some
+from projects.MAE.weights.mapping import SHOWN, some, with_nearest
 from projects.MAE.weights.names import split_number
 from projects.MAE.weights.pos_embed import interpolate
 from projects.MAE.weights.shapes import grids
@@ -112,11 +112,11 @@ def match(
     missing, ill_shaped = [], []
     for name, shape in expected.items():
         array, shape = given.get(name), tuple(shape)
-        fits = array is not None and array.shape == shape
-        table = grid is not None and name in POSITION_TABLES and getattr(array, "ndim", 0) == 3
-        if fits and not (table and source_grid not in (None, grid)):
+        table = name in POSITION_TABLES and getattr(array, "ndim", 0) == 3
+        moved = table and grid is not None and source_grid not in (None, grid)
+        if array is not None and array.shape == shape and not moved:
             result.weights[name] = array
-        elif table:
+        elif array is not None and grid is not None and table:
             result.weights[name] = _resize(name, array, shape, grid, source_grid)
             result.interpolated.append(name)
         elif name.startswith(replaced):
@@ -189,7 +189,7 @@ def _raise_if_any(
         ("of another shape", ill_shaped, ()),
     ):
         if names:
-            shown = [nearest(name, others) for name in names[:SHOWN]] + names[SHOWN:]
+            shown = [with_nearest(name, others) for name in names[:SHOWN]] + names[SHOWN:]
             lines.append(f"{len(names)} tensors are {title}: {some(shown)}")
     if missing and not any(name.startswith(DECODER) for name in given):
         if all(name.startswith(DECODER) for name in missing):

@@ -22,8 +22,6 @@ _AFTER_THE_BLOCKS = ("norm.", "fc_norm.", "head", *DECODER)
 ONE_PROCESS = DictConfig(
     dict(data_parallel_size=1, tensor_parallel_size=1, pipeline_parallel_size=1)
 )
-# One stage has room for all layers, those of models built later included.
-ANY_DEPTH = 1000
 
 
 class Loaded(NamedTuple):
@@ -58,7 +56,7 @@ def model_of(
     has_decoder = source.contents == "pretraining"
     try:
         sizes = _sizes(source, img_size, norm_pix_loss)
-        set_layout(ONE_PROCESS, ANY_DEPTH)
+        set_layout(ONE_PROCESS)
         model = MaskedAutoencoder(**sizes)
         state = model.state_dict()
         matched = match(

@@ -4,6 +4,7 @@ Styles:
     fb     facebookresearch/mae, Union14M's copy of it, and timm's VisionTransformer
     hf     Hugging Face ViTMAE and ViT, as `save_pretrained` writes them
     hf5    the same models' `state_dict()` in transformers 5, whose modules were renamed
+    mm     OpenMMLab's mmpretrain
     ours   this project; LiBai's layer names
 """
 
@@ -19,39 +20,43 @@ COPY = "copy"  # a layer whose tensors are the same in every style
 LINEAR = "linear"  # PyTorch keeps the weight as [out, in], LiBai as [in, out]
 QKV = "qkv"  # linear, packed [3, heads, head_dim] or three layers; ours [heads, 3, head_dim]
 
-STYLES = ("ours", "fb", "hf", "hf5")
+STYLES = ("ours", "fb", "hf", "hf5", "mm")
 
-# Kind, then the name in each of STYLES; hf5 is hf where it is not given. "#" is the number of a
-# block, None: the style has no such layer, several names: the style has one layer for each.
+# Kind, then the name in each of STYLES; outside blocks hf5 is hf. "#" is the number of a block,
+# None: the style has no such layer, several names: the style has one layer for each.
 # fmt: off
 _OUTSIDE_BLOCKS = (
-    (PARAMETER, "cls_token", "cls_token", "embeddings.cls_token"),
-    (PARAMETER, "pos_embed", "pos_embed", "embeddings.position_embeddings"),
-    (COPY, "patch_embed.proj", "patch_embed.proj", "embeddings.patch_embeddings.projection"),
-    (COPY, "norm", "norm", "layernorm"),
-    (COPY, "fc_norm", "fc_norm", None),
-    (LINEAR, "head", "head", "classifier"),
-    (PARAMETER, "head_norm.running_mean", "head_norm.running_mean", None),
-    (PARAMETER, "head_norm.running_var", "head_norm.running_var", None),
-    (PARAMETER, "mask_token", "mask_token", "decoder.mask_token"),
-    (PARAMETER, "decoder_pos_embed", "decoder_pos_embed", "decoder.decoder_pos_embed"),
-    (LINEAR, "decoder_embed", "decoder_embed", "decoder.decoder_embed"),
-    (COPY, "decoder_norm", "decoder_norm", "decoder.decoder_norm"),
-    (LINEAR, "decoder_pred", "decoder_pred", "decoder.decoder_pred"),
+    (PARAMETER, "cls_token", "cls_token", "embeddings.cls_token", "cls_token"),
+    (PARAMETER, "pos_embed", "pos_embed", "embeddings.position_embeddings", "pos_embed"),
+    (COPY, "patch_embed.proj", "patch_embed.proj", "embeddings.patch_embeddings.projection",
+     "patch_embed.projection"),
+    (COPY, "norm", "norm", "layernorm", "ln1"),
+    (COPY, "fc_norm", "fc_norm", None, "ln2"),
+    (LINEAR, "head", "head", "classifier", "head.fc"),
+    (PARAMETER, "head_norm.running_mean", "head_norm.running_mean", None, "head_norm.running_mean"),
+    (PARAMETER, "head_norm.running_var", "head_norm.running_var", None, "head_norm.running_var"),
+    (PARAMETER, "mask_token", "mask_token", "decoder.mask_token", "mask_token"),
+    (PARAMETER, "decoder_pos_embed", "decoder_pos_embed", "decoder.decoder_pos_embed",
+     "decoder_pos_embed"),
+    (LINEAR, "decoder_embed", "decoder_embed", "decoder.decoder_embed", "decoder_embed"),
+    (COPY, "decoder_norm", "decoder_norm", "decoder.decoder_norm", "decoder_ln1"),
+    (LINEAR, "decoder_pred", "decoder_pred", "decoder.decoder_pred", "decoder_pred"),
 )
 _BLOCK_PREFIXES = (
-    ("blocks.#.", "blocks.#.", "encoder.layer.#.", "layers.#."),
-    ("decoder_blocks.#.", "decoder_blocks.#.") + ("decoder.decoder_layers.#.",) * 2,
+    ("blocks.#.", "blocks.#.", "encoder.layer.#.", "layers.#.", "layers.#."),
+    ("decoder_blocks.#.", "decoder_blocks.#.", "decoder.decoder_layers.#.",
+     "decoder.decoder_layers.#.", "decoder_blocks.#."),
 )
 _INSIDE_BLOCKS = (
-    (COPY, "input_layernorm", "norm1", "layernorm_before", "layernorm_before"),
+    (COPY, "input_layernorm", "norm1", "layernorm_before", "layernorm_before", "ln1"),
     (QKV, "self_attention.query_key_value", "attn.qkv",
      ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-     ("attention.q_proj", "attention.k_proj", "attention.v_proj")),
-    (LINEAR, "self_attention.dense", "attn.proj", "attention.output.dense", "attention.o_proj"),
-    (COPY, "post_attention_layernorm", "norm2", "layernorm_after", "layernorm_after"),
-    (LINEAR, "mlp.dense_h_to_4h", "mlp.fc1", "intermediate.dense", "mlp.fc1"),
-    (LINEAR, "mlp.dense_4h_to_h", "mlp.fc2", "output.dense", "mlp.fc2"),
+     ("attention.q_proj", "attention.k_proj", "attention.v_proj"), "attn.qkv"),
+    (LINEAR, "self_attention.dense", "attn.proj", "attention.output.dense", "attention.o_proj",
+     "attn.proj"),
+    (COPY, "post_attention_layernorm", "norm2", "layernorm_after", "layernorm_after", "ln2"),
+    (LINEAR, "mlp.dense_h_to_4h", "mlp.fc1", "intermediate.dense", "mlp.fc1", "ffn.layers.0.0"),
+    (LINEAR, "mlp.dense_4h_to_h", "mlp.fc2", "output.dense", "mlp.fc2", "ffn.layers.1"),
 )
 # fmt: on
 
@@ -63,13 +68,20 @@ LEFT_OUT = frozenset(
         "head_norm.num_batches_tracked",  # of the official linear probe: nothing depends on it
     }
 )
+# The projection heads of DINO and iBOT, whose teachers are encoders like ours.
+LEFT_OUT_PREFIXES = ("head.mlp.", "head.last_layer.")
 
 # The official linear probe's head: a batch norm and a linear layer in a Sequential.
 PROBE_NORM, PROBE_HEAD = "head.0.", "head.1."
 
-# Before a name is looked up. The second is how transformers 5 saves the decoder: its renaming of
-# the encoder's blocks hits `decoder_layers` as well.
+# Before a name is looked up. transformers 5 saves the decoder as "decoder_encoder": its renaming
+# of the encoder's blocks hits `decoder_layers` as well.
 _PREFIX_ALIASES = (
+    ("backbone.", ""),
+    ("neck.ln1.", "decoder_ln1."),
+    ("neck.bn.", "head_norm."),
+    ("neck.", ""),
+    ("head.layers.head.", "head.fc."),
     ("vit.", ""),
     ("decoder.decoder_encoder.layer.", "decoder.decoder_layers."),
     (PROBE_NORM, "head_norm."),
@@ -91,10 +103,12 @@ class Row:
 def _layers() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
     """Kind of every layer or parameter, with its names in each style."""
     for kind, *names in _OUTSIDE_BLOCKS:
-        yield kind, [() if name is None else (name,) for name in (*names, names[-1])]
+        ours, fb, hf, mm = names
+        styles = (ours, fb, hf, hf, mm)
+        yield kind, [() if name is None else (name,) for name in styles]
     for prefixes in _BLOCK_PREFIXES:
-        for kind, *names in _INSIDE_BLOCKS:
-            parts = [(name,) if isinstance(name, str) else name for name in names]
+        for kind, *inner in _INSIDE_BLOCKS:
+            parts = [(name,) if isinstance(name, str) else name for name in inner]
             yield kind, [tuple(p + n for n in part) for p, part in zip(prefixes, parts)]
 
 

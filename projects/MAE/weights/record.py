@@ -94,7 +94,7 @@ _DATA = {
 
 
 def parse(content: Mapping[str, Any], origin: str) -> Record:
-    """The record in plain JSON or YAML; keys that say nothing of a model are passed over.
+    """The record in plain JSON or YAML; keys that do not describe a model are skipped.
 
     Args:
         origin: where it is written.

@@ -47,10 +47,10 @@ long offset_in_engine(const char* kernel);
 // Makes `stub` take the place of the engine's function of this name.
 void list(const char* function, void* stub);
 
-template <auto function>
+template<auto function>
 struct Guard;
 
-template <typename... Arguments, int (*function)(Arguments...)>
+template<typename... Arguments, int (*function)(Arguments...)>
 struct Guard<function> {
   static inline const char* name = nullptr;
   static int call(Arguments... arguments) {

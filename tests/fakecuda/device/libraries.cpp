@@ -63,8 +63,7 @@ int cublasGemmEx(void*, int, int, int, int, int, const void*, const void*, int t
 int cublasGemmBatchedEx(void*, int, int, int, int, int, const void*, const void*, int type) {
   return called("cublasGemmBatchedEx", name_of_cuda_type(type));
 }
-int cublasGemmStridedBatchedEx(void*, int, int, int, int, int, const void*, const void*,
-                               int type) {
+int cublasGemmStridedBatchedEx(void*, int, int, int, int, int, const void*, const void*, int type) {
   return called("cublasGemmStridedBatchedEx", name_of_cuda_type(type));
 }
 
@@ -119,10 +118,8 @@ int collective(const char* function, size_t number, int type, const char* from, 
   const size_t bytes = number * kNcclTypes[type].size;
   if (const int error = called(function, kNcclTypes[type].name)) return error;
   fakecuda::count("collective", function, bytes);
-  if (open_groups > 0)
-    ++calls_in_group;
-  else
-    fakecuda::count("launch", "nccl");
+  if (open_groups > 0) ++calls_in_group;
+  else fakecuda::count("launch", "nccl");
   for (int part = 0; from && to && part < parts; ++part, to += bytes)
     if (from != to) std::memmove(to, from, bytes);
   return 0;

@@ -31,7 +31,7 @@ int give(int* out, int value) {
   return kSuccess;
 }
 
-template <typename T>
+template<typename T>
 void put(char* structure, size_t offset, T value) {
   std::memcpy(structure + offset, &value, sizeof value);
 }
@@ -80,7 +80,8 @@ CUDA(cudaDeviceGetAttribute, int* value, int attribute, int) {
   switch (attribute) {
     case 1: return give(value, kThreadsOfBlock);
     case 5: return give(value, kGridX);
-    case 6: case 7: return give(value, kGridY);
+    case 6:
+    case 7: return give(value, kGridY);
     case 8: return give(value, kSharedMemory);
     case 10: return give(value, kWarp);
     case 16: return give(value, kProcessors);

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import BinaryIO, Iterator, NamedTuple
+from typing import Any, BinaryIO, Iterator, NamedTuple
 
 # (names, content) that may survive. "torn": half of a file that was not synced.
 SURVIVORS = (
@@ -64,14 +64,15 @@ class Disk:
 
     def __init__(self, root: Path):
         self.root = str(root)
-        self.nodes: dict[int, _File | _Folder] = {}
+        self.nodes: dict[int, Any] = {}  # _File or _Folder
         self.top = self._read(root)
 
     def _read(self, path: Path):
         if path.is_dir():
-            node = _Folder()
-            node.names = {inner.name: self._read(inner) for inner in path.iterdir()}
-            node.sync()
+            folder = _Folder()
+            folder.names = {inner.name: self._read(inner) for inner in path.iterdir()}
+            folder.sync()
+            node: Any = folder
         else:
             node = _File(path.read_bytes())
         self.nodes[path.stat().st_ino] = node

@@ -30,10 +30,9 @@ from libai_ext.startup import start
 
 start()
 # OneFlow must be started before these.
-from libai_ext.checkpoint import manifest, oneflow_folder  # noqa: E402
+from libai_ext.checkpoint import manifest, oneflow_folder, pointer  # noqa: E402
 from libai_ext.checkpoint.checkpointer import Checkpointer  # noqa: E402
 from libai_ext.checkpoint.errors import CheckpointError  # noqa: E402
-from libai_ext.checkpoint.formats import POINTER  # noqa: E402
 from libai_ext.checkpoint.host_state import HostTensor  # noqa: E402
 
 FIRST, SECOND, BEST, THIRD, FOURTH = 3, 7, 5, 11, 14
@@ -111,9 +110,9 @@ def faults_of(folder: Path, outcome: Outcome) -> list[str]:
         latest = contents(Path(Checkpointer(None, str(folder))._latest()))
         if latest not in ((THIRD,) if outcome.latest else (SECOND, THIRD)):
             wrong.append(f"a run would continue from {latest}")
-        named = folder / (folder / POINTER).read_text()
+        named = pointer.read(folder)
         if contents(named) not in (SECOND, THIRD):
-            wrong.append(f"{POINTER} names {named.name}")
+            wrong.append(f"{pointer.POINTER} names {named.name}")
         best = folder / NAME_OF_BEST
         best = best if best.exists() else best.with_name(f"{NAME_OF_BEST}.old")
         if contents(best) not in ((THIRD,) if outcome.best else (BEST, THIRD)):
@@ -121,7 +120,7 @@ def faults_of(folder: Path, outcome: Outcome) -> list[str]:
         if in_child(lambda: 1 + save(folder, f"model_{FOURTH:07d}", FOURTH)) != 2:
             wrong.append("the next save failed")
         names = {path.name for path in folder.iterdir()} - {NAME_OF_BEST, f"{NAME_OF_BEST}.old"}
-        periodic = {POINTER, f"model_{FOURTH:07d}"}
+        periodic = {pointer.POINTER, f"model_{FOURTH:07d}"}
         if names not in (periodic | {LATEST}, periodic | {f"model_{SECOND:07d}"}):
             wrong.append(f"afterwards there are {sorted(names)}")
     except (CheckpointError, OSError, KeyError) as error:

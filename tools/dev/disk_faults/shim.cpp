@@ -198,7 +198,9 @@ int fsync(int file) { return sync_file(file, SYS_fsync); }
 int fdatasync(int file) { return sync_file(file, SYS_fdatasync); }
 
 int rename(const char* a, const char* b) { return rename_at(AT_FDCWD, a, AT_FDCWD, b, 0); }
-int renameat(int from, const char* a, int to, const char* b) { return rename_at(from, a, to, b, 0); }
+int renameat(int from, const char* a, int to, const char* b) {
+  return rename_at(from, a, to, b, 0);
+}
 int renameat2(int from, const char* a, int to, const char* b, unsigned flags) {
   return rename_at(from, a, to, b, flags);
 }

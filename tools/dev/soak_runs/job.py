@@ -94,6 +94,11 @@ class Job:
     def checkpoints(self) -> list[Path]:
         return [path for path in self.folder.glob("model_*") if path.suffix != ".partial"]
 
+    def lines(self) -> int:
+        """Of ``metrics.jsonl``."""
+        path = self.folder / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
     def start(self) -> subprocess.Popen:
         """Start the run, or resume it."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -72,16 +72,21 @@ SIGNALS = {"terminated": signal.SIGTERM, "killed": signal.SIGKILL}
 def disturb(job: Job, seconds: float, rng: random.Random) -> tuple[str, str | None]:
     """Stop, terminate or kill a data worker or a rank at a random time, and wait for the job to end
     by itself; returns what was done, and the fault of its end or None."""
+    lines_before = job.lines()
     process = job.start()
     time.sleep(rng.uniform(0, seconds))
-    ranks = psutil.Process(process.pid).children() if process.poll() is None else []
-    workers = [child for rank in ranks for child in rank.children() if _is_fork(child, rank)]
+    ranks = [child for child in _children(process.pid) if _is_rank(child)]
+    workers = [child for rank in ranks for child in _children(rank.pid) if _is_fork(child, rank)]
     role, how = rng.choice(sorted(DISTURBANCES))
     victims = workers if role == "worker" and workers else ranks
-    if process.poll() is not None or not victims:
+    if process.poll() is not None:
         return "ended before", None
+    if not victims:  # the launcher is not there yet
+        process.kill()
+        process.wait()
+        return "before the first checkpoint", None
     role = "worker" if victims is workers else "rank"
-    if how == "stopped" and not (job.folder / "metrics.jsonl").exists():
+    if how == "stopped" and job.lines() == lines_before:
         how = "stopped for 1 s"  # the start may take longer than MAX_SECONDS
     _do(rng.choice(victims), how)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -94,6 +99,22 @@ def disturb(job: Job, seconds: float, rng: random.Random) -> tuple[str, str | No
     psutil.wait_procs(family, timeout=30)
     fault = f"{job.folder}: a {role} was {how}, then the status was {status}"
     return f"{role} {how}", None if status in DISTURBANCES[role, how] else fault
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    """None of a process that has ended."""
+    try:
+        return psutil.Process(pid).children()
+    except psutil.Error:
+        return []
+
+
+def _is_rank(child: psutil.Process) -> bool:
+    """Not so the programs that ``train.sh`` runs before the launcher."""
+    try:
+        return any(part.endswith("train_net.py") for part in child.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _is_fork(child: psutil.Process, rank: psutil.Process) -> bool:
@@ -188,7 +209,7 @@ def kill_one_layout(
                 disturbed += place != "ended before"
             else:
                 place = kill(job, turn == 0, seconds, rng)
-            faults["hanging"] += [fault] * (fault is not None)
+            faults["hanging"] += [] if fault is None else [fault]
             faults["damaged"] += unreadable(job)
             where[place] = where.get(place, 0) + 1
             if place == "ended before":

@@ -1,8 +1,9 @@
-"""Batches from the data workers to the training process, through memory that has no name.
+"""Batches in memory that the data workers share with the training process.
 
-OneFlow's own way makes tensors in the workers, which runs the engine in forked processes, leaves
+OneFlow's DataLoader makes tensors in the workers. That runs the engine in forked processes, leaves
 files in /dev/shm when a rank is killed, and frees each batch by Python code on a thread of the
-engine. Here workers make NumPy arrays, in memory that goes with the last process that holds it.
+engine. Here workers make NumPy arrays in anonymous memory, which the kernel frees with the last
+process that uses it.
 """
 
 from __future__ import annotations
@@ -16,30 +17,29 @@ import numpy as np
 
 from libai_ext.files.anonymous import anonymous_file
 
-# Batches of a worker that may lie ready.
+# Finished batches that wait, for each worker.
 PREFETCH = 2
 _ALIGNMENT = 64
 
 
 class Packed(NamedTuple):
-    """What goes through the queue: where a batch lies."""
+    """The position of a batch in shared memory; this goes through the pipe."""
 
     worker: int
     slot: int
     size: int
-    # Of each array its name, and its shape, type and offset.
+    # Name, and (shape, type, offset), of each array.
     arrays: list[tuple[str, tuple]]
 
 
-class Handover:
-    """The memory of a loader's workers, to be made before they are forked.
+class SharedBatches:
+    """The shared memory of a loader's workers. Make it before the workers are forked.
 
-    A worker's slots take turns: while one is read, ``PREFETCH`` others are full or being filled.
+    Each worker has ``PREFETCH + 1`` slots in turn: one is read while the others are filled.
 
     Args:
         collate: (samples, empty) -> arrays by name, each made by ``empty(shape, dtype)``.
-        copy: give copies of a batch's arrays; else they stay as they are until the next batch is
-            asked for.
+        copy: return copies of the arrays; else they are valid until the next batch is requested.
     """
 
     def __init__(self, collate: Callable, workers: int, copy: bool = True):
@@ -48,7 +48,7 @@ class Handover:
         self.slots = [[_Slot() for _ in range(PREFETCH + 1)] for _ in range(workers)]
 
     def pack(self, worker: int, number: int, samples: Sequence[dict]) -> Packed:
-        """Collate batch ``number`` of a worker, in it."""
+        """Collate batch ``number`` of a worker into shared memory; called in the worker."""
         turn = number % (PREFETCH + 1)
         slot = self.slots[worker][turn]
         slot.clear()
@@ -56,7 +56,7 @@ class Handover:
         return Packed(worker, turn, slot.used, list(zip(arrays, slot.places)))
 
     def unpack(self, packed: Packed) -> dict[str, np.ndarray]:
-        """A batch's arrays, in the training process."""
+        """The arrays of a batch; called in the training process."""
         slot = self.slots[packed.worker][packed.slot]
         slot.map(packed.size)
         arrays = {name: slot.array(*place) for name, place in packed.arrays}
@@ -64,7 +64,7 @@ class Handover:
 
 
 class _Slot:
-    """Memory that forked processes share; it grows with what is put into it."""
+    """Memory shared by forked processes; it grows as needed."""
 
     def __init__(self):
         self.file = anonymous_file("batch")

@@ -13,9 +13,9 @@ import time
 import pytest
 from image_files import encode, pixels
 
-from libai_ext.data import patience
+from libai_ext.data import retry
 from libai_ext.data.image_folder import ImageFolder, check_folder
-from libai_ext.data.patience import away, passing, patiently
+from libai_ext.data.retry import is_temporary, is_unavailable, read_with_retry
 from libai_ext.data.sources import open_source
 from libai_ext.data.tar_shards import TarShards
 from libai_ext.engine import cli as entry
@@ -24,7 +24,7 @@ from libai_ext.errors import DataError, DataUnavailable
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch, tmp_path):
-    monkeypatch.setattr(patience, "RETRY_SECONDS", 0.3)
+    monkeypatch.setattr(retry, "RETRY_SECONDS", 0.3)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -53,26 +53,26 @@ def failing(times, number):
 def test_an_error_that_passes(name, caplog):
     read, calls = failing(2, getattr(errno, name))
     with caplog.at_level(logging.WARNING):
-        assert patiently(read, "/away/file", passing) == "read"
+        assert read_with_retry(read, "/away/file", is_temporary) == "read"
     assert len(calls) == 3
     first, last = caplog.messages
     reason = re.escape(os.strerror(getattr(errno, name)))
-    assert re.fullmatch(f"cannot read /away/file: {reason}; tried again for 0.3 s", first)
-    assert re.fullmatch(r"/away/file is read again, after 0\.[2-9] s", last)
+    assert re.fullmatch(f"cannot read /away/file: {reason}; retrying for 0.3 s", first)
+    assert re.fullmatch(r"/away/file can be read again, after 0\.[2-9] s", last)
 
 
 @pytest.mark.parametrize("name", ["EACCES", "EPERM", "ENOENT", "EISDIR", "ENAMETOOLONG"])
 def test_what_a_user_has_to_mend_is_not_waited_for(name):
     read, calls = failing(1, getattr(errno, name))
     with pytest.raises(OSError):
-        patiently(read, "/away/file", passing)
+        read_with_retry(read, "/away/file", is_temporary)
     assert len(calls) == 1
 
 
 def test_the_limit(capsys):
     read, _ = failing(1000, errno.EIO)
     with pytest.raises(DataUnavailable) as caught:
-        patiently(read, "/away/file", passing)
+        read_with_retry(read, "/away/file", is_temporary)
     assert entry._report(caught.value) == 74
     expected = "error: cannot read /away/file: Input/output error, for more than 0.3 s\n"
     assert capsys.readouterr().err == expected
@@ -140,4 +140,4 @@ def test_the_error_of_a_root_is_named(folder, monkeypatch):
         patch.setattr(os, "stat", stat)
         with pytest.raises(DataError, match="data folder .*: Input/output error") as caught:
             check_folder(str(folder))
-    assert passing(caught.value) and away(caught.value.__cause__)
+    assert is_temporary(caught.value) and is_unavailable(caught.value.__cause__)

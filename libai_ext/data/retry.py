@@ -1,4 +1,4 @@
-"""Waiting for data whose disk or server is away for a while."""
+"""Reading again while a disk or server is unavailable."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-# How long one read is tried again, before the run saves and ends so that it can be restarted.
+# How long a read is retried. After that the run saves a checkpoint and ends, for a restart.
 RETRY_SECONDS = 60
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
-# What a disk, a network file system or FUSE says when it is not there at present. Not what a user
-# has to mend: no permission, no such file.
-_PASSING = {
+# Errors of a disk, a network file system or FUSE that is unavailable for now. Not those that a user
+# has to mend, such as no permission or no such file.
+_TEMPORARY = {
     getattr(errno, name)
     for name in (
         "EIO EREMOTEIO ENXIO ENODEV ESTALE ETIMEDOUT ECONNRESET ECONNREFUSED ECONNABORTED EPIPE "
@@ -29,28 +29,28 @@ _PASSING = {
 }
 
 
-def patiently(read: Callable[[], T], what: str, may_pass: Callable[[Exception], bool]) -> T:
-    """What ``read()`` gives, called again for up to ``RETRY_SECONDS`` while its error may pass.
+def read_with_retry(read: Callable[[], T], what: str, retriable: Callable[[Exception], bool]) -> T:
+    """Call ``read()``; after a retriable error again, for up to ``RETRY_SECONDS``.
 
     Args:
         what: is read; for messages.
-        may_pass: see :func:`passing` and :func:`away`.
+        retriable: which errors are, see :func:`is_temporary` and :func:`is_unavailable`.
 
     Raises:
-        DataUnavailable: it did not pass.
-        OSError, DataError: one that will not.
+        DataUnavailable: the last try failed with a retriable error.
+        OSError, DataError: another error.
     """
     began, pause = None, _FIRST_PAUSE
     while True:
         try:
             result = read()
         except (OSError, DataError) as error:
-            if not may_pass(error):
+            if not retriable(error):
                 raise
             why = (error.strerror if isinstance(error, OSError) else None) or str(error)
             if began is None:
                 began = time.monotonic()
-                logger.warning(f"cannot read {what}: {why}; tried again for {RETRY_SECONDS} s")
+                logger.warning(f"cannot read {what}: {why}; retrying for {RETRY_SECONDS} s")
             elif time.monotonic() - began > RETRY_SECONDS:
                 raise DataUnavailable(
                     f"cannot read {what}: {why}, for more than {RETRY_SECONDS} s"
@@ -59,23 +59,23 @@ def patiently(read: Callable[[], T], what: str, may_pass: Callable[[Exception], 
             pause = min(2 * pause, _LONGEST_PAUSE)
         else:
             if began is not None:
-                logger.warning(f"{what} is read again, after {time.monotonic() - began:.1f} s")
+                logger.warning(f"{what} can be read again, after {time.monotonic() - began:.1f} s")
             return result
 
 
-def passing(error: Exception) -> bool:
-    """Whether an error, or the cause of a :class:`DataError`, is one of a disk or server that is
-    away at present."""
+def is_temporary(error: Exception) -> bool:
+    """Whether an error, or the cause of a :class:`DataError`, is that of an unavailable disk or
+    server."""
     cause = error.__cause__ if isinstance(error, DataError) else error
-    return isinstance(cause, OSError) and cause.errno in _PASSING
+    return isinstance(cause, OSError) and cause.errno in _TEMPORARY
 
 
-def away(error: Exception) -> bool:
-    """The same of a file that was there: it may also be missing, together with its folder or all
-    that was in it, as when a file system is not mounted."""
+def is_unavailable(error: Exception) -> bool:
+    """The same for a file that existed before. It may also be missing with all of its folder, as
+    when a file system is not mounted."""
     if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR):
         return _is_gone(os.path.dirname(os.path.realpath(error.filename)))
-    return passing(error)
+    return is_temporary(error)
 
 
 def _is_gone(folder: str) -> bool:

@@ -10,8 +10,8 @@ import pytest
 
 from libai_ext.data import dataset, loader
 from libai_ext.data.dataset import stack
-from libai_ext.data.handover import Handover
 from libai_ext.data.loader import Loader
+from libai_ext.data.shared_batches import SharedBatches
 
 
 class Samples:
@@ -70,13 +70,13 @@ def test_batches_arrive_as_they_were_made(workers, memory):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_far_ahead_leave_a_batch_alone_that_is_being_read(workers, monkeypatch):
-    unpack = Handover.unpack
+    unpack = SharedBatches.unpack
 
     def slowly(self, packed):
         time.sleep(0.02)
         return unpack(self, packed)
 
-    monkeypatch.setattr(Handover, "unpack", slowly)
+    monkeypatch.setattr(SharedBatches, "unpack", slowly)
     check(list(arrays(Loader(Samples(), BATCHES, workers))))
 
 

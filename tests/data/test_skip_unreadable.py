@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from image_files import bad_files, encode, pixels
 
-from libai_ext.data import tolerant
+from libai_ext.data import skip_unreadable
 from libai_ext.data.dataset import KeyedDataset
 from libai_ext.data.decode import BadImage
 from libai_ext.data.image_folder import ImageFolder
 from libai_ext.data.sampler import GlobalOrder, SampleKey, TrainSampler
-from libai_ext.data.tolerant import Tolerant
+from libai_ext.data.skip_unreadable import SkipUnreadable
 from libai_ext.data.transforms import ToArray
 from libai_ext.errors import DataError
 
@@ -37,7 +37,7 @@ class Numbers:
 
 
 def test_the_next_readable_sample_stands_in_for_a_bad_one():
-    source = Tolerant(Numbers(6, bad=[1, 2, 5]), max_bad_share=1)
+    source = SkipUnreadable(Numbers(6, bad=[1, 2, 5]), max_bad_share=1)
     assert (len(source), source.classes) == (6, ["number"])
     expected = [(0, 0), (3, 30), (3, 30), (3, 30), (4, 40), (0, 0)]
     assert [source[i] for i in range(6)] == expected
@@ -45,9 +45,9 @@ def test_the_next_readable_sample_stands_in_for_a_bad_one():
 
 
 def test_any_order_and_process_gives_the_same():
-    expected = [Tolerant(Numbers(50, bad=range(0, 50, 3)), 1)[i] for i in range(50)]
+    expected = [SkipUnreadable(Numbers(50, bad=range(0, 50, 3)), 1)[i] for i in range(50)]
     order = np.random.default_rng(0).permutation(50)
-    source = Tolerant(Numbers(50, bad=range(0, 50, 3)), 1)
+    source = SkipUnreadable(Numbers(50, bad=range(0, 50, 3)), 1)
     assert [source[i] for i in order] == [expected[i] for i in order]
     again = pickle.loads(pickle.dumps(source))
     assert [again[i] for i in range(50)] == expected
@@ -55,13 +55,13 @@ def test_any_order_and_process_gives_the_same():
 
 def test_each_bad_one_is_logged_once_and_not_read_again(caplog):
     numbers = Numbers(4, bad=[1])
-    source = Tolerant(numbers, max_bad_share=1)
+    source = SkipUnreadable(numbers, max_bad_share=1)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             for index in range(4):
                 source[index]
     assert caplog.messages == [
-        "cannot read image number 1: made so; sample 2 stands in for sample 1 "
+        "cannot read image number 1: made so; sample 2 replaces sample 1 "
         "(1 bad of 2 read by this process)"
     ]
     assert (source.drawn, source.bad, numbers.reads.count(1)) == (12, 3, 1)
@@ -77,7 +77,7 @@ def drawn_before_stop(source, limit):
 
 
 def test_totals_add_up_over_processes():
-    source = Tolerant(Numbers(40, bad=range(0, 40, 4)), max_bad_share=1)
+    source = SkipUnreadable(Numbers(40, bad=range(0, 40, 4)), max_bad_share=1)
 
     def read(first):
         for index in range(first, 40, 3):
@@ -106,12 +106,12 @@ def test_totals_add_up_over_processes():
     ],
 )
 def test_too_many_stop_the_run(every, share, drawn):
-    source = Tolerant(Numbers(2000, bad=range(every - 1, 2000, every)), share)
+    source = SkipUnreadable(Numbers(2000, bad=range(every - 1, 2000, every)), share)
     assert drawn_before_stop(source, 2000)[0] == drawn
 
 
 def test_the_message_counts():
-    source = Tolerant(Numbers(100, bad=range(0, 100, 2)), 0.25)
+    source = SkipUnreadable(Numbers(100, bad=range(0, 100, 2)), 0.25)
     drawn, message = drawn_before_stop(source, 100)
     assert (drawn, message) == (
         19,
@@ -122,11 +122,11 @@ def test_the_message_counts():
 
 def test_nothing_readable(monkeypatch):
     with pytest.raises(DataError, match="no readable image among 3 from number 1 on; .* number 1:"):
-        Tolerant(Numbers(3, bad=range(3)))[1]
-    monkeypatch.setattr(tolerant, "MAX_RUN", 20)
+        SkipUnreadable(Numbers(3, bad=range(3)))[1]
+    monkeypatch.setattr(skip_unreadable, "MAX_RUN", 20)
     numbers = Numbers(1000, bad=range(990))
     with pytest.raises(DataError, match="no readable image among 20 from number 5 on"):
-        Tolerant(numbers)[5]
+        SkipUnreadable(numbers)[5]
     assert len(numbers.reads) == 20
 
 
@@ -134,7 +134,7 @@ def test_other_errors_pass(tmp_path):
     """A file that is gone is no bad image: on another machine it may be there."""
     for name in "ab":
         (tmp_path / f"{name}.png").write_bytes(encode(pixels()))
-    source = Tolerant(ImageFolder([str(tmp_path)]))
+    source = SkipUnreadable(ImageFolder([str(tmp_path)]))
     (tmp_path / "a.png").unlink()
     with pytest.raises(DataError, match="cannot open .*a.png: No such file"):
         source[0]
@@ -152,7 +152,7 @@ def test_a_folder_with_bad_files_gives_any_layout_the_same_batches(tmp_path):
         """The images of five batches, each rank with a source of its own."""
         streams = []
         for rank in range(ranks):
-            source = Tolerant(ImageFolder([str(tmp_path)]), max_bad_share=0.3)
+            source = SkipUnreadable(ImageFolder([str(tmp_path)]), max_bad_share=0.3)
             data = KeyedDataset(source, ToArray([0.5] * 3, [0.5] * 3))
             sampler = iter(TrainSampler(order, rank, ranks))
             streams.append([[data[key]["images"] for key in next(sampler)] for _ in range(5)])

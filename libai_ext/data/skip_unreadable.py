@@ -1,4 +1,4 @@
-"""Skips bad images by a rule that every process follows alike, and stops at too many."""
+"""Replaces unreadable images, by the same rule in every process, and stops at too many."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from libai_ext.files.anonymous import anonymous_file
 
 logger = logging.getLogger(__name__)
 
-# Fewer bad samples than these never stop a run: one of the first ten read is no share yet.
+# Fewer bad samples never stop a run: one of the first ten is no reliable share.
 MIN_BAD = 10
-# So many bad ones in a row are a wrong folder, not bad luck.
+# So many bad samples in a row mean a wrong folder.
 MAX_RUN = 1000
 
 
-class Tolerant:
-    """A source that gives the next readable sample, in index order, for each bad one.
+class SkipUnreadable:
+    """A source that replaces each unreadable sample by the next readable one, label included.
 
-    The replacement follows from the index alone, label included, so that every process of every
-    layout sees the same one. After the last sample comes the first.
+    The replacement depends on the index alone: it is the same in every process and every layout.
+    After the last sample comes the first.
 
-    The share that stops a run is counted per process (each worker reads its own part). A bad
-    sample is logged once by each process that meets it; :meth:`totals` adds the processes up.
+    Each process counts the share that stops a run by itself, and logs each bad sample once.
+    :meth:`totals` adds the processes up.
 
     Args:
-        source: gives (image, label); raises :class:`BadImage` for a sample to be skipped.
-        max_bad_share: of the samples drawn by this process. 0 allows none; other shares stop
-            after at least ``MIN_BAD`` bad ones.
+        source: gives (image, label); raises :class:`BadImage` for an unreadable sample.
+        max_bad_share: of the samples read by this process. 0 allows none; with another share,
+            at least ``MIN_BAD`` bad samples are needed to stop.
 
     Attributes:
         classes: names, by class number.
-        drawn: samples asked of this process so far.
+        drawn: samples requested from this process so far.
         bad: how many of them were replaced.
     """
 
@@ -84,10 +84,10 @@ class Tolerant:
         return labels if self._numbers is None else self._numbers[labels]
 
     def use_classes(self, classes: Sequence[str]) -> None:
-        """Number the classes by their places in another list. It may have more of them.
+        """Use the class numbers of another list, which may have more classes.
 
         Raises:
-            DataError: there are samples of a class that it lacks.
+            DataError: a sample's class is not in the list.
         """
         number = {name: i for i, name in enumerate(classes)}
         own = self.source.classes
@@ -104,11 +104,11 @@ class Tolerant:
         return self.source.identity()
 
     def name(self, index: int) -> str:
-        """Path of a sample, its number where the source knows none."""
+        """Path of a sample, or its number where the source has no paths."""
         return getattr(self.source, "name", str)(index)
 
     def totals(self) -> tuple[int, ...]:
-        """``drawn`` and ``bad`` of this process and all that it forked, such as data workers."""
+        """``drawn`` and ``bad`` of this process and its forks, such as data workers."""
         return self._totals.values()
 
     def _next_readable(self, index: int, error: BadImage) -> tuple[Image.Image, int]:
@@ -121,7 +121,7 @@ class Tolerant:
                 continue
             self._replacement[index] = candidate
             logger.warning(
-                f"{error}; sample {candidate} stands in for sample {index} "
+                f"{error}; sample {candidate} replaces sample {index} "
                 f"({self.bad} bad of {self.drawn} read by this process)"
             )
             return sample
@@ -141,9 +141,9 @@ class Tolerant:
 
 
 class _SharedCounts:
-    """Numbers that a process and its forks add to. A pickled copy starts anew.
+    """Counters shared by a process and its forks. A pickled copy starts from 0.
 
-    The lock is the kernel's on a file, by process: it ends with one that is killed.
+    The lock is the kernel's, on a file: it is released when its process is killed.
     """
 
     def __init__(self, count: int):

@@ -1,0 +1,150 @@
+"""What can be measured while a model is trained: nodes of ``train.evaluation.evals``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Sequence
+
+import numpy as np
+from libai.utils import distributed as dist
+
+from libai_ext.config.lazy_config import fresh, instantiate
+from libai_ext.data.loader import Loader, build_eval_loader
+from libai_ext.engine.evaluation import evaluate
+from libai_ext.engine.evaluator import Evaluator
+from libai_ext.errors import ConfigError
+from projects.MAE.evaluation import probe
+
+
+class OtherData(Evaluator):
+    """The task's own results on other data: the loss on other images, or a classifier's accuracy.
+
+    Args:
+        roots: as of ``data.test``.
+    """
+
+    def __init__(self, roots: Sequence[str], period: int | None = None, epoch: float | None = None):
+        super().__init__(period, epoch)
+        self.roots = list(roots)
+
+    def open(self, trainer) -> None:
+        node = fresh(trainer.cfg.dataloader.test.dataset)
+        node.source.roots = self.roots
+        node.seed = trainer.cfg.train.seed
+        self.dataset = instantiate(node)
+        name = ", ".join(self.roots)
+        trainer.task.check_data(self.dataset, trainer.cfg, name, trained_on=trainer.dataset)
+
+    def run(self, trainer) -> dict[str, float]:
+        evaluator = trainer.build_evaluator(self.dataset)
+        return trainer.measure(_loader(trainer, self.dataset), evaluator)
+
+
+class _FrozenFeatures(Evaluator):
+    """Top-1 accuracy, in percent, of a simple classifier of frozen features: the mean patch token,
+    or what a classifier's head sees. The classifier is fitted on rank 0.
+
+    Args:
+        train, test: labelled roots; unset: those of ``data.train`` and ``data.test``.
+    """
+
+    metrics = {"top1": "max"}
+
+    def __init__(
+        self,
+        train: Sequence[str] | None = None,
+        test: Sequence[str] | None = None,
+        period: int | None = None,
+        epoch: float | None = None,
+    ):
+        super().__init__(period, epoch)
+        self.roots = dict(train=train, test=test)
+
+    def open(self, trainer) -> None:
+        cfg = trainer.cfg.copy()
+        for split, roots in self.roots.items():
+            if roots is not None:
+                cfg.data[split] = list(roots)
+            elif cfg.data[split] is None:
+                raise ConfigError(
+                    f"data.{split} is unset: its labels are needed to measure features"
+                )
+        self.train, self.test, self.labelled = probe.labelled(cfg)
+
+    def run(self, trainer) -> dict[str, float]:
+        train = _features(trainer, self.train)
+        test = _features(trainer, self.test)
+        if not dist.is_main_process():
+            return {}
+        if trainer.test_batches is not None:  # a trial sees too few samples to fit anything
+            return {"top1": math.nan}
+        train = tuple(part[self.labelled] for part in train)
+        return {"top1": self.accuracy(train, test)}
+
+    def accuracy(self, train, test) -> float:
+        """In percent.
+
+        Args:
+            train, test: features [N, D] and class numbers [N].
+        """
+        raise NotImplementedError
+
+
+class KNN(_FrozenFeatures):
+    """Nearest neighbours by cosine similarity, weighted by it, as ``tools/knn.py`` has them."""
+
+    def __init__(self, neighbours: int = 20, **keywords):
+        super().__init__(**keywords)
+        self.neighbours = neighbours
+
+    def accuracy(self, train, test) -> float:
+        return probe.neighbours_accuracy(train, test, [self.neighbours])[self.neighbours]
+
+
+class LinearProbe(_FrozenFeatures):
+    """Logistic regression of standardised features (scikit-learn's, L-BFGS)."""
+
+    def __init__(self, iterations: int = 200, **keywords):
+        super().__init__(**keywords)
+        self.iterations = iterations
+
+    def accuracy(self, train, test) -> float:
+        return probe.linear_accuracy(train, test, self.iterations)
+
+
+class _Collect:
+    """Gathers features and class numbers on rank 0."""
+
+    def __init__(self):
+        self.parts: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def process(self, inputs, outputs) -> None:
+        self.parts.append((outputs["features"], inputs["labels"]))
+
+    def results(self) -> dict:
+        features, labels = zip(*self.parts)
+        return {"features": np.concatenate(features), "labels": np.concatenate(labels)}
+
+
+def _features(trainer, dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Features [N, D] and class numbers [N] on rank 0."""
+    model = trainer.model
+
+    def forward(images, **_):
+        return {"features": probe.pooled(model, images)}
+
+    loader = _loader(trainer, dataset)
+    found: Any = evaluate(
+        model, loader, trainer.get_batch, _Collect(), trainer.test_batches, forward=forward
+    )
+    return found.get("features"), found.get("labels")
+
+
+def _loader(trainer, dataset) -> Loader:
+    train = trainer.cfg.train
+    return build_eval_loader(
+        dataset,
+        train.test_micro_batch_size,
+        train.dist.data_parallel_size,
+        trainer.cfg.dataloader.test.num_workers,
+    )

@@ -1,0 +1,44 @@
+"""How the tests are shared out among the workers of pytest-xdist.
+
+The tests of a file run one after the other on one worker: they share what its fixtures have made.
+What takes long comes first, so that no worker is left alone with it at the end.
+"""
+
+from __future__ import annotations
+
+from xdist.scheduler import LoadFileScheduling
+
+# Beginnings of names in this folder: the longest files, then folders that start many programs.
+FIRST = (
+    "multiprocess/test_layouts.py",
+    "tools/test_quickstart.py",
+    "fakecuda/test_gpu_layouts.py",
+    "multiprocess/test_killed.py",
+    "fakecuda/",
+    "multiprocess/",
+    "engine/",
+    "tools/",
+)
+
+
+def turn(file: str) -> int:
+    """When a file's turn is, the first 0; at equal turns the one with most tests is first."""
+    name = file.partition("tests/")[2]
+    return next((i for i, begin in enumerate(FIRST) if name.startswith(begin)), len(FIRST))
+
+
+class LongestFirst(LoadFileScheduling):
+    def _assign_work_unit(self, node) -> None:
+        self.workqueue.move_to_end(min(self.workqueue, key=turn), last=False)
+        super()._assign_work_unit(node)
+
+
+def encodable(value):
+    """The same, with escapes for what is no text: a worker could not send its report else."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: encodable(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(encodable, value))
+    return value
