@@ -26,9 +26,9 @@ def gather_on_use(model: nn.Module) -> None:
     for module in model.modules():
         tensors = (*module.named_parameters("", False), *module.named_buffers("", False))
         setattr(module, _BUILT, {name: tensor.sbp for name, tensor in tensors})
-        tensors = _ModuleTensors(module)
-        module.register_forward_pre_hook(tensors.gather)
-        module.register_forward_hook(tensors.release)
+        module_tensors = _ModuleTensors(module)
+        module.register_forward_pre_hook(module_tensors.gather)
+        module.register_forward_hook(module_tensors.release)
 
 
 def gather_in_graph(model) -> None:

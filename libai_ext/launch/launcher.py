@@ -215,9 +215,9 @@ class Job:
         time.sleep(_OTHER_FAILURES_SECONDS)
         states, failed = self._states(), []
         for local_rank, (state, rank) in enumerate(zip(states, self.ranks)):
-            order = rank.failure_order(state, USAGE_ERROR in states)
-            if order is not None:
-                failed.append((*order, local_rank, state))
+            if state is None or state in (0, SAVED_ON_SIGNAL):
+                continue
+            failed.append((*rank.failure_order(state, USAGE_ERROR in states), local_rank, state))
         order, _, local_rank, state = min(failed)
         aborted = order == 2 and state == -signal.SIGABRT
         if aborted and self._peer_failed():

@@ -15,7 +15,6 @@ from libai_ext.launch.exit_report import (
     FAILURE,
     MEMORY,
     ON_TERMINAL,
-    SAVED_ON_SIGNAL,
     START,
     USAGE_ERROR,
     ExitReports,
@@ -66,8 +65,8 @@ class Rank:
         except ProcessLookupError:
             pass
 
-    def failure_order(self, state: int | None, usage_error: bool) -> tuple[int, int] | None:
-        """Sort key for the likeliest cause of a job's failure; None: this rank has not failed.
+    def failure_order(self, state: int, usage_error: bool) -> tuple[int, int]:
+        """Sort key for the likeliest cause of a job's failure, for a rank that has failed.
 
         First a rank that was killed or ran out of memory, then those that reported a failure, by
         time, then those that the engine aborted, as it does when a peer is lost.
@@ -76,8 +75,6 @@ class Rank:
             usage_error: a rank has reported an error that the user can correct: a crash of another
                 one then counts as such an abort.
         """
-        if state is None or state in (0, SAVED_ON_SIGNAL):
-            return None
         reported = self.reports.written_at(FAILURE)
         by_peer = (-signal.SIGABRT, *[-signal.SIGSEGV] * usage_error)
         own = state < 0 and (state not in by_peer or self._out_of_memory())
