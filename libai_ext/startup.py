@@ -40,7 +40,9 @@ def start() -> None:
         RuntimeError: OneFlow has already run an op: it is too late to load native kernels.
     """
     if not faulthandler.is_enabled():
-        faulthandler.enable()  # where each thread was when the engine aborts or crashes
+        # Where each thread was when the engine aborts or crashes. sys.stderr of a notebook is no
+        # file.
+        faulthandler.enable(2)
     if "oneflow" not in sys.modules:
         # 3 = fatal only: without a GPU the engine logs harmless errors about CUDA; with one,
         # warnings are shown. This and the threading variables are read at import.

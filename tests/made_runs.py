@@ -65,11 +65,11 @@ def make_run(folder, model, sizes, data=None, classes=None) -> str:
     return str(folder)
 
 
-def pretrained_run(folder, **sizes) -> tuple[str, MaskedAutoencoder]:
+def pretrained_run(folder, data=None, **sizes) -> tuple[str, MaskedAutoencoder]:
     """A run of :func:`autoencoder`, and its model."""
     model = randomise(autoencoder(**sizes))
     defaults = dict(SIZES, **DECODER, mask_ratio=0.75, norm_pix_loss=False)
-    return make_run(folder, model, {**defaults, **sizes}), model
+    return make_run(folder, model, {**defaults, **sizes}, data), model
 
 
 def classified_run(folder, **sizes) -> tuple[str, ViTClassifier]:

@@ -156,6 +156,7 @@ def archive(content: bytes) -> bytes:
 DIGITS = "projects/MAE/configs/mae_digits.py"
 TRAIN = "projects.MAE.train_net"
 VISUALIZE, CONVERT, KNN = "tools.visualize", "tools.convert", "tools.knn"
+FEATURES = "tools.features"
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,8 @@ def outcomes(launch, digits, tmp_path_factory):
         steps[f"knn, {name}"] = (KNN, features, file, content)
         pictures = [str(weights), f"{digits}/test/0", "--output", str(tmp / "picture.png")]
         steps[f"visualize, {name}"] = (VISUALIZE, pictures, file, content)
+        arrays = [str(weights), f"{digits}/test/0", "--output", str(tmp / "features.npz")]
+        steps[f"features, {name}"] = (FEATURES, arrays, file, content)
         steps[f"convert, {name}"] = (CONVERT, [str(weights), f"{tmp}/{name}.out"], file, content)
         steps[f"inspect, {name}"] = (CONVERT, ["--inspect", str(weights)], file, content)
     for name, entry in (("pixels", "data_batch_1"), ("names", "batches.meta")):

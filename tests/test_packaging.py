@@ -110,7 +110,9 @@ def test_the_commands_of_an_installed_wheel(launch, programs, tmp_path):
     assert "38 tensors equal bit for bit" in out
     assert run("mae-plot", "output/digits") == "runs.png\n"
     assert run("mae-report", "output/digits") == "output/digits/report.html\n"
-    for command in ("visualize", "knn", "plan", "check-gpu"):  # these four take a while to start
+    # These take a while to start, or a file.
+    others = "visualize", "knn", "plan", "check-gpu", "features", "predict", "export-onnx"
+    for command in others:
         assert "usage: " in run(f"mae-{command}", "--help")
 
 

@@ -206,8 +206,8 @@ class Checkpointer(LiBaiCheckpointer):
         return [latest, *(path for path in others if reached < 0 or _iteration(path) <= reached)]
 
     def progress(self, path: str) -> dict:
-        """``progress.json`` of a checkpoint; all ranks call it."""
-        return from_rank_0(lambda: json.loads(record.read_text(os.path.join(path, PROGRESS))))
+        """The progress of a checkpoint; all ranks call it."""
+        return from_rank_0(lambda: read_progress(path))
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
         """Restore the model and the named checkpointables, None for all; all ranks call it.
@@ -263,9 +263,26 @@ def _iteration(path: Path) -> int:
     if number and number[1].isdigit():
         return int(number[1])
     try:
-        return int(json.loads(record.read_text(str(path / PROGRESS)))["iteration"])
-    except (ValueError, KeyError, TypeError):
+        return read_progress(str(path))["iteration"]
+    except CheckpointError:
         return -1
+
+
+def read_progress(folder: str) -> dict[str, Any]:
+    """``progress.json`` of a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read, or says nothing of an iteration.
+    """
+    path = os.path.join(folder, PROGRESS)
+    content = record.read_text(path)
+    try:
+        progress = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if not isinstance(progress, dict) or type(progress.get("iteration")) is not int:
+        raise CheckpointError(f"{path}: not the progress of a run")
+    return progress
 
 
 def _recency(path: Path) -> tuple[int, bool]:

@@ -67,7 +67,7 @@ class ZipReader:
             # Entries that overlap can multiply a file without any compression.
             if sum(entry.compressed_size for entry in self.entries.values()) > len(data):
                 raise CheckpointError("the zip entries are larger than the file")
-        except (struct.error, UnicodeDecodeError):
+        except (struct.error, OverflowError, UnicodeDecodeError):
             raise CheckpointError("the zip directory is damaged") from None
 
     def read(self, name: str) -> bytes | memoryview:
@@ -77,7 +77,7 @@ class ZipReader:
             raise CheckpointError(f"the archive has no entry {name!r:.80}")
         try:
             content = self._content(entry)
-        except (struct.error, UnicodeDecodeError, zlib.error):
+        except (struct.error, OverflowError, UnicodeDecodeError, zlib.error):
             raise CheckpointError(f"the zip entry {name!r:.80} is damaged") from None
         if len(content) != entry.size:
             raise CheckpointError(

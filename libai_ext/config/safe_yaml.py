@@ -30,13 +30,25 @@ def read(path: str) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read or holds something else; names the file and the key.
     """
+    content = read_plain(path)
     try:
-        content = _parse(_text(path))
         _check(content)
+    except ConfigError as error:
+        raise ConfigError(f"config file {path}: {error}") from None
+    return content
+
+
+def read_plain(path: str) -> dict[str, Any]:
+    """The same where no text in it will be resolved, whatever it refers to.
+
+    Raises:
+        ConfigError: it cannot be read or holds something else; names the file.
+    """
+    try:
+        return _parse(_text(path))
     except (ConfigError, yaml.YAMLError, ValueError) as error:
         plain = "" if isinstance(error, ConfigError) else "not plain YAML: "
         raise ConfigError(f"config file {path}: {plain}{error}") from None
-    return content
 
 
 def check_texts(value: Any, key: str) -> None:

@@ -72,8 +72,11 @@ def _read(path: Path) -> list[str] | None:
     return names if any(names) else None
 
 
-def read_names(file: str) -> list[str]:
+def read_names(file: str, key: str = "task.classes") -> list[str]:
     """Read class names from a file, one a line, in the order of their numbers.
+
+    Args:
+        key: that names the file, for the messages.
 
     Raises:
         DataError: the file cannot be read, is empty, or names a class twice.
@@ -82,10 +85,10 @@ def read_names(file: str) -> list[str]:
         names = read_regular(file, MAX_NAMES).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"task.classes {file} cannot be read: {reason}") from error
+        raise DataError(f"{key} {file} cannot be read: {reason}") from error
     names = [name.strip() for name in names if name.strip()]
     if not names:
-        raise DataError(f"task.classes {file} names no class")
+        raise DataError(f"{key} {file} names no class")
     if len(set(names)) < len(names):
-        raise DataError(f"task.classes {file} names a class twice; expected: one name a line")
+        raise DataError(f"{key} {file} names a class twice; expected: one name a line")
     return names

@@ -101,21 +101,19 @@ class Decoder:
         """
         if not data:
             raise BadImage(name, "the file is empty")
-        # For corrupt files, Pillow's plug-ins raise KeyError, struct.error, zlib.error and more.
-        # The bytes are in memory, so that only MemoryError can be the machine's fault.
-        try:
-            with _pixel_limit(self.max_pixels):
-                with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                    _check_cost(image, data)
-                    return self._convert(self._load(image))
-        except MemoryError:
-            raise
-        except UnidentifiedImageError as error:
-            raise BadImage(name, "unknown image format") from error
-        except Exception as error:
-            # Pillow's messages contain addresses of objects.
-            why = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", str(error))
-            raise BadImage(name, why or type(error).__name__) from error
+        with _bad_image_for_errors(name), _pixel_limit(self.max_pixels):
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_cost(image, data)
+                return self._convert(self._load(image))
+
+    def convert(self, image: Image.Image, name: str = "that was given") -> Image.Image:
+        """By the same rules, of an image that Pillow has opened or made; it stays as it was.
+
+        Raises:
+            BadImage: see the table.
+        """
+        with _bad_image_for_errors(name):
+            return self._convert(self._load(image))
 
     def _load(self, image: Image.Image) -> Image.Image:
         """The first frame, decoded and upright."""
@@ -124,8 +122,8 @@ class Decoder:
             if _orientation(image) >= 5:
                 height, width = width, height
             image.draft(self.mode, (width, height))
-        tiles = str(image.tile)  # type: ignore[attr-defined]  # those of a file have it
-        deep_colours = ";16" in tiles and not image.mode.startswith("I")
+        # An image made in memory has no tile.
+        deep_colours = ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I")
         image.load()
         if self.as_torchvision:
             return image
@@ -140,8 +138,9 @@ class Decoder:
     def _convert(self, image: Image.Image) -> Image.Image:
         if image.mode == "F" and not self.as_torchvision:
             raise ValueError("floating-point pixels have no defined range")
-        # Pillow warns of palettes with transparency, which conversion drops.
-        image.info.pop("transparency", None)
+        if "transparency" in image.info:  # Pillow warns of palettes with it: conversion drops it
+            image = image.copy()
+            del image.info["transparency"]
         return image if image.mode == self.mode else image.convert(self.mode)
 
 
@@ -190,6 +189,22 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # with a broken tag, the pixels may still be good
         return 1
+
+
+@contextlib.contextmanager
+def _bad_image_for_errors(name: str) -> Iterator[None]:
+    """For corrupt files, Pillow's plug-ins raise KeyError, struct.error, zlib.error and more.
+    The bytes are in memory, so that only MemoryError can be the machine's fault."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BadImage(name, "unknown image format") from error
+    except Exception as error:
+        # Pillow's messages contain addresses of objects.
+        why = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", str(error))
+        raise BadImage(name, why or type(error).__name__) from error
 
 
 @contextlib.contextmanager

@@ -86,7 +86,10 @@ def _read(file: str) -> list[tuple[str, str]]:
         raise DataError(f"list of labels {file} is empty")
     separator = next((mark for mark in "\t," if mark in lines[0]), None)
     if separator:
-        table = list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
+        try:
+            table = list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
+        except csv.Error as error:
+            raise DataError(f"list of labels {file} is no table: {error}") from error
     else:
         table = [line.rsplit(maxsplit=1) for line in lines]
     rows = []

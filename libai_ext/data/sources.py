@@ -8,13 +8,14 @@ from typing import Sequence
 
 from libai_ext.data.cifar import Cifar10, Cifar100
 from libai_ext.data.concat import Concat
-from libai_ext.data.image_folder import ImageFolder
+from libai_ext.data.image_folder import ImageFiles, ImageFolder
 from libai_ext.data.listed import ListedImages
 from libai_ext.data.lmdb_source import DATA_FILE, LmdbImages
 from libai_ext.data.retry import is_temporary, read_with_retry
 from libai_ext.data.skip_unreadable import SkipUnreadable
 from libai_ext.data.stl10 import Stl10
 from libai_ext.data.tar_shards import TarShards
+from libai_ext.data.walk import EXTENSIONS
 from libai_ext.errors import DataError
 from libai_ext.launch.exit_report import restarted
 
@@ -68,6 +69,28 @@ def open_source(
     if not parts:
         raise DataError("no data is given: set data.train (data.test) to a list of folders")
     return SkipUnreadable(parts[0] if len(parts) == 1 else Concat(parts), max_bad_share)
+
+
+def open_images(paths: Sequence[str], mode: str = "RGB") -> Concat:
+    """Image files and roots, read in this order, as one source that raises :class:`BadImage` for
+    a bad image: for what looks at each image once.
+
+    Args:
+        paths: files of images; all else is a root, see :func:`open_source`.
+
+    Raises:
+        DataError: see :func:`open_source`.
+    """
+    return Concat([
+        ImageFiles([(path, 0)], [""], mode) if _is_image(path) else open_source(path, mode).source
+        for path in map(str, paths)
+    ])  # fmt: skip
+
+
+def _is_image(path: str) -> bool:
+    if path.endswith(".tar") or os.path.isdir(path):
+        return False
+    return os.path.isfile(path) or path.lower().endswith(EXTENSIONS)
 
 
 def _open_root(root: str, download: bool, decoding: dict):

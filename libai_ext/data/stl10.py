@@ -78,7 +78,10 @@ class Stl10:
         return Image.fromarray(pixels).convert(self.mode), int(self.labels[index])
 
     def _read_labels(self) -> None:
-        names = (self.folder / "class_names.txt").read_text(encoding="utf-8").split()
+        try:
+            names = (self.folder / "class_names.txt").read_text(encoding="utf-8").split()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.folder}/class_names.txt is no text in UTF-8: {error}") from None
         path = self.folder / f"{self.split}_y.bin"
         labels = np.fromfile(path, np.uint8)
         if len(labels) != len(self.labels) or not 1 <= labels.min() <= labels.max() <= len(names):

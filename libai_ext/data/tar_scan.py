@@ -27,7 +27,7 @@ from libai_ext.errors import DataError
 from libai_ext.files.regular import open_regular
 
 NO_LABEL = -1
-_MOST_DIGITS = 6  # of a class number
+MOST_DIGITS = 6  # of a class number
 _MAX_HEADER = 1 << 20  # bytes
 _MAX_NAME = 4096  # bytes, as of a path
 
@@ -179,6 +179,6 @@ class _Scan:
 
 def _class_number(content: bytes, shard: str, name: str) -> int:
     text = content.decode("ascii", "replace").strip()
-    if not text.isdigit() or len(text) > _MOST_DIGITS:
+    if not text.isdigit() or len(text) > MOST_DIGITS:
         raise DataError(f"{shard}:{name} holds {text!r:.40}, not a class number")
     return int(text)

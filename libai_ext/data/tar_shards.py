@@ -19,7 +19,7 @@ from PIL import Image
 from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
 from libai_ext.data.fingerprint import of_labels
 from libai_ext.data.retry import is_unavailable, read_with_retry
-from libai_ext.data.tar_scan import NO_LABEL, ShardIndex, scan
+from libai_ext.data.tar_scan import MOST_DIGITS, NO_LABEL, ShardIndex, scan
 from libai_ext.data.walk import EXTENSIONS, Skipped, warn_once
 from libai_ext.errors import DataError, UserError
 from libai_ext.files.atomic import atomic_file
@@ -213,6 +213,7 @@ def _check_index(index: ShardIndex) -> None:
     kinds = numbers.dtype == np.int64 and index.name.dtype.kind == index.skipped.dtype.kind == "S"
     if not kinds or numbers.ndim != 2 or index.name.shape != numbers[0].shape:
         raise ValueError("its columns are not those of an index")
-    if (numbers[:2] < 0).any() or (numbers[2] < NO_LABEL).any():
-        raise ValueError("it holds negative numbers")
+    labels = numbers[2]
+    if (numbers[:2] < 0).any() or ((labels < NO_LABEL) | (labels >= 10**MOST_DIGITS)).any():
+        raise ValueError("it holds numbers that no scan finds")
     _skipped([index])

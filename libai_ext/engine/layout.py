@@ -8,6 +8,7 @@ from typing import Callable, Sequence
 from omegaconf import DictConfig
 
 from libai_ext.engine.derive import SIZES, batch_problem
+from libai_ext.engine.precision import cpu_problem, scales_loss
 from libai_ext.engine.stages import balance
 from libai_ext.errors import ConfigError
 from libai_ext.placement import device_type
@@ -78,10 +79,11 @@ def _engine_problems(cfg: DictConfig) -> list[str]:
                 "train.zero_optimization: OneFlow aborts when it shards the optimizer on CPU; "
                 "set tensor_parallel_size or pipeline_parallel_size to save memory there"
             )
-        if amp:
+        problem = cpu_problem() if amp else None
+        if problem:
             problems.append(
-                "train.amp: OneFlow ignores mixed precision on CPU and would train in float32; "
-                "set train.amp.enabled=false"
+                f"train.amp: on CPU it means bfloat16 products, which {problem}; set "
+                "train.amp.enabled=false for float32"
             )
     elif zero and train.dist.data_parallel_size == 1:
         problems.append(
@@ -98,7 +100,7 @@ def _engine_problems(cfg: DictConfig) -> list[str]:
             f"{key}: OneFlow supports it in graphs only; set graph.enabled=true"
             for key, on in (
                 ("train.zero_optimization", zero),
-                ("train.amp", amp),
+                ("train.amp", scales_loss(train)),
                 ("train.activation_checkpoint", train.activation_checkpoint.enabled),
             )
             if on

@@ -13,6 +13,7 @@ import oneflow as flow
 from libai.utils import distributed as dist
 
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.engine.precision import scales_loss
 from libai_ext.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class NonFiniteMonitor:
         first = iteration + 1 - len(losses)
         bad = [first + number for number, step in enumerate(losses) if not is_finite(step)]
         text = f"{_what(bad, norms)} not finite {_when(bad, faults, first, iteration)}"
-        if self.trainer.cfg.train.amp.enabled and not bad:
+        if scales_loss(self.trainer.cfg.train) and not bad:
             text += f", at the lowest loss scale ({self.trainer.steps.loss_scale:g})"
         if dist.is_main_process() and self.trainer.keeps:
             named = bad or range(first, iteration + 1)

@@ -12,6 +12,7 @@ from libai.utils import distributed as dist
 from libai_ext.compat.placements import placement
 from libai_ext.engine import metric_names
 from libai_ext.engine.memory import memory_gib
+from libai_ext.engine.precision import scales_loss
 from libai_ext.engine.writers import is_logging_step
 from libai_ext.placement import device_type
 
@@ -67,7 +68,7 @@ class RunMetrics(HookBase):
             seconds = means[metric_names.STEP_SECONDS]
             scalars[metric_names.SPEED] = self.samples_per_iter / seconds
             scalars[metric_names.DATA_WAIT] = means[metric_names.DATA_SECONDS] / seconds
-        if trainer.cfg.train.amp.enabled:
+        if scales_loss(trainer.cfg.train):
             scalars[metric_names.LOSS_SCALE] = trainer.steps.loss_scale
             scalars[metric_names.SKIPPED_STEPS] = trainer.iter + 1 - trainer.steps.taken
         trainer.storage.put_scalars(**scalars)

@@ -14,6 +14,7 @@ from libai_ext import device, kernels
 from libai_ext.engine import watchdog
 from libai_ext.engine.logs import set_up_logs
 from libai_ext.engine.memory import out_of_memory
+from libai_ext.engine.precision import choose_products, describe
 from libai_ext.launch.exit_report import set_out_of_memory_advice
 from libai_ext.placement import set_layout
 
@@ -32,6 +33,7 @@ def set_up(cfg: DictConfig, log_files: bool = True) -> None:
     dist.synchronize()
     set_up_logs(train.output_dir if log_files else None)
     set_layout(train.dist)
+    choose_products(train)
     if device.current().type == "cuda":
         set_out_of_memory_advice(out_of_memory(cfg))
     flow.boxing.nccl.set_fusion_threshold_mbytes(train.nccl_fusion_threshold_mb)
@@ -54,6 +56,7 @@ def summary(trainer) -> dict[str, str]:
         f"pipeline {layout.pipeline_parallel_size}, {mode} mode",
         "pipeline stages": _stages(layout.custom_pipeline_stage_id),
         "device": device.current().describe(),
+        "precision": describe(train),
         "threads": f"{os.environ['OMP_NUM_THREADS']} a process",
         "kernels": kernels.load().message,
         "output": train.output_dir,

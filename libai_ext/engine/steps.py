@@ -12,6 +12,7 @@ from oneflow.framework.check_point_v2 import _broadcast_py_object
 
 from libai_ext.engine import metric_names
 from libai_ext.engine.nonfinite import NonFiniteMonitor, gradient_norms, is_finite
+from libai_ext.engine.precision import scales_loss
 from libai_ext.optim.lr_scale import scaled
 from libai_ext.placement import device_type
 
@@ -109,7 +110,8 @@ class GraphSteps(Steps):
         super().__init__(trainer, monitor)
         self.deferred = device_type() == "cuda"
         self.amp = trainer.cfg.train.amp
-        if self.amp.enabled:
+        self.scales = scales_loss(trainer.cfg.train)
+        if self.scales:
             self.loss_scale = float(self.amp.init_scale)
         self.good = 0
         self._pending: list[dict[str, flow.Tensor]] = []
@@ -137,12 +139,12 @@ class GraphSteps(Steps):
             self._read(None)
 
     def state_dict(self) -> dict[str, float]:
-        scaler = {"loss_scale": self.loss_scale, "good": self.good} if self.amp.enabled else {}
+        scaler = {"loss_scale": self.loss_scale, "good": self.good} if self.scales else {}
         return {**super().state_dict(), **scaler}
 
     def load_state_dict(self, state: dict[str, float], taken: int) -> None:
         super().load_state_dict(state, taken)
-        if self.amp.enabled:
+        if self.scales:
             self.loss_scale = state.get("loss_scale", self.loss_scale)
             self.good = int(state.get("good", 0))
 
@@ -169,7 +171,7 @@ class GraphSteps(Steps):
     def _max_overflows(self, good: int) -> int:
         """Most steps that the loss scaler may skip before the scale is below the minimum. It halves
         the scale at each, and doubles it after ``growth_interval`` good steps."""
-        if not self.amp.enabled:
+        if not self.scales:
             return 0
         growths = (self.good + good) // self.amp.growth_interval
         return math.ceil(math.log2(self.loss_scale / self.amp.min_scale)) + growths

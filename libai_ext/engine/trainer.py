@@ -24,6 +24,7 @@ from libai_ext.engine.evaluator import build_evaluators
 from libai_ext.engine.hooks import build_hooks, set_schedule
 from libai_ext.engine.nonfinite import NonFiniteMonitor, refuse_nonfinite
 from libai_ext.engine.output_dir import unwritable
+from libai_ext.engine.precision import scales_loss
 from libai_ext.engine.progress import position
 from libai_ext.engine.run_metrics import Means
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
@@ -131,7 +132,7 @@ class Trainer(DefaultTrainer):
     def build_graph(cls, cfg: DictConfig, *args, **kwargs):
         check_targets(cfg.graph)
         graph, amp = super().build_graph(cfg, *args, **kwargs), cfg.train.amp
-        if amp.enabled:
+        if scales_loss(cfg.train):
             graph.config.enable_amp(True)  # otherwise LiBai evaluates in float32
             if graph.is_train:
                 graph.scale_loss(amp.init_scale, amp.growth_interval)

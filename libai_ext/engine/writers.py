@@ -72,7 +72,7 @@ class MetricsFile(RetryingWriter):
 def _is_up_to(line: str, iteration: int) -> bool:
     try:
         return json.loads(line)["iteration"] <= iteration
-    except (ValueError, KeyError, TypeError):  # cut off by a crash
+    except (ValueError, KeyError, TypeError, RecursionError):  # cut off by a crash
         return False
 
 

@@ -3,6 +3,12 @@
 Importing this package does not import oneflow, so that `threads` can set the environment first.
 """
 
-from libai_ext.kernels.loader import Status, is_loaded, load
+from libai_ext.kernels.loader import (
+    Status,
+    bfloat16_instructions,
+    is_loaded,
+    load,
+    use_bfloat16_products,
+)
 
-__all__ = ["Status", "is_loaded", "load"]
+__all__ = ["Status", "bfloat16_instructions", "is_loaded", "load", "use_bfloat16_products"]

@@ -29,6 +29,25 @@ def library() -> ctypes.CDLL | None:
     return _library
 
 
+def bfloat16_instructions() -> str:
+    """The CPU's instructions for products of bfloat16 that the kernels are compiled with: "AMX",
+    "AVX-512", or an empty text for none."""
+    return "" if _library is None else _library.libai_ext_bfloat16_instructions().decode()
+
+
+def use_bfloat16_products(on: bool) -> None:
+    """Say whether all products of float32 matrices on CPU, from now on, round both factors to
+    bfloat16; sums stay float32. Call it between runs: it holds for the whole process.
+
+    Raises:
+        RuntimeError: there are no instructions for it.
+    """
+    if on and not bfloat16_instructions():
+        raise RuntimeError("no instructions for products of bfloat16")
+    if _library is not None:
+        _library.libai_ext_use_bfloat16_products(ctypes.c_int64(on))
+
+
 def load() -> Status:
     """Build the kernels if needed and register them. Call right after `import oneflow`.
 
@@ -60,6 +79,7 @@ def _load() -> Status:
     except (BuildError, OSError) as error:
         return Status(False, f"native kernels: off: {error}")
     library.libai_ext_stream_count.restype = ctypes.c_int64
+    library.libai_ext_bfloat16_instructions.restype = ctypes.c_char_p
     if library.libai_ext_stream_count() > 0:
         raise RuntimeError(
             "libai_ext.kernels.load() came too late: call it right after `import oneflow`, before "

@@ -1,7 +1,8 @@
-"""Run the kernels' arithmetic under sanitizers: `python -m libai_ext.kernels.sanitize`.
+"""Run the kernels' arithmetic under sanitizers: `python -m libai_ext.kernels.sanitize [FLAG...]`.
 
 OneFlow itself cannot run under them, so this compiles `csrc/check/sanitize.cpp`, which calls the
-arithmetic directly, with the address and undefined-behaviour sanitizers of g++.
+arithmetic directly, with the address and undefined-behaviour sanitizers of g++. A flag such as
+`-mno-avx512bf16` leaves instructions out: the loops that take their place are looked at closer.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ def main() -> int:
     if compiler is None:
         print("no C++ compiler found", file=sys.stderr)
         return 1
-    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+    # Optimized less, it compiles in a third of the time.
+    flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
     source = SOURCE_DIR / "check" / "sanitize.cpp"
     with tempfile.TemporaryDirectory() as work:
         program = Path(work) / "sanitize"
-        command = [compiler, *ARITHMETIC_FLAGS, *sanitizers, str(source), "-o", str(program)]
-        subprocess.run(command, check=True)
+        flags += [*sys.argv[1:], str(source), "-o", str(program)]
+        subprocess.run([compiler, *ARITHMETIC_FLAGS, *flags], check=True)
         return subprocess.run([str(program)], check=False).returncode
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import socket
 import sys
@@ -30,6 +31,7 @@ _HANDSHAKE_SECONDS = 10
 _MAX_HANDSHAKES = 64
 # Environment variable: the launchers of a job know it, nobody else does.
 SECRET = "JOB_SECRET"
+_ALIVE = "alive"
 _CONNECTION_ERRORS = (OSError, ValueError, asyncio.TimeoutError)
 
 
@@ -199,9 +201,9 @@ class Peers:
         lines = self._open[rank]
         try:
             while True:
-                line = (await asyncio.wait_for(lines.receive(), SILENCE_SECONDS)).split()
-                if line[0] == "end":
-                    status, final = int(line[1]), line[2] == "1"
+                line = await asyncio.wait_for(lines.receive(), SILENCE_SECONDS)
+                if line != _ALIVE:
+                    status, final = _end(line)
                     if status not in (0, SAVED_ON_SIGNAL):
                         self._fail(status, f"node {rank} ended with status {status}", final)
                     return
@@ -218,5 +220,17 @@ class Peers:
     async def _send_heartbeats(self) -> None:
         while not self.ended:
             for lines in self._open.values():
-                lines.send("alive")
+                lines.send(_ALIVE)
             await asyncio.sleep(HEARTBEAT_SECONDS)
+
+
+def _end(line: str) -> tuple[int, bool]:
+    """Parse a node's last line: its exit status, and whether a restart is forbidden.
+
+    Raises:
+        ValueError: it is another line.
+    """
+    match = re.fullmatch("end ([0-9]{1,3}) ([01])", line)
+    if match is None or int(match[1]) > 255:
+        raise ValueError(f"not a line of a launcher: {line!r}")
+    return int(match[1]), match[2] == "1"

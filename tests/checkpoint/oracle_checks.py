@@ -101,6 +101,21 @@ def hf_latent(path, arrays):
     return _difference(model.vit(images, noise=noise).last_hidden_state, data["latent"])
 
 
+def hf_layers(path, arrays):
+    """The same encoder on whole images: hidden states and last output; the largest difference."""
+    from transformers import ViTMAEModel
+
+    data = np.load(arrays)
+    model = ViTMAEModel.from_pretrained(path, mask_ratio=0.0).eval()
+    images = torch.from_numpy(data["images"])
+    count = (images.shape[2] // 2) * (images.shape[3] // 2)
+    noise = torch.arange(count).float().expand(len(images), -1)  # keeps the patches in order
+    found = model(images, noise=noise, output_hidden_states=True)
+    pairs = [(found.hidden_states[k + 1], data[f"layer{k}"]) for k in (0, 1)]
+    pairs.append((found.last_hidden_state, data["last"]))
+    return max(_difference(theirs, ours) for theirs, ours in pairs)
+
+
 def timm_features(path, arrays, heads):
     """The encoder of a bare file with so many heads: the largest difference of its tokens."""
     from reference_mae import VisionTransformer

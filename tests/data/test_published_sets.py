@@ -135,6 +135,9 @@ def test_damaged_stl10(tmp_path):
     (tmp_path / "stl10_binary/test_y.bin").write_bytes(b"\x01\x0b")
     with pytest.raises(DataError, match="test_y.bin does not hold a label from 1 to 10"):
         Stl10(tmp_path, "test")
+    (tmp_path / "stl10_binary/class_names.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="class_names.txt is no text in UTF-8"):
+        Stl10(tmp_path, "test")
     with open(tmp_path / "stl10_binary/train_X.bin", "ab") as file:
         file.write(b"x")
     with pytest.raises(DataError, match="train_X.bin is no whole number of images"):

@@ -61,14 +61,22 @@ def test_bad_layouts(monkeypatch, processes, options, message):
         ("train.zero_optimization.enabled=True", "OneFlow aborts .* on CPU; .* save memory"),
         (
             "train.amp.enabled=True",
-            "ignores mixed precision on CPU .* set train.amp.enabled=false",
+            "bfloat16 products, which need a CPU; set train.amp.enabled=false",
         ),
     ],
 )
-def test_what_the_engine_cannot_do_on_cpu(monkeypatch, option, message):
+def test_what_cannot_be_done_on_cpu(monkeypatch, option, message):
     monkeypatch.setattr(layout, "device_type", lambda: "cpu")
+    monkeypatch.setattr(layout, "cpu_problem", lambda: "need a CPU")
     with pytest.raises(ConfigError, match=message):
         resolve(PRETRAINING, [*SMALL, option])
+
+
+@pytest.mark.parametrize("mode", ["True", "False"])
+def test_products_of_bfloat16_in_both_modes(monkeypatch, mode):
+    monkeypatch.setattr(layout, "cpu_problem", lambda: None)
+    cfg = resolve(PRETRAINING, [*SMALL, "train.amp.enabled=True", f"graph.enabled={mode}"])
+    assert cfg.train.amp.enabled
 
 
 def test_nothing_to_divide_among(monkeypatch):

@@ -59,7 +59,7 @@ def test_a_value_is_logged_with_its_own_iteration_only(tmp_path):
     assert ["accuracy" in line for line in lines(path)] == [True, False]
 
 
-@pytest.mark.parametrize("tail", ["", '{"iteration": 5, "sam', "\x00\x00\n7\n"])
+@pytest.mark.parametrize("tail", ["", "[" * 5000, '{"iteration": 5, "sam', "\x00\x00\n7\n"])
 def test_resumed_lines(tmp_path, tail):
     """What came after the checkpoint goes, a line that a crash cut off as well."""
     path = tmp_path / "metrics.jsonl"

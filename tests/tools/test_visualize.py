@@ -75,7 +75,7 @@ def test_what_a_run_says_of_itself_is_used(files):
     folder, _, _ = files
     subject = visualize.load(str(folder / "run"), Heads())
     assert subject.model.norm_pix_loss and subject.has_decoder
-    assert (subject.mask_ratio, subject.mean) == (0.5, [0.5, 0.5, 0.5])
+    assert (subject.mask_ratio, subject.preprocess.mean) == (0.5, [0.5, 0.5, 0.5])
     images, _ = visualize.read_images(subject, [str(folder / "images")], samples=2)
     pixels = [np.asarray(Image.open(folder / f"images/{number}.png")) for number in (0, 2)]
     expected = np.stack(pixels).transpose(0, 3, 1, 2) / 127.5 - 1

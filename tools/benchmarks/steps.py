@@ -3,10 +3,11 @@
     .venv/bin/python tools/benchmarks/steps.py --oracle PYTHON_WITH_TORCH_AND_TRANSFORMERS [options]
 
 The peers are Hugging Face's ViTMAE (pre-training) and ViT (fine-tuning; it has no stochastic
-depth, ours runs with 0.1), and with `--official` the official code, with the same sizes, batch,
-float32 and AdamW. Each side has its own process, which is stopped while another one runs; its first
-step after that is slower and is not timed. Prints medians, the ratio within pairs, peak memory, and
-the share of the best matrix-product rate of the same run.
+depth, ours runs with 0.1), and with `--official` the official code, with the same sizes, batch and
+AdamW (fused). PyTorch runs in float32, in float32 with bfloat16 products, and under autocast with
+bfloat16. Each side has its own process, which is stopped while another one runs; its first step
+after that is slower and is not timed. Prints medians, the ratio within pairs, peak memory, and the
+share of the best matrix-product rate of the same run.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ SIZES = {  # image, patch, encoder dim / depth / heads, decoder dim / depth / he
 SIDES = {  # name: environment of the process
     "graph": {},
     "eager": {},
+    "graph-bf16": {},  # products of bfloat16
+    "eager-bf16": {},
     "graph-plain": {"LIBAI_EXT_NATIVE": "0"},
     "eager-plain": {"LIBAI_EXT_NATIVE": "0"},
 }
+# PyTorch's ways to compute; all ratios are to the first.
+TORCH = ("PyTorch float32", "PyTorch bf16 products", "PyTorch autocast bf16")
 TASKS = ("pretrain", "finetune")
 CLASSES = 1000
 GEMM, PRODUCTS = 2048, 5  # rows = columns = inner size of the product for the best rate
@@ -55,8 +60,11 @@ def main() -> None:
         return
     if args.oracle is None:
         parser.error("--oracle is needed, for example --oracle $(bash tools/dev/oracle.sh)")
-    print("| task | size | side | step, s | x PyTorch | peak memory, GiB | of best product |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"On {cpu_name()}, {os.cpu_count()} CPUs:\n")
+    print(
+        "| task | size | side | step, s | x PyTorch | x autocast | memory, GiB | of best product |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for task in args.tasks:
         for size in args.sizes:
             compare(task, size, args)
@@ -64,7 +72,7 @@ def main() -> None:
 
 def compare(task: str, size: str, args: argparse.Namespace) -> None:
     """Alternate steps of PyTorch and each side; print a row of the table for each."""
-    peers = {"PyTorch": Peer(args.oracle, "torch", task, size)}
+    peers = {side: Peer(args.oracle, side, task, size) for side in TORCH}
     if args.official:
         path = {"PYTHONPATH": args.official}
         peers["official"] = Peer(args.oracle, "official", task, size, path)
@@ -77,15 +85,23 @@ def compare(task: str, size: str, args: argparse.Namespace) -> None:
         rates += [peer.ask("gemm") for peer in peers.values()]
     best = max(rates)
     for name, peer in peers.items():
-        ratio = statistics.median(a / b for a, b in zip(times[name], times["PyTorch"]))
+        ratios = [
+            statistics.median(a / b for a, b in zip(times[name], times[peer]))
+            for peer in (TORCH[0], TORCH[-1])
+        ]
         seconds = statistics.median(times[name])
         share = flops(task, size) / seconds / best
         print(
-            f"| {task} | {size} | {name} | {seconds:.3f} | {ratio:.2f} | {peer.ask('memory'):.1f} "
-            f"| {100 * share:.0f} % |",
+            f"| {task} | {size} | {name} | {seconds:.3f} | {ratios[0]:.2f} | {ratios[1]:.2f} "
+            f"| {peer.ask('memory'):.1f} | {100 * share:.0f} % |",
             flush=True,
         )
         peer.close()
+
+
+def cpu_name() -> str:
+    with open("/proc/cpuinfo") as info:
+        return next(line for line in info if line.startswith("model name")).split(":")[1].strip()
 
 
 class Peer:
@@ -172,18 +188,24 @@ def torch_side(side: str, task: str, size: str):
     model, loss_of = (official if side == "official" else hugging_face)(task, size)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05)
+    optimizer = torch.optim.AdamW(
+        trained, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True
+    )
+    if side == TORCH[1]:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=side == TORCH[2])
     batch = {name: torch.from_numpy(array) for name, array in inputs(task, size).items()}
     batch.pop("path_noise", None)
 
     def step():
-        loss = loss_of(**batch)
+        with autocast:
+            loss = loss_of(**batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss.item()
 
-    a = torch.ones(GEMM, GEMM)
+    a = torch.ones(GEMM, GEMM, dtype=torch.bfloat16 if side == TORCH[2] else torch.float32)
     return step, lambda: [a @ a for _ in range(PRODUCTS)]
 
 
@@ -256,6 +278,7 @@ def our_side(side: str, task: str, size: str):
     import oneflow as flow
     from omegaconf import DictConfig
 
+    from libai_ext import kernels
     from libai_ext.engine.graph import Graph
     from libai_ext.optim.param_groups import decay_matrices_only
     from libai_ext.optim.schedule import warmup_cosine
@@ -263,6 +286,7 @@ def our_side(side: str, task: str, size: str):
     from projects.MAE.modeling.mae import MaskedAutoencoder
     from projects.MAE.modeling.vit import ViTClassifier
 
+    kernels.use_bfloat16_products(side.endswith("bf16"))
     image, patch, encoder, decoder, _ = SIZES[size]
     sizes = dict(data_parallel_size=1, tensor_parallel_size=1, pipeline_parallel_size=1)
     set_layout(DictConfig(sizes))

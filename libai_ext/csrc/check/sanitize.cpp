@@ -9,7 +9,7 @@
 #include "../arithmetic/copy.h"
 #include "../arithmetic/elementwise.h"
 #include "../arithmetic/gelu.h"
-#include "../arithmetic/gemm.h"
+#include "../arithmetic/gemm_bf16.h"
 #include "../arithmetic/layer_norm.h"
 #include "../arithmetic/reduce.h"
 #include "../arithmetic/resample.h"
@@ -35,35 +35,44 @@ void Expect(bool holds, const char* what) {
   std::exit(1);
 }
 
-bool Near(double actual, double expected) {
-  return std::fabs(actual - expected) <= 1e-3 * (1 + std::fabs(expected));
+bool Near(double actual, double expected, double tolerance = 1e-3) {
+  return std::fabs(actual - expected) <= tolerance * (1 + std::fabs(expected));
 }
 
-void CheckGemm(int64_t batch, int64_t m, int64_t n, int64_t k, bool ta, bool tb, bool accumulate) {
+float AsBfloat16(float value) { return bf16::Widen(bf16::Round(value)); }
+float AsIs(float value) { return value; }
+
+template<typename Product, typename Rounding>
+void CheckProduct(const Product& product, const Rounding& rounded, const int64_t* shape, int mode) {
+  const int64_t batch = shape[0], m = shape[1], n = shape[2], k = shape[3];
+  const bool accumulate = mode & 4;
   const Array a = Random(batch * m * k), b = Random(batch * k * n), start = Random(batch * m * n);
   Array c = start;
-  const MatrixBatch left = MatrixBatch::Make(a.data(), ta, m, k, m * k);
-  const MatrixBatch right = MatrixBatch::Make(b.data(), tb, k, n, k * n);
-  Gemm(batch, m, n, k, 0.5f, left, right, c.data(), m * n, accumulate);
+  const MatrixBatch left = MatrixBatch::Make(a.data(), mode & 1, m, k, m * k);
+  const MatrixBatch right = MatrixBatch::Make(b.data(), mode & 2, k, n, k * n);
+  product(batch, m, n, k, 0.5f, left, right, c.data(), m * n, accumulate);
   for (int64_t q = 0; q < batch; ++q) {
     for (int64_t i = 0; i < m; i += 7) {
       for (int64_t j = 0; j < n; j += 5) {
         const int64_t at = q * m * n + i * n + j;
         double sum = accumulate ? start[at] : 0;
-        for (int64_t x = 0; x < k; ++x) { sum += 0.5 * *left.At(q, i, x) * *right.At(q, x, j); }
-        Expect(Near(c[at], sum), "Gemm");
+        for (int64_t x = 0; x < k; ++x) {
+          sum += 0.5 * rounded(*left.At(q, i, x)) * rounded(*right.At(q, x, j));
+        }
+        Expect(Near(c[at], sum, 1e-5), "a product");
       }
     }
   }
 }
 
-void CheckGemms() {
+void CheckProducts() {
   const int64_t shapes[][4] = {{1, 1, 1, 1},    {1, 13, 33, 385}, {1, 241, 1025, 17},
                                {3, 50, 50, 64}, {5, 197, 37, 9},  {1, 400, 96, 400},
-                               {2, 0, 3, 4},    {2, 3, 4, 0}};
-  for (const auto& s : shapes) {
+                               {2, 0, 3, 4},    {2, 3, 4, 0},     {1, 34, 18, 1030}};
+  for (const auto& shape : shapes) {
     for (int mode = 0; mode < 8; ++mode) {
-      CheckGemm(s[0], s[1], s[2], s[3], mode & 1, mode & 2, mode & 4);
+      CheckProduct(Gemm, AsIs, shape, mode);
+      CheckProduct(GemmBfloat16, AsBfloat16, shape, mode);
     }
   }
 }
@@ -237,7 +246,7 @@ int main() {
   using namespace libai_ext;
   for (const int threads : {1, 2, 3}) {
     omp_set_num_threads(threads);
-    CheckGemms();
+    CheckProducts();
     for (const int64_t cols : {1, 33, 768, 5000}) { CheckLayerNorm(37, cols); }
     CheckGelu();
     for (const auto& dims : {std::vector<int64_t>{6, 70, 5, 9}, {1, 1}, {300, 65}, {200000}, {}}) {

@@ -1,8 +1,16 @@
-#include "../arithmetic/gemm.h"
+#include <atomic>
+
+#include "../arithmetic/gemm_bf16.h"
 #include "kernel_util.h"
 
 namespace libai_ext {
 namespace {
+
+std::atomic<bool> bfloat16_products{false};
+
+const auto Product = [](auto... arguments) {
+  (bfloat16_products ? GemmBfloat16 : Gemm)(arguments...);
+};
 
 // Copies what is to be added to, where the graph compiler has made matmul and a sum one op.
 bool PrepareAccumulation(Context* ctx, float* out) {
@@ -55,8 +63,8 @@ void ComputeMatmul(Context* ctx) {
   }
   const auto multiply = [&](int64_t count, const float* a_from, int64_t a_step, const float* b_from,
                             int64_t b_step, float* to) {
-    Gemm(count, m, n, k, alpha, MatrixBatch::Make(a_from, transpose_a, m, k, a_step),
-         MatrixBatch::Make(b_from, transpose_b, k, n, b_step), to, m * n, accumulate);
+    Product(count, m, n, k, alpha, MatrixBatch::Make(a_from, transpose_a, m, k, a_step),
+            MatrixBatch::Make(b_from, transpose_b, k, n, b_step), to, m * n, accumulate);
   };
   const bool a_simple = a_batch == 1 || a_batch == batch || batch == 1;
   const bool b_simple = b_batch == 1 || b_batch == batch;
@@ -80,9 +88,10 @@ void ComputeBroadcastMatmulGradB(Context* ctx) {
   const int64_t k = a_shape.Count(0, a_shape.NumAxes() - 1);
   float* out = Output(ctx, "out");
   const bool accumulate = PrepareAccumulation(ctx, out);
-  Gemm(1, m, n, k, static_cast<float>(ctx->Attr<double>("alpha")),
-       MatrixBatch::Make(Input(ctx, "a"), /*transposed=*/true, m, k, 0),
-       MatrixBatch::Make(Input(ctx, "b"), /*transposed=*/false, k, n, 0), out, m * n, accumulate);
+  Product(1, m, n, k, static_cast<float>(ctx->Attr<double>("alpha")),
+          MatrixBatch::Make(Input(ctx, "a"), /*transposed=*/true, m, k, 0),
+          MatrixBatch::Make(Input(ctx, "b"), /*transposed=*/false, k, n, 0), out, m * n,
+          accumulate);
 }
 
 }  // namespace
@@ -95,3 +104,19 @@ void RegisterMatmul() {
 }
 
 }  // namespace libai_ext
+
+extern "C" {
+
+// The instructions that products with bfloat16 would use; empty where the CPU has none.
+const char* libai_ext_bfloat16_instructions() {
+#ifdef LIBAI_EXT_AVX512_BF16
+  return libai_ext::bf16::HasAmx() ? "AMX" : "AVX-512";
+#else
+  return "";
+#endif
+}
+
+// Whether products from now on round their factors to bfloat16. No product may be under way.
+void libai_ext_use_bfloat16_products(int64_t on) { libai_ext::bfloat16_products = on != 0; }
+
+}  // extern "C"

@@ -1,4 +1,5 @@
-// The library's face to Python (libai_ext/kernels/load.py): two C functions, called through ctypes.
+// The library's face to Python (libai_ext/kernels/loader.py): C functions, called through ctypes;
+// matmul.cpp and resample.cpp have more.
 #include <cstdio>
 #include <exception>
 

@@ -161,9 +161,13 @@ class ViTClassifier(nn.Module):
             half = n_partial == 0.5 and number == depth - 1
             block.drop_rates = (0.0, block.drop_rates[1] if half else 0.0)
 
-    def _encode(self, images: flow.Tensor, path_noise: flow.Tensor | None) -> flow.Tensor:
+    def embed(self, images: flow.Tensor) -> flow.Tensor:
+        """Tokens [B, 1 + L, D] of images as the first layer gets them, class token first."""
         patches = self.patch_embed(images)
-        x = flow.cat([spread(self.cls_token, patches, 1), patches], dim=1) + self.pos_embed
+        return flow.cat([spread(self.cls_token, patches, 1), patches], dim=1) + self.pos_embed
+
+    def _encode(self, images: flow.Tensor, path_noise: flow.Tensor | None) -> flow.Tensor:
+        x = self.embed(images)
         for number, block in enumerate(self.blocks):
             x = block(x, None if path_noise is None else path_noise[:, number])
         return x

@@ -5,31 +5,23 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Sequence
 
 import numpy as np
 import oneflow as flow
-from omegaconf import OmegaConf
 
-from libai_ext.config import lazy_config, safe_yaml, targets
-from libai_ext.config.lazy_config import instantiate
-from libai_ext.data.decode import MAX_BYTES, Decoder
 from libai_ext.data.image_folder import ImageFolder
-from libai_ext.data.transforms import Compose, EvalCrop, ToArray
-from libai_ext.errors import ConfigError, DataError
-from libai_ext.files.regular import read_regular
+from libai_ext.errors import ConfigError
 from libai_ext.placement import batch_sbp, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.masking import num_kept
 from projects.MAE.pictures import attention
 from projects.MAE.pictures.panels import panels
-from projects.MAE.weights.describe import RUN_CONFIG, Source
 from projects.MAE.weights.match import WHERE_DECODERS_ARE
 from projects.MAE.weights.model import model_of
 from projects.MAE.weights.packing import Heads
+from projects.MAE.weights.preprocessing import Preprocessing, preprocessing_of
 
-IMAGENET = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
-GREY = dict(mean=[0.5], std=[0.5])
 NO_DECODER = f"no reconstruction is drawn. {WHERE_DECODERS_ARE}"
 # Weight of a heat map over its image.
 _OPACITY = 0.6
@@ -42,10 +34,7 @@ class Subject:
     model: MaskedAutoencoder
     has_decoder: bool
     mask_ratio: float
-    mode: str
-    mean: Sequence[float]
-    std: Sequence[float]
-    transform: Callable
+    preprocess: Preprocessing
     notes: Sequence[str] = ()
 
 
@@ -66,38 +55,12 @@ def load(
     """
     loaded = model_of(weights, heads, img_size, norm_pix_loss, grid)
     model, source = loaded
-    known, notes = source.record, [f"{weights}: {note}" for note in source.notes]
-    grey = model.patch_embed.in_chans == 1
-    data = known.data
-    if "mean" not in data or "std" not in data:
-        data, whose = (GREY, "0.5") if grey else (IMAGENET, "ImageNet's")
-        notes.append(f"{weights} does not say mean and deviation of its data: {whose}")
+    known, preprocess = source.record, preprocessing_of(source, img_size)
+    notes = [f"{weights}: {note}" for note in source.notes] + list(preprocess.notes)
     if loaded.has_decoder and "norm_pix_loss" not in known.model and not norm_pix_loss:
         notes.append(f"{weights} does not say norm_pix_loss: off (else: --norm-pix-loss)")
-    mean, std = list(data["mean"]), list(data["std"])
-    transform = None if img_size else _recorded_transform(source)
-    if transform is None:
-        transform = Compose([EvalCrop(model.patch_embed.img_size), ToArray(mean, std)])
     ratio = known.model.get("mask_ratio", 0.75)
-    mode = "L" if grey else "RGB"
-    return Subject(model, loaded.has_decoder, ratio, mode, mean, std, transform, notes)
-
-
-def _recorded_transform(source: Source) -> Callable | None:
-    """What evaluation did with an image in the run: as its checkpoint says, or one without a record
-    as the run's config does."""
-    steps = source.record.data.get("transform")
-    if steps is not None:
-        safe_yaml.check_texts(steps, "transform")
-        node = OmegaConf.create({"transforms": steps})
-        targets.check_targets(node)
-        return Compose([instantiate(step) for step in node.transforms])
-    beside = Path(source.located).parent / RUN_CONFIG
-    if source.style != "ours" or not beside.is_file():
-        return None
-    return instantiate(
-        lazy_config.fresh(lazy_config.load(str(beside)).dataloader.test.dataset.transform)
-    )
+    return Subject(model, loaded.has_decoder, ratio, preprocess, notes)
 
 
 def read_images(
@@ -109,16 +72,8 @@ def read_images(
     Raises:
         DataError: one is missing or no image.
     """
-    decode = Decoder(subject.mode)
-    rng = np.random.default_rng(0)  # evaluation transforms draw nothing from it
-    images = []
     files = _files(paths, samples)
-    for file, _ in files:
-        try:
-            data = read_regular(file, MAX_BYTES)
-        except OSError as error:
-            raise DataError(f"cannot open {file}: {error.strerror}") from error
-        images.append(subject.transform(decode(data, file), rng))
+    images = [subject.preprocess(file) for file, _ in files]
     return np.stack(images), [name for _, name in files]
 
 
@@ -184,7 +139,9 @@ def reconstruction_rows(
         # The lowest noise stays visible.
         noise = to_global(np.float32(hidden), batch_sbp())
         out = model(to_global(images, batch_sbp()), noise)
-    pictures = panels(model, subject, images, out["prediction"].numpy(), out["mask"].numpy())
+    pictures = panels(
+        model, subject.preprocess, images, out["prediction"].numpy(), out["mask"].numpy()
+    )
     return [list(row if subject.has_decoder else row[:2]) for row in pictures]
 
 
@@ -201,7 +158,8 @@ def attention_rows(
         maps = attention.rollout(weights)[:, None]
         titles = ["attention rollout"]
     grid = subject.model.patch_embed.grid_size
-    originals = images.transpose(0, 2, 3, 1) * np.array(subject.std) + np.array(subject.mean)
+    mean, std = (np.array(values) for values in (subject.preprocess.mean, subject.preprocess.std))
+    originals = images.transpose(0, 2, 3, 1) * std + mean
     rows = [
         [original, *(overlay(original, one.reshape(grid)) for one in own)]
         for original, own in zip(np.clip(originals, 0, 1), maps)

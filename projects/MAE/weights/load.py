@@ -16,7 +16,7 @@ from projects.MAE.weights import compare
 from projects.MAE.weights.describe import DECODER, Source, describe
 from projects.MAE.weights.mapping import names_in, to_ours
 from projects.MAE.weights.match import match
-from projects.MAE.weights.packing import Heads
+from projects.MAE.weights.packing import PUBLISHED, Heads
 from projects.MAE.weights.shapes import sizes_of
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ def load_weights(
     replaced: Sequence[str] = (),
     weight_style: str | None = None,
     grid: Sequence[int] | None = None,
+    heads: Heads = PUBLISHED,
 ) -> None:
     """Start from a checkpoint of this project, the official code, timm or Hugging Face.
 
@@ -41,7 +42,8 @@ def load_weights(
         path: a file or folder of weights; a run's output folder stands for its last checkpoint.
         replaced: prefixes of names, see :func:`projects.MAE.weights.match.match`.
         weight_style: "oneflow" or "pytorch" where the style is to be checked.
-        grid: (rows, columns) of the file's position tables, where it does not say.
+        grid, heads: of the file, where it does not say: (rows, columns) of its position tables,
+            numbers of its attention heads.
 
     Raises:
         CheckpointError: names the file, and what in it does not fit.
@@ -51,7 +53,7 @@ def load_weights(
         raise ConfigError(
             f"finetune.weight_style must be 'oneflow' or 'pytorch', not {weight_style!r}"
         )
-    state, source = describe(path, grid=(grid[0], grid[1]) if grid else None)
+    state, source = describe(path, heads, (grid[0], grid[1]) if grid else None)
     found = "oneflow" if source.style == "ours" else "pytorch"
     if weight_style not in (None, found):
         raise CheckpointError(

@@ -171,7 +171,7 @@ def unknown_grid(patches: int) -> str:
     choices = ", ".join(f"[{rows},{columns}]" for rows, columns in grids(patches))
     return (
         f"the file does not say the grid of its {patches} patches: set train.load_grid (in tools "
-        f"--grid) to its rows and columns, one of {choices}"
+        f"--grid, of load_encoder grid) to its rows and columns, one of {choices}"
     )
 
 

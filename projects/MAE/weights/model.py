@@ -11,8 +11,11 @@ from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.layers.initialize import assign
 from libai_ext.placement import set_layout
 from projects.MAE.modeling.mae import MaskedAutoencoder
-from projects.MAE.weights.describe import DECODER, Source
+from projects.MAE.modeling.vit import ViTClassifier
+from projects.MAE.weights.describe import DECODER, Source, describe
 from projects.MAE.weights.files import read_weights
+from projects.MAE.weights.load import load_weights
+from projects.MAE.weights.mapping import names_in
 from projects.MAE.weights.match import match, unknown_grid
 from projects.MAE.weights.packing import PUBLISHED, Heads
 
@@ -74,26 +77,67 @@ def model_of(
     return Loaded(model.eval(), source)
 
 
-def _sizes(source: Source, img_size: Sequence[int] | None, norm_pix_loss: bool) -> dict:
-    """Arguments of :class:`MaskedAutoencoder`."""
+def encoder_of(
+    path: str,
+    heads: Heads = PUBLISHED,
+    img_size: Sequence[int] | None = None,
+    grid: tuple[int, int] | None = None,
+) -> tuple[ViTClassifier, Source]:
+    """The encoder in a checkpoint of any style, with its class head where there is one; else the
+    head is an untrained one of one class. In evaluation mode, for one process.
+
+    Args:
+        heads, img_size, grid: see :func:`model_of`.
+
+    Raises:
+        CheckpointError: see :func:`model_of`.
+    """
+    state, source = describe(path, heads, grid)
+    known, classifies = source.record.model, source.contents == "classifier"
+    try:
+        sizes = _encoder_sizes(source, img_size)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    pooled_first = "fc_norm.weight" in names_in(state, source.style)
+    set_layout(ONE_PROCESS)
+    model = ViTClassifier(
+        **sizes,
+        num_classes=known["num_classes"] if classifies else 1,
+        pooling="mean" if pooled_first else "cls",
+        batch_norm=known.get("batch_norm", False),
+        init="pretraining",
+    )
+    replaced = DECODER if classifies else (*DECODER, "head.")
+    load_weights(model, path, replaced, grid=grid, heads=heads)
+    return model.eval(), source
+
+
+def _encoder_sizes(source: Source, img_size: Sequence[int] | None) -> dict:
+    """Arguments of both models."""
     known = source.record.model
     width, patch = known.get("embed_dim"), known.get("patch_size")
     if width is None or source.patches is None or "mlp_ratio" not in known:
         raise CheckpointError("there are no patch and position embeddings or no blocks in it")
     if img_size is None and source.grid is None:
         raise CheckpointError(unknown_grid(source.patches))
-    if norm_pix_loss and known.get("norm_pix_loss") is False:
-        raise CheckpointError(f"{source.record.origin} says that norm_pix_loss was off")
-    heads = source.heads.of("blocks.0", width)
-    sizes = dict(
+    return dict(
         {key: known[key] for key in ("in_chans", "depth", "mlp_ratio")},
         img_size=tuple(img_size or known["img_size"]),
         patch_size=patch,
         embed_dim=width,
-        num_heads=heads,
-        norm_pix_loss=known.get("norm_pix_loss", norm_pix_loss),
+        num_heads=source.heads.of("blocks.0", width),
     )
+
+
+def _sizes(source: Source, img_size: Sequence[int] | None, norm_pix_loss: bool) -> dict:
+    """Arguments of :class:`MaskedAutoencoder`."""
+    known = source.record.model
+    sizes = _encoder_sizes(source, img_size)
+    if norm_pix_loss and known.get("norm_pix_loss") is False:
+        raise CheckpointError(f"{source.record.origin} says that norm_pix_loss was off")
+    sizes["norm_pix_loss"] = known.get("norm_pix_loss", norm_pix_loss)
     if source.contents != "pretraining":  # the smallest one, to make the model whole
+        width, heads = sizes["embed_dim"], sizes["num_heads"]
         return dict(sizes, decoder_embed_dim=width, decoder_depth=1, decoder_num_heads=heads)
     decoder_width = known["decoder_embed_dim"]
     return dict(

@@ -34,10 +34,11 @@ class Heads:
             article, part, known = "a", "decoder", DECODER_HEADS
         heads = getattr(self, part) or known.get(width)
         if heads is None:
+            also = "load_encoder(heads=...), " if part == "encoder" else ""
             raise CheckpointError(
                 f"{name}: {article} {part} of width {width} is none of the published ones "
                 f"({', '.join(map(str, known))}), so its number of heads must be given: "
-                f"Heads({part}=...), in tools/convert.py --{part}-heads"
+                f"Heads({part}=...), {also}in tools/convert.py --{part}-heads"
             )
         if width % heads:
             raise CheckpointError(f"{name}: {heads} heads do not divide the width {width}")

@@ -18,15 +18,14 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Mapping, Sequence
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.checkpoint.record import read_text
+from libai_ext.config import safe_yaml
+from libai_ext.errors import ConfigError
 from projects.MAE.modeling.sizes import ARCHS
 
 MAX_SIZE = 1 << 20
-MAX_CONFIG = 1 << 20  # YAML is slow to read
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) <= MAX_SIZE
 
 
 def _list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -160,18 +159,17 @@ def of_run_config(path: str) -> Record:
         CheckpointError: it is no plain YAML, or holds a value that cannot be.
     """
     try:
-        content = yaml.safe_load(read_text(path, MAX_CONFIG))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not plain YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not the config of a run")
-    model, data = ({**(content.get(key) or {})} for key in ("model", "data"))
-    for key, value in ARCHS.get(str(model.get("arch")), {}).items():
-        if model.get(key) is None and key in model:
-            model[key] = list(value) if isinstance(value, tuple) else value
-    if type(model.get("img_size")) is int:
-        model["img_size"] = [model["img_size"]] * 2
-    return parse({"model": model, "data": data}, path)
+        content = safe_yaml.read_plain(path)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    model = content.get("model")
+    if isinstance(model, dict):
+        for key, value in ARCHS.get(str(model.get("arch")), {}).items():
+            if model.get(key) is None and key in model:
+                model[key] = list(value) if isinstance(value, tuple) else value
+        if type(model.get("img_size")) is int:
+            model["img_size"] = [model["img_size"]] * 2
+    return parse({"model": model, "data": content.get("data")}, path)
 
 
 def check(record: Record, sizes: Mapping[str, Any]) -> None:

@@ -1,0 +1,35 @@
+"""The options of the tools that use an encoder."""
+
+from __future__ import annotations
+
+import argparse
+
+from libai_ext.engine import cli
+from projects.MAE import load_encoder
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """What nothing in a file of weights may say; see ``projects.MAE.load_encoder``."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="unset: a GPU where there is one")
+    parser.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the model's input")
+    parser.add_argument("--encoder-heads", type=int, metavar="N", help="where nothing tells")
+    parser.add_argument(
+        "--grid", type=_size, metavar="ROWSxCOLUMNS", help="patches in WEIGHTS, where nothing tells"
+    )
+    cli.add_allow_targets(parser)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    return int(height), int(width or height)
+
+
+def load(args: argparse.Namespace):
+    """The encoder as the options say; OneFlow comes up."""
+    return load_encoder(
+        args.weights,
+        device=args.device,
+        img_size=args.size,
+        heads=args.encoder_heads,
+        grid=args.grid,
+    )

@@ -1,0 +1,119 @@
+"""How images are brought to a model: as the file of its weights says, or as evaluation does."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Sequence
+
+import numpy as np
+from omegaconf import OmegaConf
+from PIL import Image
+
+from libai_ext.config import lazy_config, safe_yaml, targets
+from libai_ext.config.lazy_config import instantiate
+from libai_ext.data.decode import MAX_BYTES, Decoder
+from libai_ext.data.transforms import Compose, EvalCrop, ToArray
+from libai_ext.errors import DataError
+from libai_ext.files.regular import read_regular
+from projects.MAE.weights.describe import RUN_CONFIG, Source
+
+IMAGENET = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+GREY = dict(mean=[0.5], std=[0.5])
+
+
+class Preprocessing(NamedTuple):
+    """Called with a path, a Pillow image or a uint8 array [H, W] or [H, W, 3]: float32 [C, H, W].
+
+    Attributes:
+        mode: "RGB" or "L".
+        mean, std: of each channel, of values in [0, 1].
+        transform: from a Pillow image of this mode on, as evaluation has it.
+        notes: what the file does not say and was taken instead, a sentence each.
+    """
+
+    mode: str
+    mean: Sequence[float]
+    std: Sequence[float]
+    transform: Callable
+    notes: Sequence[str] = ()
+
+    def __call__(self, image: Any) -> np.ndarray:
+        """
+        Raises:
+            BadImage: it is no readable image.
+            DataError: its file cannot be opened, or it is an array of another kind.
+        """
+        decode = Decoder(self.mode)
+        if isinstance(image, (str, os.PathLike)):
+            name = os.fspath(image)
+            try:
+                data = read_regular(name, MAX_BYTES)
+            except OSError as error:
+                raise DataError(f"cannot open {name}: {error.strerror}") from error
+            upright = decode(data, name)
+        else:
+            upright = decode.convert(_pillow(image))
+        return self.of(upright)
+
+    def of(self, image: Image.Image) -> np.ndarray:
+        """The same of an image as a source of data gives it: upright and of this mode."""
+        return self.transform(image, np.random.default_rng(0))  # evaluation draws nothing from it
+
+
+def _pillow(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    array = np.asarray(image)
+    channels = array.shape[2:]
+    if array.dtype != np.uint8 or array.ndim < 2 or channels not in ((), (1,), (3,)):
+        raise DataError(
+            "an image is a path, a Pillow image or an array of bytes (uint8) [H, W] or [H, W, 3], "
+            f"not {type(image).__name__} of {array.dtype} {list(array.shape)}"
+        )
+    return Image.fromarray(array[..., 0] if channels == (1,) else array)
+
+
+def preprocessing_of(source: Source, img_size: Sequence[int] | None = None) -> Preprocessing:
+    """What evaluation did with an image in the run. Where the file does not say, the official
+    evaluation: see :class:`libai_ext.data.transforms.EvalCrop`.
+
+    Args:
+        img_size: (H, W) where it is not the file's: the run's own transform is for that one.
+
+    Raises:
+        UserError: the record holds what cannot be used.
+    """
+    known, notes = source.record, []
+    grey, data = known.model["in_chans"] == 1, known.data
+    if "mean" not in data or "std" not in data:
+        data, whose = (GREY, "0.5") if grey else (IMAGENET, "ImageNet's")
+        notes.append(f"{source.path} does not say mean and deviation of its data: {whose}")
+    mean, std = list(data["mean"]), list(data["std"])
+    size = tuple(img_size or known.model["img_size"])
+    transform = _recorded(source) if size == tuple(known.model.get("img_size", ())) else None
+    if transform is None:
+        crop = EvalCrop(size)
+        transform = Compose([crop, ToArray(mean, std)])
+        notes.append(
+            f"{source.path} does not say how images are brought to {size[0]} x {size[1]}: as the "
+            "official evaluation does, by a bicubic resize to at least {} x {} and the middle of "
+            "it".format(*crop.cover)
+        )
+    return Preprocessing("L" if grey else "RGB", mean, std, transform, notes)
+
+
+def _recorded(source: Source) -> Callable | None:
+    """As the checkpoint says, or one without a record as the run's config does."""
+    steps = source.record.data.get("transform")
+    if steps is not None:
+        safe_yaml.check_texts(steps, "transform")
+        node = OmegaConf.create({"transforms": steps})
+        targets.check_targets(node)
+        return Compose([instantiate(step) for step in node.transforms])
+    beside = Path(source.located).parent / RUN_CONFIG
+    if source.style != "ours" or not beside.is_file():
+        return None
+    cfg = lazy_config.load(str(beside))
+    node = OmegaConf.select(cfg, "dataloader.test.dataset.transform")
+    return None if node is None else instantiate(lazy_config.fresh(node))
