@@ -22,8 +22,8 @@ projects.MAE.parallel projects.MAE.rules projects.MAE.weights
 projects.MAE.encoder projects.MAE.pictures
 projects.MAE.__init__ projects.MAE.tasks
 projects.MAE.run
-projects.MAE.commands projects.MAE.configs projects.MAE.encoder_options projects.MAE.evaluation
-projects.MAE.train_net
+projects.MAE.evaluation
+projects.MAE.commands projects.MAE.configs projects.MAE.encoder_options projects.MAE.train_net
 tools
 """
 HEIGHT = {name: row for row, line in enumerate(LINES.split("\n")) for name in line.split()}
