@@ -59,7 +59,7 @@ def test_a_failure_is_repeated_until_a_save_works(caplog):
     with caplog.at_level(logging.ERROR):
         run(Checkpointing(Recorder(failing=[3]), 4, 1), 12)
     assert [record.message for record in caplog.records] == [
-        "the disk is full; training goes on"
+        "the disk is full; training continues"
     ] * 3
 
 

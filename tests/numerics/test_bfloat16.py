@@ -44,7 +44,9 @@ def test_gradients_are_near_those_of_float32(bfloat16):
         assert 1e-4 < max(errors.values()) < 3e-2
 
 
-def test_gradients_are_about_as_exact_as_those_of_autocast(bfloat16, oracle_python, launch, tmp_path):
+def test_gradients_are_about_as_exact_as_those_of_autocast(
+    bfloat16, oracle_python, launch, tmp_path
+):
     script = "tests/numerics/autocast_gradients.py"
     path = tmp_path / "gradients.npz"
     launch(oracle_python, script, path, *SEEDS)
