@@ -1,10 +1,10 @@
-"""Errors that a user can mend: programs show the message alone and end with status 2."""
+"""Errors that the user can correct: programs print the message alone and exit with status 2."""
 
 from libai_ext.text import printable
 
 
 class UserError(ValueError):
-    """The message names the file or the key, and says what to do."""
+    """The message names the file or key, and says what to do."""
 
 
 class ConfigError(UserError):
@@ -12,12 +12,12 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A data set cannot be used. The message is one line, whatever its files are called."""
+    """A data set cannot be used. The message is one line, even if a file name is not."""
 
     def __init__(self, message: str):
         super().__init__(printable(message))
 
 
 class DataUnavailable(DataError):
-    """Data that can be used cannot be read for the present: the one error here that a user need
-    not mend. Programs end with status 74, and may be restarted."""
+    """Data cannot be read for the present. Programs exit with status 74, and may be restarted
+    without a change."""

@@ -18,10 +18,10 @@ _MANY_LAYERS = 1000  # more than any model has
 
 
 def device_type() -> str:
-    """``"cuda"`` or ``"cpu"``, as :func:`libai_ext.device.choose` has decided.
+    """``"cuda"`` or ``"cpu"``, the choice of :func:`libai_ext.device.choose`.
 
     Raises:
-        ConfigError: nothing was chosen yet, and there is a GPU that cannot be used.
+        ConfigError: no device was chosen yet, and there is a GPU that cannot be used.
     """
     return device.current().type
 
@@ -31,9 +31,9 @@ def set_layout(layout: DictConfig) -> None:
 
     Args:
         layout: data, tensor and pipeline parallel sizes, and ``custom_pipeline_stage_id``, the
-            stage of each layer; where it is missing, all layers are on the one stage.
+            stage of each layer; without it, all layers are on the one stage.
     """
-    # LiBai warns of every size that it works out itself.
+    # LiBai warns of every size that it computes itself.
     logging.getLogger("libai.utils.distributed").setLevel(logging.ERROR)
     sizes: Any = OmegaConf.to_container(layout)
     stages = sizes.get("custom_pipeline_stage_id") or [0] * _MANY_LAYERS
@@ -41,8 +41,8 @@ def set_layout(layout: DictConfig) -> None:
 
 
 class _Ranks(dist._DistributeUtil):
-    """LiBai 0.1.1 cuts a pipeline into stages of equally many layers; here each layer's stage is
-    given, under the key that LiBai's later versions read."""
+    """LiBai 0.1.1 gives all pipeline stages the same number of layers. Here the config sets the
+    stage of each layer, by the key of LiBai's later versions."""
 
     _layer_ranks: list  # of each stage, then of each layer
 
@@ -55,7 +55,7 @@ class _Ranks(dist._DistributeUtil):
 
 
 def layer_placement(layer_idx: int) -> flow.placement:
-    """Ranks that hold layer ``layer_idx`` (pipeline stage), on the device in use."""
+    """Ranks and device of layer ``layer_idx`` (its pipeline stage)."""
     return dist.get_layer_placement(layer_idx, device_type())
 
 
@@ -70,11 +70,10 @@ def batch_sbp():
 
 
 def data_parallel_rank() -> int:
-    """Which share of the batch this rank reads.
+    """Index of the share of the batch that this rank reads.
 
-    Ranks are laid out [pipeline, data, tensor]. LiBai 0.1.1 divides the rank by
-    tensor x pipeline size, which gives several shards to the wrong ranks once both data and
-    pipeline parallel sizes exceed 1.
+    Ranks have the order [pipeline, data, tensor]. LiBai 0.1.1 divides the rank by
+    tensor x pipeline size, which is wrong if data and pipeline parallel sizes exceed 1.
     """
     util = dist.get_dist_util()
     tensor = util.tensor_parallel_size

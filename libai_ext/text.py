@@ -1,29 +1,29 @@
-"""Text from elsewhere, such as names of files and classes, made fit to be shown."""
+"""Escapes untrusted text, such as names of files and classes."""
 
 from __future__ import annotations
 
 import re
 
-# Control characters (of terminals as well), separators of lines, marks that reorder text, and
-# halves of surrogate pairs: Python reads bytes of a file's name that are no UTF-8 as such.
-_UNFIT = "\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
-_UNFIT_CHARACTER = re.compile(f"[{_UNFIT}]")
-# What spreadsheets take for the beginning of a formula, or skip before one.
+# Control characters, line separators, marks that reorder text, and surrogates: Python reads bytes
+# of a file name that are not UTF-8 as surrogates.
+_UNSAFE = "\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff"
+_UNSAFE_CHARACTER = re.compile(f"[{_UNSAFE}]")
+# Spreadsheets take it for the start of a formula.
 _FORMULA = re.compile(r"[\s\x00]*[=+\-@＝＋－＠]")
 
 
 def printable(text: str) -> str:
-    r"""One line: ``\n``, ``\x1b``, and for a byte that is no UTF-8 ``\xff`` in place of it."""
-    return _UNFIT_CHARACTER.sub(_escaped, text)
+    r"""Escape to one line: ``\n``, ``\x1b``, and ``\xff`` for a byte that is not UTF-8."""
+    return _UNSAFE_CHARACTER.sub(_escaped, text)
 
 
 def printable_lines(text: str) -> str:
-    """The same of each line of several."""
+    """:func:`printable` for each line."""
     return "\n".join(map(printable, text.split("\n")))
 
 
-def cell(text: str) -> str:
-    """For a CSV file: :func:`printable`, and an apostrophe before what would be a formula."""
+def csv_cell(text: str) -> str:
+    """For a CSV file: :func:`printable`, with an apostrophe before a formula."""
     return ("'" if _FORMULA.match(text) else "") + printable(text)
 
 

@@ -108,6 +108,14 @@ def port():
             return number
 
 
+@pytest.fixture(scope="session")
+def oracle_python():
+    """An interpreter with real PyTorch."""
+    if "MAE_ORACLE_PYTHON" not in os.environ:
+        pytest.skip("no PyTorch to compare with: MAE_ORACLE_PYTHON=$(bash tools/dev/oracle.sh)")
+    return os.environ["MAE_ORACLE_PYTHON"]
+
+
 class SmallDisk:
     """A file system of one megabyte, by the kernel; needs the right to mount."""
 

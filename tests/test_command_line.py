@@ -87,7 +87,7 @@ def test_fast_dev_run_then_eval_only_then_resume(launch, options, tmp_path):
         (["model.img_size=[30,32]"], "30x32 (height x width) is not divisible by patch_size 4"),
         (["data.train=[/nowhere]"], "data folder /nowhere does not exist"),
         (["train.dist.tensor_parallel_size=3"], "= 3 processes, but 1 are running"),
-        (["--resume"], "run holds no run to go on with"),
+        (["--resume"], "run holds no run to resume"),
         (["train.epoch_remainder=keep"], "must be one of ('carry', 'drop'), not 'keep'"),
         (["train.base_lr=null"], "set train.base_lr"),
         (["model.mask_ratio=0"], "mask_ratio 0 leaves 64 of 64 patches visible"),

@@ -70,7 +70,7 @@ def test_cpu_is_insisted_on_where_there_is_a_gpu(gpus):
 
 
 @pytest.mark.parametrize(
-    "wanted, why", [(None, "the default where there is a GPU"), ("cuda", "train.device=cuda")]
+    "wanted, why", [(None, "the default if there is a GPU"), ("cuda", "train.device=cuda")]
 )
 def test_a_gpu_and_why(gpus, wanted, why):
     gpus()
@@ -106,7 +106,7 @@ def test_more_processes_than_gpus(gpus, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
     text = refusal()
     assert text.startswith("3 processes on ") and "but 2 GPUs (CUDA_VISIBLE_DEVICES=0,3)" in text
-    assert "start at most 2, the N of tools/train.sh" in text
+    assert "start at most 2 (N of tools/train.sh)" in text
 
 
 @pytest.mark.parametrize("used, warned", [(1.5, False), (1.7, True)])
@@ -154,7 +154,7 @@ def test_a_driver_that_is_too_old_is_an_error(machine, wanted, gpus):
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  418.87.00  Thu Aug  8 15:35:46 CDT 2019\n",
     )
     gpus()  # not asked: the engine aborts for many errors of the driver
-    device.heed(f"libibverbs not available\n{ENGINE_LINE}")
+    device.read_engine_log(f"libibverbs not available\n{ENGINE_LINE}")
     text = refusal(wanted)
     assert f"has an NVIDIA GPU ({machine}/sys/bus/pci/devices/0000:01:00.0)" in text
     assert f"OneFlow cannot use: {INSUFFICIENT}\n" in text

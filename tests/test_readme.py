@@ -70,8 +70,17 @@ def test_options_that_the_front_page_names(launch, digits, tmp_path):
         assert re.search(rf"\b{key.rsplit('.', 1)[-1]}:", shown), key
 
 
+def test_evaluations_while_training(launch, digits):
+    command = commands("projects/MAE/README.md")[0]
+    assert command[:3] == ["bash", "tools/train.sh", "projects/MAE/train_net.py"]
+    config, processes, *options = command[3:]
+    data = [f"data.train=[{digits}/train]", f"data.test=[{digits}/test]"]
+    out = launch.train(config, int(processes), "--dry-run", *options, *data)
+    assert " knn: top1 " in out and " probe: " in out and "nothing was written" in out
+
+
 def test_conversions(launch, checkpoint):
-    to_fb, to_ours, inspect = commands("projects/MAE/README.md")
+    to_fb, to_ours, inspect = commands("projects/MAE/README.md")[1:]
     python, script = str(ROOT / ".venv/bin/python"), str(ROOT / "tools/convert.py")
     for command in (to_fb, to_ours, inspect):
         assert command[:2] == [".venv/bin/python", "tools/convert.py"]

@@ -122,7 +122,7 @@ def test_the_files_of_an_evaluation_cannot_be_written(start, tmp_path):
     (tmp_path / "out/predictions.csv").mkdir(parents=True)
     asked = ["train.load_weight={made}/classes", "task.predictions=True", SCRATCH]
     text = start(FINETUNE, "", EVALUATE, "train.evaluation.eval_epoch=null", PERIOD, *asked)
-    said = "out cannot be written: Is a directory; training goes on without the evaluation's files"
+    said = "cannot be written: Is a directory; training continues without the evaluation's files"
     assert text.count(said) == 2 and (tmp_path / "out/model_final").is_dir()
     with pytest.raises(UserError, match="out cannot be written: Is a directory$"):
         start(FINETUNE, "--eval-only", *asked)
@@ -163,7 +163,7 @@ def test_an_evaluation_asks_nothing_of_the_training_batch(start, tmp_path, optio
 
 
 def test_resuming_nothing(start):
-    with pytest.raises(UserError, match="--resume: .*/out holds no run to go on with"):
+    with pytest.raises(UserError, match="--resume: .*/out holds no run to resume"):
         start(PRETRAIN, "--dry-run --resume")
 
 
@@ -198,7 +198,7 @@ def test_a_dry_run_where_a_run_lies(start, tmp_path, caplog):
     start(PRETRAIN, "", *options)
     shutil.rmtree(tmp_path / "out/model_final")
     before = files(tmp_path)
-    assert "out holds an earlier run: go on with it by --resume" in start(PRETRAIN, "--dry-run")
+    assert "out holds an earlier run: continue it by --resume" in start(PRETRAIN, "--dry-run")
     caplog.clear()
     text = start(PRETRAIN, "--dry-run --resume")
     assert "Loaded checkpoint" in text and "model_0000003" in text

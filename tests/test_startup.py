@@ -24,7 +24,7 @@ def naps(monkeypatch):
         def count(rank):
             monkeypatch.setenv("RANK", str(rank))
             monkeypatch.setattr(startup.time, "sleep", sleep)
-            startup._wait_for_first_rank()
+            startup._wait_for_rank_0()
             return len(taken)
 
         yield count
@@ -40,5 +40,5 @@ def test_the_first_rank_and_a_child_of_a_process_without_ranks_wait_for_none(nap
 
 
 def test_a_first_rank_that_does_not_come_is_left_to_the_engine(naps, monkeypatch):
-    monkeypatch.setattr(startup, "_FIRST_RANK_SECONDS", 0)
+    monkeypatch.setattr(startup, "_RANK_0_SECONDS", 0)
     assert naps(rank=1) == 0

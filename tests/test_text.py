@@ -7,7 +7,7 @@ import os
 import pytest
 
 from libai_ext.errors import DataError
-from libai_ext.text import cell, printable, printable_lines
+from libai_ext.text import csv_cell, printable, printable_lines
 
 SHOWN = {
     "\x1b[2Jcat": r"\x1b[2Jcat",
@@ -31,9 +31,9 @@ def test_lines_stay_lines():
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", " =1", "\t=1", "\r-1", "＝1"])
 def test_no_cell_is_a_formula(name):
-    assert cell(name) == f"'{printable(name)}"
+    assert csv_cell(name) == f"'{printable(name)}"
 
 
 @pytest.mark.parametrize("name", ["a=1", "cat/0.png", "", "3", "'=1"])
 def test_other_cells_stay(name):
-    assert cell(name) == name
+    assert csv_cell(name) == name

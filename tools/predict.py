@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from libai_ext.engine import cli as entry
 from libai_ext.errors import ConfigError, DataError
-from libai_ext.text import cell, printable
+from libai_ext.text import csv_cell, printable
 from projects.MAE.encoder_options import add_model_options, load
 
 _BATCH = 32
@@ -116,8 +116,8 @@ def _csv(file, top: int):
     writer.writerow(["image", "label", *columns])
 
     def write(name: str, label: str, best: list[tuple[str, float]]) -> None:
-        cells = [text for one, share in best for text in (cell(one), f"{share:.6g}")]
-        writer.writerow([cell(name), cell(label), *cells])
+        cells = [text for one, share in best for text in (csv_cell(one), f"{share:.6g}")]
+        writer.writerow([csv_cell(name), csv_cell(label), *cells])
 
     return write
 

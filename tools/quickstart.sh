@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up, pre-train a small masked autoencoder on handwritten digits, show what it learnt.
+# Install, pre-train a small masked autoencoder on handwritten digits, and show its results.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh

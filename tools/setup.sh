@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Make .venv with everything the project needs. Fast when nothing has changed.
+# Make .venv with everything the project needs. Fast if nothing has changed.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 
-# The first Python of the versions that oneflow 0.9.0 has wheels for, best first, that can run $1.
+# The first Python that can run $1, of the versions with oneflow 0.9.0 wheels, best first.
 find_python() {
   local version candidate
   for version in 3.10 3.9 3.8; do
@@ -19,8 +19,8 @@ find_python() {
   return 1
 }
 
-# uv, which makes environments and fetches Pythons: the user's, or one in .cache/uv, put there by
-# whatever Python there is.
+# uv makes environments and fetches Pythons: the user's, or one that any Python installs in
+# .cache/uv.
 find_uv() {
   local folder=$root/.cache/uv
   if command -v uv; then
@@ -33,7 +33,7 @@ find_uv() {
     elif python3 -c 'import pip' 2>/dev/null; then
       python3 -m pip install -q --upgrade --target "$folder" uv >&2
     else
-      say 'no python3 with venv or pip to fetch uv with'
+      say 'no python3 with venv or pip to install uv'
     fi || return 1
   fi
   echo "$folder/bin/uv"
@@ -51,7 +51,7 @@ make_environment() {
     "$python" -m venv --clear .venv
     return
   fi
-  if python=$(find_python pass); then # Debian packs venv apart
+  if python=$(find_python pass); then # Debian has venv in another package
     echo "setup: $("$python" --version) has no venv, uv makes .venv"
     uv=$(find_uv) || say 'error: no uv, for the reason above. Install it, or venv (Debian and Ubuntu:' \
       'apt install python3-venv). Then run this again.'
@@ -68,7 +68,7 @@ make_environment() {
 }
 
 stamp=.venv/.installed
-# A checkout that was moved is installed anew.
+# A checkout that was moved is installed again.
 wanted=$({ echo "$root"; cat requirements.txt pyproject.toml setup.py tools/setup.sh; } | sha256sum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   if [ "$(uname -s)-$(uname -m)" != Linux-x86_64 ]; then
@@ -80,10 +80,10 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   echo 'setup: installing into .venv (2 GB to download once)'
   pip=(.venv/bin/python -m pip --disable-pip-version-check install -q)
   "${pip[@]}" -c requirements.txt setuptools wheel pybind11
-  # The list is complete; what LiBai requires itself pins linters.
+  # The list is complete; LiBai's own requirements pin linters.
   "${pip[@]}" --no-build-isolation --no-deps -r requirements.txt
   "${pip[@]}" --no-build-isolation --no-deps -e .
-  # Found by its place first: pip has noted a path that is wrong once the checkout is moved.
+  # Use this relative path first: that of pip is wrong once the checkout is moved.
   (cd .venv/lib/python3*/site-packages && echo ../../../.. >checkout.pth)
   echo "$wanted" >"$stamp"
 fi

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up what is missing and run all tests, on two workers; arguments go to pytest. With --quick
+# Install what is missing and run all tests, on two workers; arguments go to pytest. With --quick
 # first, those that start no programs of the project: minutes instead of half an hour.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Launch a training program on N processes of this machine.
 #   bash tools/train.sh [--restarts N] FILE CONFIG N [options] [key=value ...]
-# With --restarts it starts again from the last checkpoint, up to so many times, after a crash.
+# With --restarts N it restarts from the last checkpoint after a crash, up to N times.
 # Several machines: one call in a Slurm allocation; one call with HOSTFILE=FILE, a host a line (by
 # ssh, same directory); or the same call on each, with NODE (how many), NODE_RANK (0 ...), ADDR
-# (address of machine 0), PORT and JOB_SECRET (any text, known to you alone) set.
+# (address of machine 0), PORT and JOB_SECRET (any text that only you know) set.
 set -euo pipefail
 restarts=0
 if [ "${1:-}" = --restarts ]; then

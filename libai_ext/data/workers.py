@@ -24,7 +24,7 @@ import numpy as np
 import oneflow as flow
 
 from libai_ext.errors import UserError
-from libai_ext.launch.exit_report import STOP_SIGNALS
+from libai_ext.launch.stop_signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""When a run is saved: every so many iterations, at its best evaluation, at its end."""
+"""Hooks that save checkpoints: periodically, at the best evaluation, and at the end."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ FINAL = "model_final"
 class Checkpointing(HookBase):
     """A checkpoint every ``period`` iterations, and ``model_final`` at the end.
 
-    Registered last: what the other hooks write of an iteration is on disk when its checkpoint is.
+    Registered last, so that the other hooks' files of an iteration are on disk before its
+    checkpoint.
 
     Args:
-        log_period: a save that failed is reported again at each so many iterations.
+        log_period: iterations between reports of a failed save.
     """
 
     def __init__(self, checkpointer: Checkpointer, period: int, log_period: int):
@@ -41,26 +42,26 @@ class Checkpointing(HookBase):
         elif done % self.period == 0:
             self.checkpointer.save(f"model_{self.trainer.iter:07d}", self.trainer.iter)
         elif self.checkpointer.failure and done % self.log_period == 0:
-            logger.error(f"{self.checkpointer.failure}; training goes on")
+            logger.error(f"{self.checkpointer.failure}; training continues")
 
     def after_train(self) -> None:
-        """Also when an exception or a signal ends the run: the process may leave after this."""
+        """Called after an exception or a signal too: the process may exit after this."""
         self.checkpointer.join()
 
 
 class Evaluation(HookBase):
     """Evaluate every ``period`` iterations and after the last one, and keep ``model_best``.
 
-    LiBai's ``EvalHook`` and ``BestCheckpointer`` forget the best result when a run is resumed and
-    evaluate the end after ``model_final``, so that a run killed in between never does. Here the
-    best result is part of every checkpoint, and the evaluation of an iteration comes before it. A
-    best result whose ``model_best`` could not be written does not count. An evaluation whose data
-    are away is left out, and the run ends after this iteration.
+    LiBai's ``EvalHook`` and ``BestCheckpointer`` forget the best result when a run is resumed, and
+    evaluate the last iteration after ``model_final``: a run killed in between never does. Here
+    every checkpoint includes the best result, and is saved after the evaluation of its iteration.
+    A best result does not count if ``model_best`` could not be written. If the data of an
+    evaluation cannot be read, it is skipped and the run ends after this iteration.
 
     Args:
-        measure: makes the results, by name, on rank 0; all ranks call it.
-        metric: the result that decides, None to keep no ``model_best``.
-        mode: ``"max"`` or ``"min"``: which way the metric is better.
+        measure: returns the results, by name, on rank 0; all ranks call it.
+        metric: the result to compare; None: keep no ``model_best``.
+        mode: ``"max"`` or ``"min"``: the better direction.
         prefix: of the results' names.
     """
 
@@ -87,18 +88,18 @@ class Evaluation(HookBase):
         try:
             measured = _broadcast_py_object(self.measure())
         except DataUnavailable as error:
-            logger.error(f"the evaluation after {done} iterations is left out: {error}")
+            logger.error(f"the evaluation after {done} iterations is skipped: {error}")
             self.trainer.unavailable = error
             return
         results = {self.prefix + name: value for name, value in measured.items()}
-        named = {metric_names.of_result(name): value for name, value in results.items()}
+        named = {metric_names.for_result(name): value for name, value in results.items()}
         self.trainer.storage.put_scalars(**named, smoothing_hint=False)
         if self.metric is not None:
             self._compare(results[self.metric])
 
     def _compare(self, value: float) -> None:
         iteration = self.trainer.iter
-        # Rank 0 alone knows whether the best so far could be written.
+        # Only rank 0 knows whether the best model so far was written.
         if _broadcast_py_object(self._is_best(value)):
             best = {"metric": self.metric, "value": value, "iteration": iteration}
             self.checkpointer.save(BEST, iteration, is_latest=False, best=best)
@@ -107,7 +108,7 @@ class Evaluation(HookBase):
     def _is_best(self, value: float) -> bool:
         self.checkpointer.join()
         best = self.checkpointer.plain.get("best")
-        if best is not None and best["metric"] != self.metric:  # of the run before it was resumed
+        if best is not None and best["metric"] != self.metric:  # an earlier run used another metric
             best = None
         sign = 1 if self.mode == "max" else -1
         return math.isfinite(value) and (best is None or sign * value > sign * best["value"])

@@ -22,12 +22,12 @@ from libai_ext.launch.exit_report import (
     SAVED_ON_SIGNAL,
     USAGE_ERROR,
     out_of_memory,
-    settle,
-    tell,
+    report_failure,
+    report_finished,
 )
 from libai_ext.text import printable_lines
 
-# For the last messages of the engine to arrive before their sender leaves.
+# For the last messages of the engine to arrive before their sender exits.
 _ARRIVAL_SECONDS = 0.5
 
 
@@ -35,19 +35,19 @@ def parse_args(description: str) -> argparse.Namespace:
     """LiBai's options, ``--print-config`` and ``--dry-run``."""
     parser = _Parser(description=description, allow_abbrev=False)
     parser.add_argument("--config-file", required=True, metavar="FILE", help=".py or .yaml")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint")
     parser.add_argument(
-        "--start-over", action="store_true", help="keep the earlier run in output_dir aside"
+        "--start-over", action="store_true", help="move the earlier run in output_dir aside"
     )
-    parser.add_argument("--eval-only", action="store_true", help="evaluate and stop")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate and exit")
     parser.add_argument(
         "--fast-dev-run", action="store_true", help="a few iterations, in output_dir/fast_dev_run"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="check and build all, run one step, write nothing"
+        "--dry-run", action="store_true", help="check all, run one step, write nothing"
     )
     parser.add_argument(
-        "--print-config", action="store_true", help="show the resolved config and stop"
+        "--print-config", action="store_true", help="print the resolved config and exit"
     )
     add_allow_targets(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
@@ -55,58 +55,58 @@ def parse_args(description: str) -> argparse.Namespace:
     for modes in (("resume", "start_over", "fast_dev_run"), ("dry_run", "fast_dev_run")):
         chosen = [f"--{mode.replace('_', '-')}" for mode in modes if getattr(args, mode)]
         if len(chosen) > 1:
-            raise ConfigError(f"{' and '.join(chosen)} exclude each other")
+            raise ConfigError(f"{' and '.join(chosen)} cannot be combined: leave one out")
     return args
 
 
 def add_allow_targets(parser: argparse.ArgumentParser) -> None:
-    """The option of every program that reads configs."""
+    """Add the option to a program that reads configs."""
     parser.add_argument(
         "--allow-targets",
         action=_Allow,
         metavar="PACKAGE",
-        help="let YAML configs and overrides call what this package of yours defines",
+        help="allow YAML configs and overrides to call this package of yours",
     )
 
 
 def run(program: Callable[[], None]) -> None:
-    """Run ``program`` and leave the process: status 2 and one message for what a user can mend,
-    74 and one for data that are away at present, 1 and a traceback for anything else.
+    """Run ``program`` and exit: with status 2 and one message for an error in the config, data or
+    device, 74 and one message for data that cannot be read for the present, 1 and a traceback for
+    any other error.
 
-    Leaves by ``os._exit``, and while the exception is still held: a rank that raises would
-    otherwise wait for its peers when its graphs are freed, and the launcher for it, for ever.
+    It exits by ``os._exit`` while it still holds the exception. Otherwise a rank that fails would
+    free its graphs, and wait forever for its peers to do so.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name of a file may be no UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may not be UTF-8
     try:
         program()
-        # A graph is freed by all ranks together: no rank may collect one while others leave.
+        # All ranks must free a graph together: no rank may collect one while others exit.
         gc.disable()
-        _meet_peers(0)
-        _leave(0)
-    except SystemExit as error:  # --help, or saved on a signal or for want of data
+        _wait_for_peers(0)
+        _exit(0)
+    except SystemExit as error:  # --help, or saved after a signal or without data
         status = error.code if isinstance(error.code, int) else 1
         if status in (SAVED_ON_SIGNAL, DATA_UNAVAILABLE):
-            _meet_peers(status)
-        _leave(status)
+            _wait_for_peers(status)
+        _exit(status)
     except BaseException as error:
-        _leave(_report(error))
+        _exit(_report(error))
 
 
-def _leave(status: int) -> None:
+def _exit(status: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # the terminal is gone
             stream.flush()
     os._exit(status)
 
 
-def _meet_peers(status: int) -> None:
-    """Wait until every rank has come to its end, and leave together: the engine aborts in ranks
-    that notice that a peer has left, by a message that did not come or by a heartbeat."""
+def _wait_for_peers(status: int) -> None:
+    """Barrier: all ranks exit together, since the engine aborts a rank that loses a peer."""
     if "oneflow" in sys.modules:
         sys.modules["oneflow"].comm.barrier()
-        settle(status)
-        # From here on neither an abort nor Ctrl-C is worth a word.
+        report_finished(status)
+        # An abort or Ctrl-C does no harm from here on: print nothing about it.
         faulthandler.disable()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -114,7 +114,7 @@ def _meet_peers(status: int) -> None:
 
 
 def _report(error: BaseException) -> int:
-    """Hand the error to the launcher, which shows the first one of all ranks at the end."""
+    """Report the error to the launcher, which shows the first one of all ranks at the end."""
     memory = out_of_memory(str(error))
     if isinstance(error, DataUnavailable):
         status, text = DATA_UNAVAILABLE, f"error: {error}\n"
@@ -126,7 +126,7 @@ def _report(error: BaseException) -> int:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         status, text = 1, "".join([f"rank {os.environ.get('RANK', 0)} failed:\n", *lines])
     text = printable_lines(text)
-    if not tell(text):
+    if not report_failure(text):
         print(text, end="", file=sys.stderr)
     return status
 
@@ -139,6 +139,6 @@ class _Allow(argparse.Action):
 class _Parser(argparse.ArgumentParser):
     def error(self, message):
         # "unrecognized arguments: --blr"
-        names = [word.partition("=")[0] for word in message.split() if word.startswith("-")]
-        told = [f"{name}{from_elsewhere(name)}" for name in names if from_elsewhere(name)]
-        raise ConfigError("; ".join([*told, message, "--help lists the options"]))
+        names = [part.partition("=")[0] for part in message.split() if part.startswith("-")]
+        hints = [f"{name}{from_elsewhere(name)}" for name in names if from_elsewhere(name)]
+        raise ConfigError("; ".join([*hints, message, "--help lists the options"]))

@@ -1,4 +1,4 @@
-"""A figure of a confusion matrix."""
+"""Draws a confusion matrix."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from libai_ext.text import printable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Up to this many classes a cell holds its count and each row its name.
-MOST_WITH_NUMBERS = 40
-LONGEST_NAME = 24  # characters
+# With more classes, a cell has no count and a row no name.
+MAX_WITH_NUMBERS = 40
+MAX_NAME_LENGTH = 24  # characters
 _SIDE = 12  # inches, of a figure without numbers
 
 
 def draw(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
     """A row per true class, a column per predicted class, darker = a larger share of the row.
 
-    Save it with ``bbox_inches="tight"``: the names stand outside of the axes.
+    Save it with ``bbox_inches="tight"``, since the names are outside the axes.
 
     Args:
         confusion: counts [K, K].
-        classes: K names.
+        classes: K names, shown for up to ``MAX_WITH_NUMBERS`` classes.
     """
     # Not at the top: each rank of a training would import it.
     from matplotlib.figure import Figure
 
     count = len(classes)
-    numbers = count <= MOST_WITH_NUMBERS
+    numbers = count <= MAX_WITH_NUMBERS
     side = count * max(0.3, 0.1 + 0.08 * len(str(confusion.max()))) if numbers else _SIDE
     figure = Figure(figsize=(side, side))
     axes = figure.add_axes((0, 0, 1, 1), xlabel="predicted", ylabel="true", xticks=[], yticks=[])
@@ -49,4 +49,4 @@ def draw(confusion: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"

@@ -1,4 +1,4 @@
-"""Values that follow from others: computed once, after all overrides."""
+"""Config values that are computed from others: once, after all overrides."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from libai_ext.errors import ConfigError
 
 SIZES = ("data_parallel_size", "tensor_parallel_size", "pipeline_parallel_size")
 _MICRO = "train.train_micro_batch_size"
-# Keys that count only while another one is unset.
-_GIVES_WAY = {
+# A key has an effect only if the other one is unset.
+_REPLACED_BY = {
     "train.train_epoch": "train.train_iter",
     "train.warmup_epoch": "train.warmup_iter",
     "train.base_lr": "optim.lr",
@@ -22,18 +22,18 @@ _GIVES_WAY = {
 }
 
 
-def refuse_idle(cfg: DictConfig, assignments: Iterable[str]) -> None:
-    """Refuse an override that changes nothing, because a key that wins over it is set.
+def refuse_ineffective(cfg: DictConfig, assignments: Iterable[str]) -> None:
+    """Refuse an override without effect: a key that takes precedence is set.
 
     Args:
-        cfg: with the overrides applied and the layout known, no batch or schedule derived yet.
+        cfg: after overrides and :func:`derive_layout`, before batch and schedule are derived.
 
     Raises:
         ConfigError: names both keys.
     """
     for assignment in assignments:
         key, _, value = assignment.partition("=")
-        winner = _GIVES_WAY.get(key)
+        winner = _REPLACED_BY.get(key)
         if not winner or value == "null" or OmegaConf.select(cfg, winner) is None:
             continue
         if key != _MICRO or cfg.train.global_batch_size != _global_batch(cfg):
@@ -44,16 +44,16 @@ def refuse_idle(cfg: DictConfig, assignments: Iterable[str]) -> None:
 
 
 def _global_batch(cfg: DictConfig) -> int:
-    """The batch that micro batch, accumulation and data-parallel size make."""
+    """Micro batch x accumulation x data-parallel size."""
     train = cfg.train
     steps = train.num_accumulation_steps or 1
     return train.train_micro_batch_size * steps * train.dist.data_parallel_size
 
 
 def derive_layout(cfg: DictConfig) -> None:
-    """Fill the one parallel size that is unset from the number of processes.
+    """Compute the one parallel size that is unset from the number of processes.
 
-    :func:`libai_ext.engine.layout.fit_layout` checks the outcome.
+    :func:`libai_ext.engine.layout.fit_layout` checks the result.
 
     Raises:
         ConfigError: more than one is unset.
@@ -61,14 +61,14 @@ def derive_layout(cfg: DictConfig) -> None:
     layout = cfg.train.dist
     unset = [name for name in SIZES if layout[name] is None]
     if len(unset) > 1:
-        raise ConfigError(f"train.dist: only one size may be left out, not {' and '.join(unset)}")
+        raise ConfigError(f"train.dist: only one size may be unset, not {' and '.join(unset)}")
     for name in unset:
         others = math.prod(layout[other] for other in SIZES if other != name)
         layout[name] = max(1, int(os.environ.get("WORLD_SIZE", 1)) // max(1, others))
 
 
 def batch_problem(train: DictConfig) -> str | None:
-    """A sentence where the global batch cannot be shared out evenly."""
+    """The problem if the global batch cannot be divided evenly, else None."""
     ranks, steps = train.dist.data_parallel_size, train.num_accumulation_steps or 1
     if train.global_batch_size is None or train.global_batch_size % (steps * ranks) == 0:
         return None
@@ -79,10 +79,10 @@ def batch_problem(train: DictConfig) -> str | None:
 
 
 def derive_batch(cfg: DictConfig) -> None:
-    """Complete micro batch, accumulation and global batch, then the learning rate.
+    """Compute micro batch, accumulation, global batch and learning rate from each other.
 
     Raises:
-        ConfigError: sizes that do not multiply, or no learning rate.
+        ConfigError: the sizes do not multiply, or no learning rate is set.
     """
     train = cfg.train
     ranks = train.dist.data_parallel_size
@@ -104,14 +104,14 @@ def derive_batch(cfg: DictConfig) -> None:
 def derive_best(
     cfg: DictConfig, directions: Mapping[str, str], others: Mapping[str, str] | None = None
 ) -> None:
-    """Which way ``train.evaluation.eval_metric`` is better.
+    """Set the better direction of ``train.evaluation.eval_metric``.
 
     Args:
         directions: "max" or "min" for each result of the task's evaluation.
-        others: the same of ``train.evaluation.evals``.
+        others: the same for the results of ``train.evaluation.evals``.
 
     Raises:
-        ConfigError: the metric is none of the results, or ``eval_mode`` is the other way.
+        ConfigError: the metric is not a result, or ``eval_mode`` is the wrong direction.
     """
     evaluation = cfg.train.evaluation
     metric, mode = evaluation.eval_metric, evaluation.eval_mode
@@ -122,20 +122,20 @@ def derive_best(
     directions = {**directions, **(others or {})}
     if metric not in directions:
         raise ConfigError(
-            f"train.evaluation.eval_metric {metric!r} is none of the results: "
+            f"train.evaluation.eval_metric {metric!r} is not one of the results: "
             f"{', '.join(directions)}"
         )
     better = directions[metric]
     if mode not in (None, better):
         raise ConfigError(
-            f"train.evaluation.eval_mode={mode} would keep the worst model: of {metric} the "
-            f"{better}imum is best; leave eval_mode out"
+            f"train.evaluation.eval_mode={mode} would keep the worst model: the {better}imum of "
+            f"{metric} is best; leave eval_mode unset"
         )
     evaluation.eval_mode = better
 
 
 def derive_schedule(cfg: DictConfig, order: GlobalOrder) -> None:
-    """Turn epochs into iterations of the data set at hand.
+    """Convert epochs to iterations of the data set.
 
     Raises:
         ConfigError: the length of the run is not given.

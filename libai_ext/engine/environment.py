@@ -1,4 +1,4 @@
-"""What a run ran on, kept beside its results."""
+"""``environment.json``: what a run ran on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(output_dir: str, run: Mapping[str, str] | None = None) -> None:
     """Write ``environment.json``: date, versions, processor, memory, number of processes.
 
     Args:
-        run: what is to be run, as (heading, text).
+        run: summary of the run, as (heading, text).
     """
     versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
     content = {

@@ -11,7 +11,7 @@ from libai.evaluation.evaluator import inference_context
 from libai.utils import distributed as dist
 
 from libai_ext.engine import watchdog
-from libai_ext.engine.together import together
+from libai_ext.engine.unavailable_data import synchronized
 
 
 def evaluate(
@@ -22,26 +22,26 @@ def evaluate(
     max_batches: int | None = None,
     forward: Callable | None = None,
 ) -> dict[str, float]:
-    """Run ``model`` (module or graph) over ``loader`` and let ``evaluator`` sum up.
+    """Run ``model`` (module or graph) over ``loader`` and collect results with ``evaluator``.
 
-    LiBai's loop pads the last batch per rank, which pairs labels with the wrong outputs; here
-    the filling stands at the end of the global batch (:class:`EvalSampler`) and is cut off.
+    LiBai's loop pads the last batch on each rank, which pairs labels with wrong outputs. Here the
+    padding is at the end of the global batch (:class:`EvalSampler`) and is cut off.
 
     Args:
         evaluator: has ``process(inputs, outputs)``, called on rank 0 with dicts of NumPy arrays
-            of the real rows of a batch, and ``results() -> dict``.
-        max_batches: stop early.
-        forward: makes the outputs of a batch in place of ``model``.
+            without padding, and ``results() -> dict``.
+        max_batches: None: all.
+        forward: returns the outputs of a batch, in place of ``model``.
 
     Returns:
         The results on rank 0, an empty dict elsewhere.
 
     Raises:
-        DataUnavailable: on all ranks, where one cannot read its data for the present.
+        DataUnavailable: on all ranks, if one cannot read its data for the present.
     """
     with inference_context(model), flow.no_grad():
         watchdog.begin("the start of an evaluation")
-        for number, data in enumerate(islice(together(loader), max_batches)):
+        for number, data in enumerate(islice(synchronized(loader), max_batches)):
             watchdog.begin(f"batch {number} of an evaluation")
             inputs = get_batch(data)
             outputs = (forward or model)(**inputs)
@@ -57,7 +57,7 @@ def evaluate(
 
 
 def on_rank_0(tensor: flow.Tensor) -> np.ndarray:
-    """The whole tensor where the rank is 0, nothing of use elsewhere; all ranks must call it."""
+    """The whole tensor on rank 0, nothing useful elsewhere; all ranks must call it."""
     first: list = [0] if tensor.placement.ranks.ndim == 1 else [[0]]
     return dist.tton(tensor, ranks=first)
 

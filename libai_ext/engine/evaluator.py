@@ -1,4 +1,4 @@
-"""More measures of a model while it is trained, beside the task's own evaluation."""
+"""Evaluations of a model during training, besides that of the task."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from libai_ext.config.lazy_config import fresh, instantiate
 
 
 class Evaluator:
-    """One measure with its own data and period: a node of ``train.evaluation.evals``.
+    """An evaluation with its own data and period: a node of ``train.evaluation.evals``.
 
     A result ``top1`` of the node ``knn`` is called ``knn/top1`` in the log, in ``metrics.jsonl``,
     in TensorBoard, and as ``train.evaluation.eval_metric``.
 
     Args:
-        period, epoch: measure every so many iterations or epochs, and after the last iteration;
-            both unset: never. ``epoch`` wins.
+        period, epoch: evaluate every so many iterations or epochs, and after the last iteration;
+            both unset: never. ``epoch`` takes precedence.
 
     Attributes:
-        metrics: each result, and which way it is better, "min" or "max"; None: the task's.
+        metrics: the better direction of each result, "min" or "max"; None: those of the task.
     """
 
     metrics: Mapping[str, str] | None = None
@@ -30,26 +30,26 @@ class Evaluator:
         self.epoch = epoch
 
     def open(self, trainer) -> None:
-        """Open and check the data; once, before the first step.
+        """Open and check the data. Called once, before the first step.
 
         Raises:
             ConfigError, DataError: they cannot be used.
         """
 
     def run(self, trainer) -> dict[str, float]:
-        """Measure ``trainer.model`` as it is, without changing it; all ranks call it together.
+        """Evaluate ``trainer.model`` without changing it. All ranks must call it.
 
         Returns:
             The results on rank 0, an empty dict elsewhere.
 
         Raises:
-            DataUnavailable: on all ranks, where one cannot read its data for the present.
+            DataUnavailable: on all ranks, if one cannot read its data for the present.
         """
         raise NotImplementedError
 
 
 def build_evaluators(cfg: DictConfig) -> dict[str, Evaluator]:
-    """Those of ``train.evaluation.evals`` that have a period, by name."""
+    """The evaluators of ``train.evaluation.evals`` that have a period, by name."""
     evaluation = cfg.train.evaluation
     evals = evaluation.get("evals") or {}
     built = {name: instantiate(fresh(node)) for name, node in evals.items() if node is not None}

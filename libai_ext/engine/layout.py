@@ -1,4 +1,4 @@
-"""Checks a layout before anything heavy is built, and cuts the pipeline into stages."""
+"""Checks a parallel layout before the model is built, and divides the pipeline into stages."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from libai_ext.placement import device_type
 def fit_layout(
     cfg: DictConfig, layer_costs: Sequence[float], model_problems: Callable[[], list[str]]
 ) -> None:
-    """Set ``train.dist.custom_pipeline_stage_id`` where it is unset.
+    """Check the layout, and set ``train.dist.custom_pipeline_stage_id`` if it is unset.
 
     Args:
-        layer_costs: of each layer that can be on a pipeline stage of its own.
-        model_problems: gives what the model has against a layout of whole numbers, a sentence
-            each.
+        layer_costs: cost of each layer that can be a pipeline stage of its own.
+        model_problems: returns the model's objections to a layout, a sentence each.
 
     Raises:
-        ConfigError: lists everything that does not fit.
+        ConfigError: lists all problems.
     """
     layout = cfg.train.dist
     problems = [
-        f"{name} is {layout[name]!r}: give a whole number from 1 on"
+        f"{name} is {layout[name]!r}: give a whole number of 1 or more"
         for name in SIZES
         if not isinstance(layout[name], int) or layout[name] < 1
     ]
@@ -78,27 +77,27 @@ def _engine_problems(cfg: DictConfig) -> list[str]:
         if zero:
             problems.append(
                 "train.zero_optimization: OneFlow aborts when it shards the optimizer on CPU; "
-                "there, tensor_parallel_size or pipeline_parallel_size save memory"
+                "set tensor_parallel_size or pipeline_parallel_size to save memory there"
             )
         problem = cpu_problem() if amp else None
         if problem:
             problems.append(
-                f"train.amp: on CPU it means bfloat16 products, which {problem}; leave "
+                f"train.amp: on CPU it means bfloat16 products, which {problem}; set "
                 "train.amp.enabled=false for float32"
             )
     elif zero and train.dist.data_parallel_size == 1:
         problems.append(
-            "train.zero_optimization: it divides among data-parallel processes, and "
-            "data_parallel_size is 1; leave train.zero_optimization.enabled=false"
+            "train.zero_optimization: it shards over data-parallel processes, and "
+            "data_parallel_size is 1; set train.zero_optimization.enabled=false"
         )
     if amp and train.amp.min_scale > train.amp.init_scale:
         problems.append(
             f"train.amp.min_scale {train.amp.min_scale:g} is above train.amp.init_scale "
-            f"{train.amp.init_scale:g}, from which the scale goes down"
+            f"{train.amp.init_scale:g}, where the scale starts; lower it"
         )
     if not cfg.graph.enabled:
         problems += [
-            f"{key}: OneFlow does this in graphs only; set graph.enabled=true"
+            f"{key}: OneFlow supports it in graphs only; set graph.enabled=true"
             for key, on in (
                 ("train.zero_optimization", zero),
                 ("train.amp", scales_loss(train)),

@@ -1,4 +1,4 @@
-"""``log.txt``: a file that training can do without for a while, and that comes back."""
+"""``log.txt``: training continues without it, and it is made again."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _DATE = "%Y-%m-%d %H:%M:%S"
 
 
 class LogFile(logging.FileHandler):
-    """Appends to a file, and makes it anew where it was removed or moved, which the first line
-    says. What cannot be written is lost, which the standard error says, once in a row."""
+    """Appends to a file. If the file was removed or moved, it makes a new one whose first line
+    says so. If it cannot be written, the standard error says so once, and the lines are lost."""
 
     def __init__(self, path: str):
         super().__init__(path, delay=True)
@@ -30,11 +30,9 @@ class LogFile(logging.FileHandler):
                 self.stream.close()
                 self.stream = None
                 self.stream = self._open()
-                logger.warning(
-                    f"{self.baseFilename} was removed while the run is on: it begins anew"
-                )
+                logger.warning(f"{self.baseFilename} was removed during the run: it starts anew")
             super().emit(record)
-        except OSError:  # it cannot be opened
+        except OSError:  # the file cannot be opened
             self.handleError(record)
         else:
             self.failed = self.stream is None
@@ -45,7 +43,7 @@ class LogFile(logging.FileHandler):
         except OSError:
             return False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (its name there)
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (name of the base class)
         if not self.failed:
             error = sys.exc_info()[1]
             print(f"warning: {self.baseFilename} cannot be written: {error}", file=sys.stderr)
@@ -58,6 +56,6 @@ class LogFile(logging.FileHandler):
 
 @functools.lru_cache(maxsize=None)
 def log_file(folder: str, rank: int) -> LogFile:
-    """The one of a rank, the same at each call."""
+    """The log file of a rank; the same object at each call."""
     name = f"log.txt.rank{rank}" if rank else "log.txt"
     return LogFile(os.path.join(folder, name))

@@ -1,4 +1,4 @@
-"""Where log messages go: rank 0's to the standard output, each rank's to a file of its own."""
+"""Log messages: rank 0's go to the standard output, each rank's to its own file."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from libai.utils.logger import setup_logger
 from libai_ext.engine.log_file import log_file
 from libai_ext.text import printable_lines
 
-# ``extra`` of a message that a terminal shows in another way.
+# ``extra`` of a message for the files alone: the terminal has a progress bar.
 FILES_ONLY = "files_only"
 
 
 def set_up_logs(output_dir: str | None) -> None:
-    """Write what this project and LiBai log to ``output_dir/log.txt`` as well; None: nowhere.
+    """Write the log of this project and LiBai to ``output_dir/log.txt`` as well, if given.
 
-    LiBai's own log files are in the locale's encoding, which cannot write every name of a file, and
-    its loggers pass on what such names do to a terminal.
+    LiBai's own log files use the locale's encoding, which cannot write every file name, and its
+    loggers do not escape control characters in them.
     """
     rank = dist.get_rank()
     for name in ("libai", "libai_ext", "projects"):
         root = setup_logger(None, distributed_rank=rank, name=name, abbrev_name="")
         for handler in root.handlers:  # the terminal
-            handler.addFilter(_not_shown_otherwise)
+            handler.addFilter(_is_for_terminal)
         if output_dir is not None:
             root.addHandler(log_file(output_dir, rank))
         for handler in root.handlers:
-            handler.addFilter(_fit_to_be_shown)
-    # It logs the exceptions that libai_ext.engine.cli reports.
+            handler.addFilter(_escape)
+    # LiBai also logs the exceptions that libai_ext.engine.cli reports.
     logging.getLogger("libai.engine.trainer").setLevel(logging.CRITICAL)
 
 
-def _fit_to_be_shown(record: logging.LogRecord) -> bool:
+def _escape(record: logging.LogRecord) -> bool:
     record.msg, record.args = printable_lines(record.getMessage()), None
     return True
 
 
-def _not_shown_otherwise(record: logging.LogRecord) -> bool:
+def _is_for_terminal(record: logging.LogRecord) -> bool:
     return not getattr(record, FILES_ONLY, False)

@@ -1,4 +1,4 @@
-"""How much memory a run takes, and what to do when the device has too little."""
+"""Memory use of a run, and advice for a device that is out of memory."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from libai_ext.placement import device_type
 
 
 def memory_gib() -> float:
-    """In use: of the GPU by all, or by this process without one. Workers are not counted.
-
-    The engine keeps what it has taken of a GPU: there it is the largest use so far too.
+    """Memory in use: of the GPU by all processes, or without one by this process alone (not its
+    data workers). The engine never frees memory of a GPU, so there it is also the peak.
     """
     if device_type() == "cuda":
         return device.used_gib()
     return psutil.Process().memory_info().rss / 2**30
 
 
-def fullest() -> str:
-    """:func:`memory_gib` of the rank with most of it, in words; all ranks must call it."""
+def max_memory() -> str:
+    """Text: the largest :func:`memory_gib` of all ranks; all ranks must call it."""
     world = dist.get_world_size()
     mine = [0.0] * world
     mine[dist.get_rank()] = memory_gib()
-    # Through the hosts: where this is asked for, the GPU may be full.
+    # On the CPU: the GPU may be full.
     everyone = placement("cpu", list(range(world)))
     shares = flow.tensor(mine).to_global(placement=everyone, sbp=flow.sbp.partial_sum)
     used = shares.to_global(sbp=flow.sbp.broadcast).to_local().numpy()
@@ -35,24 +34,24 @@ def fullest() -> str:
     text = f"{used.max():.2f} GiB"
     if gpu.type == "cuda":
         text += f" of the GPU's {gpu.total_gib:.1f}"
-    return text + (f", on rank {used.argmax()}, which has most" if world > 1 else "")
+    return text + (f", on rank {used.argmax()} (the maximum)" if world > 1 else "")
 
 
 def out_of_memory(cfg: DictConfig) -> str:
-    """What to say when the GPU has too little memory: which one, and what to change."""
+    """Advice for a GPU that is out of memory: which one, and what to change."""
     train, gpu = cfg.train, device.current()
     micro, steps = train.train_micro_batch_size, train.num_accumulation_steps
     ways = [gpu.in_use()] if gpu.in_use() else []
-    if (micro or 1) > 1:  # unset in an evaluation
+    if (micro or 1) > 1:  # None in an evaluation
         parts = next(n for n in range(2, micro + 1) if micro % n == 0)
         ways.append(
             f"train.train_micro_batch_size={micro // parts} with train.num_accumulation_steps="
-            f"{steps * parts} (now {micro} and {steps}): the same step in smaller parts"
+            f"{steps * parts} (now {micro} and {steps}): the same step in smaller micro-batches"
         )
     ways.append(
         f"in an evaluation, train.test_micro_batch_size below {train.test_micro_batch_size}"
     )
-    graph = "" if cfg.graph.enabled else "graph.enabled=true "  # both need it
+    graph = "" if cfg.graph.enabled else "graph.enabled=true "  # both keys need it
     ways += [
         f"{graph}{key}=true"
         for key in ("train.activation_checkpoint.enabled", "train.amp.enabled")

@@ -1,4 +1,4 @@
-"""What a run calls its numbers in ``metrics.jsonl`` and in TensorBoard, and its best result."""
+"""Names of the metrics in ``metrics.jsonl`` and TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ GRADIENT_NORM = "gradient_norm"  # over all parameters, before clipping; eager m
 STEP_SECONDS = "time"
 DATA_SECONDS = "data_time"
 SPEED = "images_per_second"
-DATA_WAIT = "data_wait"  # share of the time, of 1
+DATA_WAIT = "data_wait"  # share of the time, 0 to 1
 MEMORY = "memory_gib"
 LOSS_SCALE = "loss_scale"
 SKIPPED_STEPS = "skipped_steps"
@@ -16,10 +16,10 @@ EVALUATION_LOSS = "eval_loss"
 TOP1 = "top1"
 TOP5 = "top5"
 
-# A result of an evaluation whose own name says nothing beside numbers of the training.
-_PLAINER = {"loss": EVALUATION_LOSS, "ema_loss": f"ema_{EVALUATION_LOSS}"}
+# Results of an evaluation whose own names would look like metrics of the training.
+_EVALUATION = {"loss": EVALUATION_LOSS, "ema_loss": f"ema_{EVALUATION_LOSS}"}
 
 
-def of_result(name: str) -> str:
-    """Under which name a result of an evaluation is kept."""
-    return _PLAINER.get(name, name)
+def for_result(name: str) -> str:
+    """The metric's name for a result of an evaluation."""
+    return _EVALUATION.get(name, name)

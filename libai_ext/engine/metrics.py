@@ -1,4 +1,4 @@
-"""What a classifier's logits say about labelled samples."""
+"""Accuracy, loss and confusion of a classifier."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 from libai_ext.errors import DataError
 from libai_ext.files.atomic import atomic_file
-from libai_ext.text import cell, printable
+from libai_ext.text import csv_cell, printable
 
 
 class ClassResult(NamedTuple):
-    """One class: nan where a share has no samples to be a share of."""
+    """Result for one class; a share of no samples is nan."""
 
     name: str
     support: int  # samples of the class
-    predicted: int  # samples said to be of it
+    predicted: int  # samples predicted as this class
     correct: int
 
     @property
@@ -34,13 +34,12 @@ class ClassResult(NamedTuple):
 class Classification:
     """Evaluator: top-1 and top-5 accuracy and cross entropy, each sample once.
 
-    Hits are counted as integers and losses are summed exactly, in float64: the results do not
-    depend on how the samples came in batches. Equal logits rank by class number, lowest first;
-    nan ranks below everything.
+    Hits are integers and losses are summed exactly in float64, so the results do not depend on the
+    batches. Equal logits rank by class number, lowest first; nan ranks last.
 
     Args:
-        classes: their names, or how many there are; the model must have as many outputs.
-        labels, logits: names of the input [N] and of the output [N, K].
+        classes: their names or number; the model must have as many outputs.
+        labels, logits: names of the input [N] and the output [N, K].
     """
 
     def __init__(
@@ -56,14 +55,14 @@ class Classification:
         """Add a batch.
 
         Raises:
-            DataError: the model does not have one output a class, or a label is no class.
+            DataError: the model does not have one output per class, or a label is not a class.
         """
         labels, logits = inputs[self.names[0]], outputs[self.names[1]].astype(np.float64)
         count = len(self.classes)
         if logits.shape[1] != count:
             raise DataError(
                 f"the data set has {count} classes, the model's head {logits.shape[1]} outputs: "
-                "evaluate on the data the model was trained for, or set model.num_classes"
+                "evaluate on the data of the training, or set model.num_classes"
             )
         wrong = labels[(labels < 0) | (labels >= count)]
         if wrong.size:
@@ -85,11 +84,10 @@ class Classification:
         )
 
     def results(self) -> dict[str, float]:
-        """``top1`` and ``top5`` in per cent (top5 of all classes where there are fewer), and
-        ``loss``, the mean cross entropy in nats.
+        """``top1`` and ``top5`` in per cent, and ``loss``, the mean cross entropy in nats.
 
         Raises:
-            DataError: nothing was evaluated.
+            DataError: there were no samples.
         """
         ranks, losses = self._column(2), self._column(3)
         return {
@@ -114,7 +112,7 @@ class Classification:
         return [ClassResult(*row) for row in zip(self.classes, *columns)]
 
     def table(self) -> str:
-        """:meth:`per_class` for reading; shares in per cent."""
+        """:meth:`per_class` as a text table; shares in per cent."""
         classes = [printable(name) for name in self.classes]
         width = max(len("class"), *map(len, classes))
         lines = [f"{'class':<{width}}  support  recall  precision"]
@@ -124,12 +122,12 @@ class Classification:
         return "\n".join(lines)
 
     def write_predictions(self, path: str, samples: Sequence[str] | None = None) -> None:
-        """CSV, one line a sample in the order they came: sample, label, predicted (names), the
-        predicted class's probability, the label's rank (0 = hit) and loss. Of names see
-        :func:`libai_ext.text.cell`.
+        """Write a CSV with one line per sample, in order: sample, label, predicted (names),
+        probability of the predicted class, rank of the label (0 = hit), loss. Names are escaped by
+        :func:`libai_ext.text.csv_cell`.
 
         Args:
-            samples: their names, such as file paths; their number from 0 where not given.
+            samples: their names, such as file paths; None: numbers from 0.
         """
         columns = [self._column(number) for number in range(5)]
         names = range(len(columns[0])) if samples is None else samples
@@ -139,7 +137,7 @@ class Classification:
             writer = csv.writer(file)
             writer.writerow(["sample", "label", "predicted", "probability", "rank", "loss"])
             for sample, label, predicted, rank, loss, share in zip(names, *columns):
-                cells = map(cell, (str(sample), self.classes[label], self.classes[predicted]))
+                cells = map(csv_cell, (str(sample), self.classes[label], self.classes[predicted]))
                 writer.writerow([*cells, f"{share:.6g}", rank, f"{loss:.6g}"])
 
     def _column(self, number: int) -> np.ndarray:
@@ -149,14 +147,14 @@ class Classification:
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    # An infinite logit has no loss that means anything: it gives nan, and no warning.
+    # The loss of an infinite logit is nan, without a warning.
     with np.errstate(invalid="ignore", divide="ignore"):
         shifted = logits - logits.max(axis=1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _exact_sum(values: np.ndarray) -> float:
-    """Rounded once, so the same in any order; fsum raises on infinities of both signs."""
+    """The same in any order, since it rounds once; fsum fails on infinities of both signs."""
     return math.fsum(values) if np.isfinite(values).all() else float(values.sum())
 
 

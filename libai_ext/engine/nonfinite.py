@@ -1,4 +1,4 @@
-"""Losses and gradients that are no numbers: such a step is left out, and ends the run."""
+"""Steps with a NaN or infinite loss or gradient: they are skipped, and too many end the run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NonFiniteError(UserError):
 
 
 def sum_of_squares(tensors) -> np.ndarray:
-    """Of each global tensor, the same on every rank: each sums up its own shards first."""
+    """float64 [N], one sum for each global tensor, the same on every rank."""
     parts = []
     for tensor in tensors:
         if dist.get_rank() not in tensor.placement.ranks.flatten():
@@ -33,7 +33,7 @@ def sum_of_squares(tensors) -> np.ndarray:
         mesh = tensor.placement.ranks.shape
         copies = math.prod(size for size, sbp in zip(mesh, tensor.sbp) if sbp == flow.sbp.broadcast)
         parts.append((tensor.to_local().square().sum() / copies).float().reshape(1))
-    total = flow.cat(parts).cpu()  # one copy to the host, one wait
+    total = flow.cat(parts).cpu()  # one copy to the host for all
     if dist.get_world_size() > 1:
         flow.comm.all_reduce(total)
     return total.numpy().astype(np.float64)
@@ -47,10 +47,10 @@ def gradient_norms(model) -> dict[str, float]:
 
 
 def refuse_nonfinite(model, path: str) -> None:
-    """Refuse weights that hold NaN or infinity; by all ranks together.
+    """Refuse weights with NaN or infinity. All ranks must call it.
 
     Raises:
-        CheckpointError: names the tensors, and ``path``, where they come from.
+        CheckpointError: names the tensors and ``path``, their file.
     """
     state = model.state_dict()
     sums = sum_of_squares([tensor.detach() for tensor in state.values()])
@@ -66,11 +66,11 @@ def is_finite(values: dict[str, float]) -> bool:
     return all(map(math.isfinite, values.values()))
 
 
-class StepGuard:
-    """Reports steps that were left out because a loss or a gradient is not finite.
+class NonFiniteMonitor:
+    """Reports steps that were skipped because the loss or a gradient is not finite.
 
     Args:
-        max_faults: so many such steps are allowed; the next one ends the run.
+        max_faults: number of such steps that are allowed; one more ends the run.
     """
 
     def __init__(self, trainer, max_faults: int):
@@ -78,23 +78,23 @@ class StepGuard:
         self.max_faults = max_faults
         self.faults = 0
 
-    def reject(
+    def report(
         self,
         iteration: int,
         losses: Sequence[dict[str, float]],
         faults: int,
         norms: dict[str, float] | None,
     ) -> None:
-        """Note steps that were left out.
+        """Report skipped steps.
 
         Args:
-            iteration: of the last step (counted from 0).
-            losses: of each step up to it, read together.
-            faults: how many of these steps should not have been left out.
-            norms: gradient norms, where one step was read and they are known.
+            iteration: the last step, counted from 0.
+            losses: of the steps that were read together, up to it.
+            faults: how many of them count; a loss scale that was too high is no fault.
+            norms: gradient norms, if known: for one step alone.
 
         Raises:
-            NonFiniteError: there are too many. The state, which has none of them, is saved.
+            NonFiniteError: there are too many. The state without these steps is saved.
         """
         self.faults += faults
         first = iteration + 1 - len(losses)
@@ -104,22 +104,22 @@ class StepGuard:
             text += f", at the lowest loss scale ({self.trainer.steps.loss_scale:g})"
         if dist.is_main_process() and self.trainer.keeps:
             named = bad or range(first, iteration + 1)
-            path = self._report(named, losses[named[0] - first], norms)
+            path = self._write_report(named, losses[named[0] - first], norms)
             text += f"; samples (epoch:index), lr and gradient norms are in {path}"
         if self.faults <= self.max_faults:
-            logger.warning(f"{text}; step left out, {self.faults} of {self.max_faults}")
+            logger.warning(f"{text}; step skipped, {self.faults} of {self.max_faults} allowed")
             return
         text += self._save(first, iteration)
         raise NonFiniteError(
-            f"{text}. Lower the rate, set optim.params.clip_grad_max_norm, look at the samples, or "
-            "allow for some such steps by train.max_nonfinite_steps"
+            f"{text}. Lower the learning rate, set optim.params.clip_grad_max_norm, check the "
+            "samples, or allow more such steps by train.max_nonfinite_steps"
         )
 
-    def _report(self, iterations: Sequence[int], losses: dict[str, float], norms) -> Path:
+    def _write_report(self, iterations: Sequence[int], losses: dict[str, float], norms) -> Path:
         """
         Args:
-            iterations: those with a loss that is not finite, or all that come into question.
-            losses: of the first of them.
+            iterations: those with a loss that is not finite, else all.
+            losses: of the first one.
         """
         trainer, iteration = self.trainer, iterations[0]
         keys = [key for number in iterations for key in trainer.order.batch(number)]
@@ -136,20 +136,20 @@ class StepGuard:
         return path
 
     def _save(self, first: int, iteration: int) -> str:
-        """Where one step was read, the state is the one before it, and a resumed run tries that
-        step again; else the steps that follow the bad one are in it."""
+        """If one step was read, save the state before it: a resumed run tries that step again. If
+        several were read, the state includes the good ones among them."""
         last = iteration - 1 if first == iteration else iteration
         if last < self.trainer.start_iter or not self.trainer.keeps:
             return ""
         self.trainer.checkpointer.save(f"model_{last:07d}", last)
-        return f"; the state after iteration {last} is saved, without what was left out"
+        return f"; the state after iteration {last} is saved, without the skipped steps"
 
 
 def _what(bad: Sequence[int], norms: dict[str, float] | None) -> str:
     if bad or norms is None:
         return "the loss is" if bad else "gradients are"
     wrong = sum(not math.isfinite(norm) for norm in norms.values())
-    # The gradients of a loss that cannot be computed again are sound at times.
+    # If the loss is not reproducible, its gradients may be finite this time.
     return f"the gradients of {wrong} of {len(norms)} parameters are" if wrong else "the loss is"
 
 

@@ -1,4 +1,4 @@
-"""A run's output directory belongs to that run: no other one writes over it unasked."""
+"""The output directory of a run; another run does not overwrite it unless the user asks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from libai_ext.engine.run_lock import LOCK, RunLock
 from libai_ext.errors import ConfigError
 from libai_ext.launch.exit_report import restarted
 
-# What a run writes, as patterns; other files in the directory are none of its business.
+# Patterns of the files of a run; it does not touch other files in the directory.
 _WRITTEN = (
     "config.yaml",
     "environment.json",
@@ -40,19 +40,18 @@ DEV_RUN = "fast_dev_run"
 def prepare_output_dir(
     cfg: DictConfig, resume: bool = False, start_over: bool = False, dev_run: bool = False
 ) -> Iterator[None]:
-    """Make ``train.output_dir`` ready for a training run, and keep others out while it lasts.
+    """Prepare ``train.output_dir`` for a training run, and lock it during the run.
 
-    Called by all ranks; rank 0 touches the disk.
+    All ranks must call it; only rank 0 writes.
 
     Args:
-        resume: the run goes on with what lies there, as it does when restarted after a crash. One
-            that was ended before its first checkpoint starts again.
-        start_over: move what an earlier run left to ``before_<n>`` in the same directory.
+        resume: continue the run in the directory; without a checkpoint it starts again.
+        start_over: move the files of an earlier run to ``before_<n>`` in the same directory.
         dev_run: a trial: use the subdirectory ``fast_dev_run`` instead, emptied.
 
     Raises:
-        ConfigError: the directory holds results of an earlier run and neither is asked for, or
-            none to resume; another run is at work there; it cannot be written.
+        ConfigError: the directory has results of an earlier run and no option says what to do; it
+            has no run to resume; another run uses it; it cannot be written.
     """
     if dev_run:
         cfg.train.output_dir = str(Path(cfg.train.output_dir) / DEV_RUN)
@@ -78,7 +77,7 @@ def prepare_output_dir(
 
 
 def make_output_dir(cfg: DictConfig) -> None:
-    """Make ``train.output_dir`` where it is missing; called by all ranks.
+    """Make ``train.output_dir`` if it is missing; all ranks must call it.
 
     Raises:
         ConfigError: it cannot be written.
@@ -94,13 +93,13 @@ def make_output_dir(cfg: DictConfig) -> None:
 
 
 def check_output_dir(cfg: DictConfig, resume: bool = False, start_over: bool = False) -> list[str]:
-    """Judge ``train.output_dir`` as :func:`prepare_output_dir` does, and touch nothing.
+    """Check ``train.output_dir`` as :func:`prepare_output_dir` does, without writing.
 
     Returns:
-        What a run would be refused for: an earlier run lies there. A trial does it no harm.
+        Why a run would be refused: an earlier run is there. A dry run may use it all the same.
 
     Raises:
-        ConfigError: there is nothing to resume, or the directory cannot be written.
+        ConfigError: there is no run to resume, or the directory cannot be written.
     """
     if not dist.is_main_process():
         return []
@@ -114,34 +113,33 @@ def check_output_dir(cfg: DictConfig, resume: bool = False, start_over: bool = F
 
 def _refusal(folder: Path, resume: bool) -> str | None:
     if resume and not _written(folder):
-        return f"--resume: train.output_dir {folder} holds no run to go on with"
+        return f"--resume: train.output_dir {folder} holds no run to resume"
     if not resume and not restarted() and holds_results(folder):
         return (
-            f"train.output_dir {folder} holds an earlier run: go on with it by --resume, keep it "
-            "and start anew by --start-over, or give another train.output_dir"
+            f"train.output_dir {folder} holds an earlier run: continue it by --resume, move it "
+            "aside by --start-over, or set another train.output_dir"
         )
     return None
 
 
 def _check_writable(folder: Path) -> None:
-    """Of a folder that is missing: whether it can be made."""
-    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    number = errno.EACCES if os.path.isdir(there) else errno.ENOTDIR
-    if number == errno.ENOTDIR or not os.access(there, os.W_OK | os.X_OK):
+    """A missing folder must be one that can be made."""
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    number = errno.EACCES if os.path.isdir(existing) else errno.ENOTDIR
+    if number == errno.ENOTDIR or not os.access(existing, os.W_OK | os.X_OK):
         raise unwritable(folder, OSError(number, os.strerror(number)))
 
 
 def write_record(
     output_dir: str, cfg: DictConfig | None, run: Mapping[str, str] | None = None
 ) -> None:
-    """Write ``config.yaml`` and ``environment.json`` of a run that is about to start, on rank 0.
+    """Write ``config.yaml`` and ``environment.json`` of a run, on rank 0.
 
-    Not before it is known that it may: a resume that the checkpoint contradicts leaves the config
-    of the run as it was.
+    Call it after all checks: a resume that is refused must not change the config of the run.
 
     Args:
-        cfg: with nothing derived, so that it can be given as CONFIG again; used on rank 0.
-        run: what follows from it, as (heading, text).
+        cfg: before values are derived, so that it can be given as CONFIG again; used on rank 0.
+        run: the derived values, as (heading, text).
 
     Raises:
         ConfigError: the directory cannot be written.
@@ -161,13 +159,13 @@ def unwritable(folder, error: OSError) -> ConfigError:
 
 
 def holds_results(folder: Path) -> bool:
-    """Whether a run left there what another one would destroy: a checkpoint or metrics."""
+    """Whether the folder has results that another run would destroy: checkpoints or metrics."""
     metrics = folder / "metrics.jsonl"
     return (metrics.is_file() and metrics.stat().st_size > 0) or any(folder.glob("model_*"))
 
 
 def _written(folder: Path) -> list[Path]:
-    """What a run wrote into it."""
+    """The files of a run."""
     return sorted(path for pattern in _WRITTEN for path in folder.glob(pattern))
 
 

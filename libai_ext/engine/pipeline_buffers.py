@@ -1,4 +1,4 @@
-"""How many micro-batches the stages of a pipeline keep for their backward passes."""
+"""Number of micro-batches that a pipeline stage buffers for its backward passes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import re
 
 from oneflow.core.job.job_pb2 import Job
 
-# OneFlow's name for what a stage keeps, or receives from another stage.
+# OneFlow's name of a buffer in a stage, or between stages.
 _BUFFER = re.compile(r"System-Pipeline-Buffer-Op_-.*-stage_id_(\d+)")
 
 
-def shorten(job: Job, stages: int) -> None:
-    """Let stage s hold the activations of p - s micro-batches, p stages in all.
+def shrink(job: Job, stages: int) -> None:
+    """Let stage s of p stages hold the activations of p - s micro-batches.
 
     OneFlow 0.9.0 copies each activation that the backward pass needs into one of 2 p buffers, on
-    every stage but the last. No more than p - s micro-batches are of use to stage s: when it has
-    run that many forward, the gradient of the first one comes back. The latest of them stays where
-    it was computed until a buffer is free, so that one buffer less is enough.
+    every stage but the last. Stage s needs p - s micro-batches: after so many forward passes, the
+    gradient of the first one arrives. The latest activation waits where it was computed until a
+    buffer is free, so one buffer less is enough.
 
     Args:
         job: a training graph after OneFlow's passes, changed in place.
@@ -27,6 +27,6 @@ def shorten(job: Job, stages: int) -> None:
         if buffer is None:
             continue
         size = op.user_conf.attr["buffer_size"]
-        # What passes between stages has buffers of other sizes.
+        # Buffers between stages have other sizes.
         if size.at_int64 == 2 * stages:
             size.at_int64 = max(1, min(stages - int(buffer[1]), micro_batches) - 1)

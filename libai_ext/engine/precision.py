@@ -1,8 +1,7 @@
-"""What ``train.amp.enabled`` means: float16 and a loss scale on GPUs, bfloat16 products on CPU.
+"""Mixed precision, ``train.amp.enabled``: a loss scale on GPUs, bfloat16 products on CPU.
 
-On CPU the kernels round the factors of each product, and nothing else changes: weights,
-activations, sums and the optimizer are float32. bfloat16 has the range of float32, so that no loss
-scale is needed.
+On CPU the kernels round the factors of each product to bfloat16; weights, activations, sums and the
+optimizer remain float32. bfloat16 has the range of float32, so no loss scale is needed.
 """
 
 from __future__ import annotations
@@ -14,12 +13,12 @@ from libai_ext.placement import device_type
 
 
 def scales_loss(train: DictConfig) -> bool:
-    """Whether a run has a loss scale. ``train``: that node of its config."""
+    """Whether a run with the config node ``train`` has a loss scale."""
     return train.amp.enabled and device_type() == "cuda"
 
 
 def cpu_problem() -> str | None:
-    """Why mixed precision cannot be had on this CPU, as the end of a sentence; None if it can."""
+    """Why this CPU has no mixed precision, as the end of a sentence; None if it has."""
     status = kernels.load()
     if not status.loaded:
         return f"need the native kernels; {status.message}"
@@ -32,12 +31,12 @@ def cpu_problem() -> str | None:
 
 
 def choose_products(train: DictConfig) -> None:
-    """Set the kernels of this process up for a run, before its first product."""
+    """Set the precision of this process's products. Call it before the first product."""
     kernels.use_bfloat16_products(train.amp.enabled and device_type() == "cpu")
 
 
 def describe(train: DictConfig) -> str:
-    """A line for the summary of a run."""
+    """The precision, for the summary of a run."""
     if not train.amp.enabled:
         return "float32"
     if device_type() == "cpu":

@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with its checkpoint, compared key by key."""
+"""Compares the config of a resumed run with its checkpoint, key by key."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from libai_ext.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-# Everything that decides about samples, augmentation, model and steps. Not here: the layout, how
-# the global batch is split, where files lie, what is logged and when.
+# Everything that determines samples, augmentation, model and steps. Not included: the layout, how
+# the global batch is split, paths, logging.
 _NODES = ("task._target_", "model", "optim", "train.scheduler", "train.ema", "dataloader.train")
 _VALUES = (
     "train.global_batch_size",
@@ -32,18 +32,18 @@ _FREE = (
     "source.download",
     "source.max_bad_share",
     "target.weights",
-    # Derived from train.train_iter and train.warmup_iter.
+    # Computed from train.train_iter and train.warmup_iter.
     "scheduler.max_iter",
     "scheduler.warmup_iter",
 )
 
 
 def settings(cfg: DictConfig, dataset: Sized | None) -> dict[str, Any]:
-    """The values to be kept with each checkpoint, as JSON has them.
+    """The values that each checkpoint stores, as in JSON.
 
     Args:
-        cfg: resolved, with everything derived.
-        dataset: the training data set, None where there is only something to evaluate.
+        cfg: resolved, after values are derived.
+        dataset: the training data set; None: evaluation alone.
     """
     flat: dict[str, Any] = {"training samples": dataset and len(dataset)}
     flat[_DATA] = fingerprint(getattr(dataset, "source", None))
@@ -65,7 +65,7 @@ def _flatten(key: str, value: Any, flat: dict[str, Any]) -> None:
         for number, item in enumerate(value):
             _flatten(f"{key}.{number}", item, flat)
     elif not key.endswith(_FREE) and value is not None:
-        # A Python config holds classes and functions where a YAML one has their names.
+        # A Python config has classes and functions, a YAML one their names.
         flat[key] = _convert_target_to_string(value) if callable(value) else value
 
 
@@ -73,7 +73,7 @@ def check(saved: dict[str, Any], present: dict[str, Any], path: str, prefix: str
     """Compare the settings of checkpoint ``path`` with those of a config.
 
     Args:
-        prefix: compare the keys that begin so.
+        prefix: compare only keys with it.
 
     Raises:
         ConfigError: they differ; each key is named with both values.
@@ -90,16 +90,16 @@ def check(saved: dict[str, Any], present: dict[str, Any], path: str, prefix: str
     )
     raise ConfigError(
         f"the config contradicts {path}:{lines}\n"
-        "Set these keys as in the checkpoint. A longer run, another rate or another model is a "
-        f"new run: give it another train.output_dir and start it with train.load_weight={path}"
+        "Set these keys as in the checkpoint. For a longer run, another learning rate or another "
+        f"model, start a new run: set another train.output_dir, and train.load_weight={path}"
     )
 
 
 def _compare_data(saved: str | None, present: str | None, path: str) -> None:
-    """Fingerprints, where both are known."""
+    """Compare fingerprints, if both are known."""
     if saved and present and saved != present:
         logger.warning(
-            f"the training data is not that of {path}: as many samples, but of other names, sizes "
-            "or classes. If the same images in the same order were packed or encoded anew, all is "
-            "well; if not, the run goes on with other images: stop it and set data.train"
+            f"the training data differ from those of {path}: as many samples, but other names, "
+            "sizes or classes. If they are the same images in the same order, packed or encoded "
+            "anew, ignore this; if not, stop the run and set data.train"
         )

@@ -1,4 +1,4 @@
-"""What a run left in its output directory, read back without OneFlow."""
+"""Reading the output directory of a run, without OneFlow."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Series(NamedTuple):
 
 
 def read_metrics(run: str) -> dict[str, Series]:
-    """``metrics.jsonl`` by name of the metric (:mod:`libai_ext.engine.metric_names`); a last line
-    that was cut off is left out.
+    """Read ``metrics.jsonl``, by name of the metric (:mod:`libai_ext.engine.metric_names`). An
+    incomplete last line is ignored.
 
     Raises:
-        DataError: there is no such file, nothing in it, or something else.
+        DataError: the file is missing, empty or not a file of metrics.
     """
     path = Path(run, "metrics.jsonl")
     if not path.is_file():
-        raise DataError(f"{run} is no output directory of a run: it has no metrics.jsonl")
+        raise DataError(f"{run} is not the output directory of a run: it has no metrics.jsonl")
     series: dict[str, Series] = {}
     lines = read_text(path).splitlines()
     for number, line in enumerate(lines, 1):
@@ -37,8 +37,8 @@ def read_metrics(run: str) -> dict[str, Series]:
             raise DataError(f"{path}, line {number}: not a line of metrics")
         iteration = int(row.pop("iteration"))
         for name, value in row.items():
-            # Version 0.1 kept "loss" for that of an evaluation.
-            own = series.setdefault(metric_names.of_result(name), Series([], []))
+            # Version 0.1 called the loss of an evaluation "loss".
+            own = series.setdefault(metric_names.for_result(name), Series([], []))
             own.iterations.append(iteration)
             own.values.append(value)
     if not series:
@@ -47,7 +47,7 @@ def read_metrics(run: str) -> dict[str, Series]:
 
 
 def _numbers(line: str) -> dict[str, float] | None:
-    """A line of metrics, None where it is none."""
+    """The numbers of a line; None if it is not a line of metrics."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -57,7 +57,7 @@ def _numbers(line: str) -> dict[str, float] | None:
 
 
 def read_text(path: Path) -> str:
-    """A file that a run wrote; bytes that are no UTF-8 as ``\\xff``.
+    """Read a text file; a byte that is not UTF-8 becomes ``\\xff``.
 
     Raises:
         DataError: it cannot be read.

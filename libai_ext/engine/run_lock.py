@@ -1,18 +1,18 @@
 """One run at a time writes into an output folder.
 
-The lock is the file ``run.lock`` in it, with the host, process and time of who holds it. Whether
-its holder still lives shows in two ways:
+The lock is the file ``run.lock`` there, with host, process and start of its holder. Two signs show
+whether the holder still runs:
 
-- The kernel keeps a lock on the file (``fcntl``) and drops it with the process: on the machine of
-  the holder, and on others where the file system passes such locks on. It is held: refused, at
-  once. It is not, and the holder had it on this machine since its last boot: the holder is dead.
-- The holder sets the file's time every ``BEAT_SECONDS``, for machines and file systems without
-  common locks. A file whose time moves is held. One whose time stands still for ``STALE_SECONDS``
-  is left over; who finds it watches it for that long, less the time it has been so already.
+- A kernel lock on the file (``fcntl``), which ends with the process. It works on the holder's
+  machine, and on others if the file system shares such locks. If it is held, a second run is
+  refused at once. If it is free, and the holder took it on this machine since the last boot, the
+  holder is dead.
+- A heartbeat, for machines without shared locks: the holder sets the file's time every
+  ``HEARTBEAT_SECONDS``. A file whose time changes is held. A file whose time has not changed for
+  ``STALE_SECONDS`` is stale; a second run waits for the rest of that time.
 
-So no crash, power loss or lost machine leaves a lock that somebody has to remove. A holder that
-stood still for longer than that (a suspended machine) finds another's name in the file and leaves
-at once.
+So nobody has to remove a lock after a crash, a power loss or the loss of a machine. A holder that
+was suspended for longer finds another holder in the file and exits at once.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ from pathlib import Path
 from typing import Any
 
 from libai_ext.errors import ConfigError
-from libai_ext.launch.exit_report import USAGE_ERROR, tell
+from libai_ext.launch.exit_report import USAGE_ERROR, report_failure
 
 LOCK = "run.lock"
-BEAT_SECONDS = 5
+HEARTBEAT_SECONDS = 5
 STALE_SECONDS = 120
-# Of the file: written at once and never cut, so that a reader finds one holder or none.
+# Of the file. It is written at once and never truncated: a reader finds one holder or none.
 _SIZE = 512
 _HELD = (errno.EACCES, errno.EAGAIN)
-# For a holder that has made the file to write its name into it.
+# For a holder that has made the file but not yet written it.
 _NAMING_SECONDS = 2
 
 logger = logging.getLogger(__name__)
 
 
 class RunLock:
-    """Held from its making until :meth:`release`, or the end of the process.
+    """Held until :meth:`release` or the end of the process.
 
     Args:
-        folder: an output folder, which exists.
+        folder: an existing output folder.
 
     Raises:
         ConfigError: another run holds it.
@@ -73,8 +73,8 @@ class RunLock:
             file = self._take()
         self._file: int = file
         self._released = threading.Event()
-        self._beats = threading.Thread(target=self._beat, daemon=True)
-        self._beats.start()
+        self._heartbeats = threading.Thread(target=self._send_heartbeats, daemon=True)
+        self._heartbeats.start()
 
     def __enter__(self) -> RunLock:
         return self
@@ -85,19 +85,19 @@ class RunLock:
     def release(self) -> None:
         """Remove the file; another run may start."""
         self._released.set()
-        self._beats.join()
+        self._heartbeats.join()
         if self._is_mine():
             self.path.unlink()
         os.close(self._file)
 
     def _take(self) -> int | None:
-        """The file, open and signed; None where it changed meanwhile: to be tried again."""
+        """The open file with this holder in it; None: the file has changed, try again."""
         file, made = self._open()
         if file is None:
             return None
         try:
             self.holder["kernel_lock"] = self._kernel_lock(file)
-            if self._is_there(file) and (made or self._is_left_over(file)):
+            if self._is_current(file) and (made or self._is_stale(file)):
                 content = json.dumps(self.holder).ljust(_SIZE - 1) + "\n"
                 os.pwrite(file, content.encode(), 0)
                 os.fsync(file)
@@ -109,7 +109,7 @@ class RunLock:
         return None
 
     def _open(self) -> tuple[int | None, bool]:
-        """The file, None if it has just gone, and whether it was made here."""
+        """The file (None: it was just removed), and whether this call made it."""
         flags = os.O_RDWR | os.O_NOFOLLOW
         try:
             return os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o644), True
@@ -121,13 +121,13 @@ class RunLock:
             return None, False
 
     def _kernel_lock(self, file: int) -> bool:
-        """False where the file system has no such locks.
+        """Take it; False if the file system has no such locks.
 
         Raises:
-            ConfigError: another process has it.
+            ConfigError: another process holds it.
         """
         try:
-            # Not flock(): a data worker that outlives its rank would hold on to it.
+            # Not flock(): a data worker that outlives its rank would keep it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except OSError as error:
@@ -135,45 +135,45 @@ class RunLock:
                 raise self._in_use(file) from None
             return False
 
-    def _is_left_over(self, file: int) -> bool:
-        """Whether the holder is dead; False where it has just left.
+    def _is_stale(self, file: int) -> bool:
+        """Wait until the lock is stale: True; False if the holder removes it.
 
         Raises:
-            ConfigError: it lives, or the file is something else.
+            ConfigError: the holder runs, or the file is not a lock.
         """
         if os.fstat(file).st_size not in (0, _SIZE):
-            raise ConfigError(f"{self.path} is not the lock of a run: give it another name")
+            raise ConfigError(f"{self.path} is not the lock of a run: rename it")
         former = _read(file)
         ours = former.get("boot") == self.holder["boot"] and former.get("kernel_lock")
         if self.holder["kernel_lock"] and (ours or not former):
             return True
         seen = os.fstat(file).st_mtime_ns
-        left = max(2 * BEAT_SECONDS, STALE_SECONDS - max(0, self._age(seen)))
+        left = max(2 * HEARTBEAT_SECONDS, STALE_SECONDS - max(0, self._age(seen)))
         logger.warning(f"{self.path}: {_name(former)} may still run; waiting up to {left:.0f} s")
         deadline = time.monotonic() + left
         while time.monotonic() < deadline:
-            time.sleep(min(1, BEAT_SECONDS))
-            if not self._is_there(file):
+            time.sleep(min(1, HEARTBEAT_SECONDS))
+            if not self._is_current(file):
                 return False
             if os.stat(self.path).st_mtime_ns != seen:
                 raise self._in_use(file)
         return True
 
     def _age(self, written: int) -> float:
-        """Seconds since a time in ns, by the clock of the file system."""
+        """Seconds since ``written`` (ns), by the clock of the file system."""
         with tempfile.TemporaryFile(dir=self.path.parent) as probe:
             return (os.fstat(probe.fileno()).st_mtime_ns - written) / 1e9
 
-    def _is_there(self, file: int) -> bool:
-        """Whether the path leads to the file that is open here. It is not opened again: closing
-        it would give up the kernel's lock."""
+    def _is_current(self, file: int) -> bool:
+        """Whether the path is that of this open file. A second open would, when closed, release
+        the kernel lock."""
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(file))
         except FileNotFoundError:
             return False
 
     def _is_mine(self) -> bool:
-        return self._is_there(self._file) and _read(self._file) == self.holder
+        return self._is_current(self._file) and _read(self._file) == self.holder
 
     def _in_use(self, file: int) -> ConfigError:
         deadline = time.monotonic() + _NAMING_SECONDS
@@ -181,23 +181,23 @@ class RunLock:
             time.sleep(0.05)
         return ConfigError(
             f"train.output_dir {self.path.parent} is in use by {_name(_read(file))}: wait for its "
-            "end or stop it, or give another train.output_dir"
+            "end, stop it, or set another train.output_dir"
         )
 
-    def _beat(self) -> None:
-        # The first one soon: another run may have found the same lock left over.
-        wait = min(1, BEAT_SECONDS)
+    def _send_heartbeats(self) -> None:
+        # The first one soon: another run may be taking the same stale lock.
+        wait = min(1, HEARTBEAT_SECONDS)
         while not self._released.wait(wait):
-            wait = BEAT_SECONDS
+            wait = HEARTBEAT_SECONDS
             try:
                 if self._is_mine():
                     os.utime(self._file)
                 elif self.path.exists():
-                    self._leave()
+                    self._exit()
                 else:
                     self._make_again()
             except ConfigError:
-                self._leave()
+                self._exit()
             except OSError as error:
                 logger.warning(f"{self.path}: {error.strerror}")
 
@@ -207,23 +207,23 @@ class RunLock:
         if file is not None:
             os.close(self._file)
             self._file = file
-            logger.warning(f"{self.path} was removed while the run is on: made again")
+            logger.warning(f"{self.path} was removed during the run: made again")
 
-    def _leave(self) -> None:
-        """The other run writes here now: nothing may be saved any more."""
+    def _exit(self) -> None:
+        """Another run writes here now: this one must not save any more."""
         with open(self.path, "rb", buffering=0) as file:
             other = _read(file.fileno())
         text = (
-            f"error: {self.path.parent} was taken over by {_name(other)}, since this run stood "
-            f"still for more than {STALE_SECONDS} s\n"
+            f"error: {self.path.parent} was taken over by {_name(other)}, since this run was "
+            f"suspended for more than {STALE_SECONDS} s\n"
         )
-        if not tell(text):
+        if not report_failure(text):
             print(text, end="", file=sys.stderr, flush=True)
         os._exit(USAGE_ERROR)
 
 
 def _read(file: int) -> dict[str, Any]:
-    """Who holds a lock; empty where the file does not say."""
+    """The holder of a lock; empty if it is not written."""
     try:
         content = json.loads(os.pread(file, _SIZE, 0))
     except ValueError:
@@ -233,11 +233,11 @@ def _read(file: int) -> dict[str, Any]:
 
 def _name(holder: dict[str, Any]) -> str:
     if not holder:
-        return "a run that has not said its name"
+        return "an unknown run"
     host, process, started = (repr(holder.get(key))[:60] for key in ("host", "process", "started"))
     return f"the run of process {process} on host {host}, started {started}"
 
 
 def _boot() -> str:
-    """Another one on each machine, after each start of it."""
+    """Differs between machines and between boots."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

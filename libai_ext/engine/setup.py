@@ -1,4 +1,4 @@
-"""What happens between a resolved config and a trainer: folders, logs, ranks, summary."""
+"""Set-up of a run after its config is resolved: watchdog, logs, layout; and its summary."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from libai_ext.engine import watchdog
 from libai_ext.engine.logs import set_up_logs
 from libai_ext.engine.memory import out_of_memory
 from libai_ext.engine.precision import choose_products, describe
-from libai_ext.launch.exit_report import foresee_out_of_memory
+from libai_ext.launch.exit_report import set_out_of_memory_advice
 from libai_ext.placement import set_layout
 
 logger = logging.getLogger(__name__)
 
 
 def set_up(cfg: DictConfig, log_files: bool = True) -> None:
-    """Ranks and log files; LiBai's ``default_setup`` without its compiler run.
+    """LiBai's ``default_setup`` without compilation.
 
     Args:
-        log_files: write ``log.txt`` into the output directory, which is there.
+        log_files: write ``log.txt`` into the output directory, which exists.
     """
     train = cfg.train
     watchdog.start(train.watchdog.end_seconds)
@@ -35,13 +35,13 @@ def set_up(cfg: DictConfig, log_files: bool = True) -> None:
     set_layout(train.dist)
     choose_products(train)
     if device.current().type == "cuda":
-        foresee_out_of_memory(out_of_memory(cfg))
+        set_out_of_memory_advice(out_of_memory(cfg))
     flow.boxing.nccl.set_fusion_threshold_mbytes(train.nccl_fusion_threshold_mb)
     flow.boxing.nccl.set_fusion_max_ops_num(train.nccl_fusion_max_ops)
 
 
 def summary(trainer) -> dict[str, str]:
-    """What a run will do, as (heading, text) in the order to be shown."""
+    """Summary of a run, as (heading, text) in order."""
     cfg, train = trainer.cfg, trainer.cfg.train
     layout = train.dist
     parameters = list(trainer.model.parameters())
@@ -91,24 +91,26 @@ def _shown(value) -> str:
 
 
 def _stages(stage_ids) -> str:
-    """Layers of each stage, as ``0-4 | 5-7``."""
+    """Layers of each stage, as ``layers 0-4 | 5-7``."""
     bounds = [stage_ids.index(stage) for stage in sorted(set(stage_ids))] + [len(stage_ids)]
     return "layers " + " | ".join(f"{a}-{b - 1}" for a, b in zip(bounds, bounds[1:]))
 
 
 def log_summary(trainer) -> dict[str, str]:
-    """Log the :func:`summary`, and what is odd about it; returns it."""
+    """Log and return the :func:`summary`, with warnings."""
     rows = summary(trainer)
     lines = [f"  {name:16s} {text}" for name, text in rows.items()]
     logger.info("run\n" + "\n".join(lines))
-    _warn_of_others()
+    _warn_of_gpu_in_use()
     if trainer.order is not None and trainer.cfg.train.warmup_iter >= trainer.max_iter:
-        logger.warning("the warm-up is no shorter than the run: the rate only climbs")
+        logger.warning(
+            "the warm-up is as long as the run, so the rate only rises: lower train.warmup_iter"
+        )
     return rows
 
 
-def _warn_of_others() -> None:
-    """That a GPU is in use already; only rank 0's log is shown."""
+def _warn_of_gpu_in_use() -> None:
+    """Each rank prints it: only rank 0's log is shown."""
     warning = device.current().in_use()
     if warning:
         logger.warning(warning)

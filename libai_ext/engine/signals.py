@@ -1,4 +1,4 @@
-"""A checkpoint when the run is told to end, at the same iteration on every rank."""
+"""Saves a checkpoint after a stop signal, at the same iteration on every rank."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ import oneflow as flow
 from libai.engine.trainer import HookBase
 from libai.utils import distributed as dist
 
-from libai_ext.launch.exit_report import SAVED_ON_SIGNAL, Insistence, launched, stop_signals
+from libai_ext.launch.exit_report import SAVED_ON_SIGNAL, launched
+from libai_ext.launch.stop_signals import RepeatedSignal, stop_signals
 
 logger = logging.getLogger(__name__)
 
 
 class SaveOnSignal(HookBase):
-    """Save after the iteration in which any rank was signalled, and leave with status 75.
+    """Save after the iteration in which any rank received a signal, and exit with status 75.
 
-    Further signals change nothing, but for the same one after a moment where there is no launcher:
-    it ends the process at once. A launcher passes its first signal on, which the ranks may have
-    received long before, and ends them itself.
+    Later signals have no effect, with one exception: without a launcher, a repeated signal ends the
+    process at once. A launcher forwards its first signal, which may reach the ranks twice, and ends
+    them itself.
 
-    Ranks hear of a signal at different moments, so they add up a flag after each step; the sum is
-    read one step later, when it has long arrived, and costs no waiting.
+    Ranks receive a signal at different times, so they sum up a flag after each step. The sum is
+    read one step later, when it has arrived, so that nobody waits for it.
     """
 
     def __init__(self, checkpointer):
@@ -34,17 +35,17 @@ class SaveOnSignal(HookBase):
 
     def before_train(self) -> None:
         self.main_process = os.getpid()
-        self.insistence = Insistence()
+        self.repeated_signal = RepeatedSignal()
         self.previous = {number: signal.signal(number, self._receive) for number in stop_signals()}
 
     def after_step(self) -> None:
         iteration = self.trainer.iter
-        if not self._agreed() or iteration + 1 >= self.trainer.max_iter:
+        if not self._any_signalled() or iteration + 1 >= self.trainer.max_iter:
             return
         self.checkpointer.save(f"model_{iteration:07d}", iteration)
         self.checkpointer.finish()
         logger.warning(
-            f"ended by a signal after {iteration + 1} iterations; --resume goes on from there"
+            f"ended by a signal after {iteration + 1} iterations; --resume continues from there"
         )
         raise SystemExit(SAVED_ON_SIGNAL)
 
@@ -54,14 +55,14 @@ class SaveOnSignal(HookBase):
 
     def _receive(self, number, frame) -> None:
         if os.getpid() != self.main_process:
-            # A data worker, signalled along with its rank: it ends when the rank does.
+            # A data worker, which is signalled with its rank: it ends when the rank does.
             return
-        if self.insistence.add(number) and not launched():
+        if self.repeated_signal.add(number) and not launched():
             os._exit(128 + number)
         self.received = number
 
-    def _agreed(self) -> bool:
-        """Whether any rank had been signalled by the end of the step before; alone, by now."""
+    def _any_signalled(self) -> bool:
+        """Whether any rank had a signal by the end of the step before; with one process, by now."""
         if dist.get_world_size() == 1:
             return self.received is not None
         arrived, self.pending = self.pending, flow.tensor([float(self.received is not None)])

@@ -1,4 +1,4 @@
-"""Cuts a chain of layers into pipeline stages."""
+"""Divides a sequence of layers into pipeline stages."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ def balance(
     sizes: Sequence[float] | None = None,
     limit: float = float("inf"),
 ) -> list[int]:
-    """Stage of each layer, such that the most expensive stage is as cheap as can be: the slowest
-    stage sets the pace of a pipeline.
+    """Stage of each layer, with the smallest possible cost of the most expensive stage, which
+    determines the speed of a pipeline.
 
     Args:
-        costs: of each layer in order.
-        stages: contiguous groups to form, each of one layer at least.
-        sizes: memory of each layer, of which a stage may hold ``limit`` at the most.
+        costs: cost of each layer, in order.
+        stages: number of contiguous groups, each with at least one layer.
+        sizes: memory of each layer; a stage may hold at most ``limit``.
 
     Returns:
         LiBai's ``custom_pipeline_stage_id``: a stage number for each layer.
 
     Raises:
-        ValueError: fewer layers than stages, or no cut within the limit.
+        ValueError: fewer layers than stages, or no division within the limit.
     """
     count = len(costs)
     cost_up_to, size_up_to = _running(costs), _running(sizes or [0.0] * count)
@@ -41,7 +41,7 @@ def balance(
                 reached[end] = min(options)
         best = reached
     if count not in best:
-        raise ValueError(f"{count} layers cannot be cut into {stages} stages of size {limit}")
+        raise ValueError(f"{count} layers cannot be divided into {stages} stages of size {limit}")
     starts = best[count][1]
     return [sum(layer >= start for start in starts) - 1 for layer in range(count)]
 

@@ -1,4 +1,4 @@
-"""One optimizer step in eager and in graph mode, and what is known of it afterwards."""
+"""Optimizer steps in eager and in graph mode, and their results."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from libai.utils import distributed as dist
 from oneflow.framework.check_point_v2 import _broadcast_py_object
 
 from libai_ext.engine import metric_names
-from libai_ext.engine.nonfinite import StepGuard, gradient_norms, is_finite
+from libai_ext.engine.nonfinite import NonFiniteMonitor, gradient_norms, is_finite
 from libai_ext.engine.precision import scales_loss
 from libai_ext.optim.lr_scale import scaled
 from libai_ext.placement import device_type
 
-# Steps at the start whose time says nothing: graphs are compiled and data workers started.
+# First steps, which are not timed: they compile graphs and start data workers.
 WARM_UP = 3
-# Steps that a GPU may be behind the host: the batches of all of them are in its memory.
-MOST_QUEUED = 8
+# Most steps that a GPU may be behind the host: the batches of all are in its memory.
+MAX_QUEUED = 8
 
 
 class Steps:
-    """What eager and graph mode have in common.
+    """Base class of eager and graph mode.
 
     Attributes:
         taken: optimizer steps since the start of the run.
-        skipped: whether the last step is known to be left out.
-        queued: how many steps are not read yet.
-        loss_scale: what the next step's loss is multiplied by for the backward pass.
+        skipped: whether the last step is known to be skipped.
+        queued: number of steps whose results are not read yet.
+        loss_scale: factor of the next step's loss in the backward pass.
     """
 
-    def __init__(self, trainer, guard: StepGuard):
+    def __init__(self, trainer, monitor: NonFiniteMonitor):
         self.trainer = trainer
-        self.guard = guard
+        self.monitor = monitor
         self.taken = 0
         self.skipped = False
         self.loss_scale = 1.0
@@ -47,26 +47,26 @@ class Steps:
         """Take one optimizer step."""
         raise NotImplementedError
 
-    def settle(self) -> None:
-        """Wait for the steps that are not read yet, and account for them."""
+    def flush(self) -> None:
+        """Wait for the queued steps, and read their results."""
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run goes on from, beside the optimizer and the schedule."""
-        return {"faults": self.guard.faults}
+        """State of a resumed run, besides the optimizer and the schedule."""
+        return {"faults": self.monitor.faults}
 
     def load_state_dict(self, state: dict[str, float], taken: int) -> None:
         """
         Args:
             state: empty for a checkpoint of version 0.1.0.
-            taken: optimizer steps in it.
+            taken: optimizer steps of the checkpoint.
         """
         self.taken = taken
-        self.guard.faults = int(state.get("faults", 0))
+        self.monitor.faults = int(state.get("faults", 0))
 
 
 class EagerSteps(Steps):
-    """Forward, backward and the optimizer, op by op. A step with a loss or a gradient that is not
-    finite is left out."""
+    """Forward, backward and optimizer, op by op. It skips a step whose loss or gradients are not
+    finite."""
 
     def run(self) -> None:
         trainer = self.trainer
@@ -82,7 +82,7 @@ class EagerSteps(Steps):
         values = {name: float(read([loss])[0]) for name, loss in total.items()}
         self.skipped = not (is_finite(values) and is_finite(norms))
         if self.skipped:
-            self.guard.reject(trainer.iter, [values], 1, norms=norms)
+            self.monitor.report(trainer.iter, [values], 1, norms=norms)
         else:
             self._update(norms)
             trainer.means.add(metric_names.TRAINING_LOSS, sum(values.values()))
@@ -99,16 +99,15 @@ class EagerSteps(Steps):
 
 
 class GraphSteps(Steps):
-    """Steps of a training graph, whose optimizer leaves out those with non-finite gradients.
+    """Steps of a training graph, whose optimizer skips those with non-finite gradients.
 
-    A GPU works on queued steps while the host goes on: their losses stay on the device until a
-    logging step reads them together. Nothing is lost by learning late of a step that was left out.
-    On the CPU every step is read, which takes no time there. Steps that are not read yet count as
-    taken.
+    A GPU works on queued steps while the host continues. Their losses stay on the device until a
+    logging step reads all of them; to learn late of a skipped step does no harm. On the CPU every
+    step is read, since that is free. Queued steps count as taken.
     """
 
-    def __init__(self, trainer, guard: StepGuard):
-        super().__init__(trainer, guard)
+    def __init__(self, trainer, monitor: NonFiniteMonitor):
+        super().__init__(trainer, monitor)
         self.deferred = device_type() == "cuda"
         self.amp = trainer.cfg.train.amp
         self.scales = scales_loss(trainer.cfg.train)
@@ -126,16 +125,16 @@ class GraphSteps(Steps):
         self.skipped = False
         if not self.deferred:
             self._read(batch)
-        elif trainer.reading_due():
-            self.settle()
-        elif self.queued % MOST_QUEUED == 0:
+        elif trainer.flush_due():
+            self.flush()
+        elif self.queued % MAX_QUEUED == 0:
             trainer.graph_train.wait()
 
     @property
     def queued(self) -> int:
         return len(self._pending)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         if self.queued:
             self._read(None)
 
@@ -154,33 +153,33 @@ class GraphSteps(Steps):
         columns = {name: read([step[name] for step in steps]).tolist() for name in steps[0]}
         losses = [dict(zip(columns, row)) for row in zip(*columns.values())]
         taken, *scaler = _from_rank(0, self.trainer.graph_train.counters)
-        left_out = self.taken - taken
+        skipped = self.taken - taken
         faults = max(
             sum(not is_finite(step) for step in losses),
-            left_out - self._overflows(len(steps) - left_out),
+            skipped - self._max_overflows(len(steps) - skipped),
         )
         self.taken = taken
         self.loss_scale, self.good = scaler
-        self.skipped = left_out == len(steps)
+        self.skipped = skipped == len(steps)
         if faults:
             norms = None if batch is None else self._eager_norms(batch)
-            self.guard.reject(self.trainer.iter, losses, faults, norms=norms)
+            self.monitor.report(self.trainer.iter, losses, faults, norms=norms)
         if not faults or len(steps) > 1:
             for step in filter(is_finite, losses):
                 self.trainer.means.add(metric_names.TRAINING_LOSS, sum(step.values()))
 
-    def _overflows(self, sound: int) -> int:
-        """How many steps the loss scaler may leave out on its way down to the lowest scale: it
-        halves the scale each time, and doubles it after ``growth_interval`` sound steps."""
+    def _max_overflows(self, good: int) -> int:
+        """Most steps that the loss scaler may skip before the scale is below the minimum. It halves
+        the scale at each, and doubles it after ``growth_interval`` good steps."""
         if not self.scales:
             return 0
-        growths = (self.good + sound) // self.amp.growth_interval
+        growths = (self.good + good) // self.amp.growth_interval
         return math.ceil(math.log2(self.loss_scale / self.amp.min_scale)) + growths
 
     def _eager_norms(self, batch: dict) -> dict[str, float]:
-        """Gradient norms of the step that the graph left out: the weights are those before it."""
+        """Gradient norms of the step that the graph skipped; its weights are unchanged."""
         trainer = self.trainer
-        # What building the graph left in place of gradients goes first.
+        # First drop the placeholders that building the graph left as gradients.
         loss = sum(trainer.model(**batch).values())
         trainer.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -190,20 +189,20 @@ class GraphSteps(Steps):
 
 
 def _mean(loss: flow.Tensor) -> flow.Tensor:
-    """Of one value per micro-batch with accumulation. A single value stays in parts with the
-    ranks: their mean would bring it together at once."""
+    """Mean over micro-batches. A single value is returned as it is: to take its mean would gather
+    it from the ranks at once."""
     return loss.mean() if loss.ndim else loss
 
 
 def read(scalars: list[flow.Tensor]) -> np.ndarray:
-    """Global tensors of one element each, of one placement, as an array on every rank; waits."""
-    together = flow.stack(scalars)
-    whole = together.to_global(sbp=[flow.sbp.broadcast] * len(together.sbp))
+    """Read global tensors of one element and one placement: an array on every rank; waits."""
+    stacked = flow.stack(scalars)
+    whole = stacked.to_global(sbp=[flow.sbp.broadcast] * len(stacked.sbp))
     holder = int(whole.placement.ranks.flatten()[0])
     return _from_rank(holder, lambda: whole.to_local().numpy())
 
 
 def _from_rank(rank: int, ask: Callable[[], Any]) -> Any:
-    """What ``ask()`` gives on one rank, on every rank."""
+    """The value of ``ask()`` on one rank, on every rank."""
     answer = ask() if dist.get_rank() == rank else None
     return _broadcast_py_object(answer, rank) if dist.get_world_size() > 1 else answer

@@ -1,14 +1,12 @@
-"""LiBai's trainer on this project's data order, checkpoints and writers."""
+"""LiBai's trainer with this project's data order, checkpoints and log files."""
 
 from __future__ import annotations
 
 import logging
 import time
-from functools import partial
 from typing import Any
 
 import oneflow as flow
-from libai.engine import hooks
 from libai.engine.default import DefaultTrainer
 from libai.engine.trainer import TrainerBase
 from libai.utils import distributed as dist
@@ -20,19 +18,18 @@ from libai_ext.config.targets import check_targets
 from libai_ext.data.loader import build_eval_loader, build_train_loader
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.engine import metric_names, resume_check
-from libai_ext.engine.checkpointing import Checkpointing, Evaluation
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.evaluator import build_evaluators
-from libai_ext.engine.gauges import BadImageReport, Gauges, Means
-from libai_ext.engine.nonfinite import StepGuard, refuse_nonfinite
+from libai_ext.engine.hooks import build_hooks, set_schedule
+from libai_ext.engine.nonfinite import NonFiniteMonitor, refuse_nonfinite
 from libai_ext.engine.output_dir import unwritable
 from libai_ext.engine.precision import scales_loss
-from libai_ext.engine.signals import SaveOnSignal
+from libai_ext.engine.progress import position
+from libai_ext.engine.run_metrics import Means
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
-from libai_ext.engine.together import save_and_leave, together
-from libai_ext.engine.watchdog import StepWatch
-from libai_ext.engine.writers import Progress, Writing, is_line, place_of, writers
+from libai_ext.engine.unavailable_data import save_and_exit, synchronized
+from libai_ext.engine.writers import is_logging_step
 from libai_ext.errors import ConfigError, DataUnavailable
 from libai_ext.optim.ema import WeightAverage
 
@@ -42,13 +39,13 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """One iteration is one optimizer step, in graph and in eager mode.
 
-    LiBai's own counts micro-batches in eager mode, and starts its data workers before it knows
-    where to resume; what is built and in which order is therefore written anew here, how each
-    piece is built is LiBai's.
+    LiBai's trainer counts micro-batches in eager mode, and starts its data workers before it knows
+    where to resume. So this class decides what is built in which order; LiBai builds each part.
 
     Attributes:
-        test_batches: how many batches an evaluation takes; None: all of them.
-        keeps: whether files are written; False for a run that is only tried out.
+        test_batches: batches of an evaluation; None: all.
+        keeps: whether files are written; False for a dry run.
+        unavailable: why all ranks have to end after this iteration, or None.
     """
 
     test_batches: int | None = None
@@ -57,8 +54,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: DictConfig, training: bool = True):
         """
         Args:
-            training: False for a trainer that is only to evaluate; it needs no training data and
-                holds no optimizer.
+            training: False for evaluation alone: no training data and no optimizer.
         """
         TrainerBase.__init__(self)
         self.cfg = cfg
@@ -68,11 +64,10 @@ class Trainer(DefaultTrainer):
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
         self.test_set: Any = None
-        kind = GraphSteps if cfg.graph.enabled else EagerSteps
-        self.steps = kind(self, StepGuard(self, cfg.train.max_nonfinite_steps))
+        steps = GraphSteps if cfg.graph.enabled else EagerSteps
+        self.steps = steps(self, NonFiniteMonitor(self, cfg.train.max_nonfinite_steps))
         self.means = Means()
         self._batches: Any = None
-        # Why the run has to end after this iteration, on every rank.
         self.unavailable: DataUnavailable | None = None
         if training:
             self._build_order()
@@ -101,7 +96,7 @@ class Trainer(DefaultTrainer):
         self.global_batch_size = train.global_batch_size
 
     def open_test_set(self) -> None:
-        """Make :meth:`test` possible; before the first step, so that a mistake shows there."""
+        """Make :meth:`test` possible. Called before the first step, to find errors early."""
         self.test_set = self.build_dataset("test")
 
     def build_dataset(self, split: str):
@@ -138,14 +133,14 @@ class Trainer(DefaultTrainer):
         check_targets(cfg.graph)
         graph, amp = super().build_graph(cfg, *args, **kwargs), cfg.train.amp
         if scales_loss(cfg.train):
-            graph.config.enable_amp(True)  # LiBai evaluates in float32 all the same
+            graph.config.enable_amp(True)  # otherwise LiBai evaluates in float32
             if graph.is_train:
                 graph.scale_loss(amp.init_scale, amp.growth_interval)
         return graph
 
     def build_checkpointer(self) -> Checkpointer:
-        """In graph mode the graph owns the optimizer's state; the schedule of the eager side is
-        kept as well, since it is what the log shows."""
+        """In graph mode the graph holds the optimizer's state. The eager schedule is saved too: the
+        log shows its rate."""
         items: dict[str, Any] = {}
         if self.average is not None:
             items["ema"] = self.average
@@ -167,21 +162,20 @@ class Trainer(DefaultTrainer):
             self.model, train.output_dir, max_to_keep=train.checkpointer.max_to_keep, **items
         )
         checkpointer.plain["settings"] = resume_check.settings(self.cfg, self.dataset)
-        checkpointer.before_save = self.settle
+        checkpointer.before_save = self.flush_steps
         return checkpointer
 
     def resume(self) -> None:
-        """Continue from the latest checkpoint of the output directory that is whole, or evaluate
-        it.
+        """Load the latest valid checkpoint of the output directory, to continue or evaluate it.
 
         Raises:
-            ConfigError: the config contradicts it.
+            ConfigError: the config contradicts the checkpoint.
             CheckpointError: there is none, or all are damaged.
         """
         checkpointer = self.checkpointer
         path = checkpointer.get_checkpoint_file()
         progress = checkpointer.progress(path)
-        # An evaluation has nothing to do with how the model was trained.
+        # An evaluation does not depend on how the model was trained.
         prefix = "" if self.optimizer is not None else "model."
         resume_check.check(
             progress.get("settings", {}), checkpointer.plain["settings"], path, prefix
@@ -198,8 +192,8 @@ class Trainer(DefaultTrainer):
         """Run from ``start_iter`` to ``max_iter``.
 
         Raises:
-            SystemExit: with status 74, on all ranks: the data cannot be read for the present; what
-                was done is saved.
+            SystemExit: with status 74, on all ranks, after a save: the data cannot be read for the
+                present.
         """
         if self.start_iter >= self.max_iter:
             logger.info(f"nothing to do: {self.start_iter} of {self.max_iter} iterations are done")
@@ -210,11 +204,11 @@ class Trainer(DefaultTrainer):
         try:
             super().train()
         except DataUnavailable as error:
-            save_and_leave(self, error)
+            save_and_exit(self, error)
 
     def before_step(self) -> None:
-        """LiBai moves ``storage.iter`` on in the middle of a step: what the step itself measures
-        would bear the same number as what the hooks of the step before did."""
+        """LiBai increments ``storage.iter`` in the middle of a step: the metrics of this step would
+        get the number of the step before."""
         self.storage.iter = self.iter + 1
         super().before_step()
 
@@ -227,7 +221,7 @@ class Trainer(DefaultTrainer):
     def run_step(self) -> None:
         start = time.perf_counter()
         if self._batches is None:
-            self._batches = self._endless_batches()
+            self._batches = self._build_batches()
         self.steps.run()
         if self.average is not None and not self.steps.skipped:
             self.average.update()
@@ -235,24 +229,24 @@ class Trainer(DefaultTrainer):
         if self.iter >= self.start_iter + WARM_UP:
             self.means.add(metric_names.STEP_SECONDS, time.perf_counter() - start)
 
-    def reading_due(self) -> bool:
-        """Whether something needs to know, after this step, how the steps so far went."""
+    def flush_due(self) -> bool:
+        """Whether logging, saving or evaluation needs the results of all steps after this one."""
         train = self.cfg.train
         periods = [train.log_period, train.checkpointer.period]
-        periods += [period for period, _ in self._evaluations()]
-        return self.iter + 1 - self.start_iter == WARM_UP or is_line(self, periods)
+        periods += [period for period, _ in self.evaluations()]
+        return self.iter + 1 - self.start_iter == WARM_UP or is_logging_step(self, periods)
 
-    def settle(self) -> None:
-        """Account for all steps done: what is saved belongs together."""
-        self.steps.settle()
-        move_to(self.lr_scheduler, self.steps.taken)
+    def flush_steps(self) -> None:
+        """Read the results of all steps, so that a checkpoint is of one iteration."""
+        self.steps.flush()
+        set_schedule(self.lr_scheduler, self.steps.taken)
         self.checkpointer.plain["steps"] = self.steps.state_dict()
         self.checkpointer.plain["since_last_line"] = self.means.state_dict()
 
-    def _endless_batches(self):
+    def _build_batches(self):
         train = self.cfg.train
         steps = 1 if self.cfg.graph.enabled else train.num_accumulation_steps
-        return together(
+        return synchronized(
             build_train_loader(
                 self.dataset,
                 self.order,
@@ -272,39 +266,10 @@ class Trainer(DefaultTrainer):
         return batch
 
     def build_hooks(self):
-        train = self.cfg.train
-        evaluation = train.evaluation
-        built = [StepWatch(train.watchdog.factor, train.watchdog.min_seconds)]
-        built += [hooks.IterationTimer(), Schedule(), BadImageReport()]
-        periods = [train.log_period]
-        for period, name in self._evaluations():
-            periods.append(period)
-            decides = self.keeps and (evaluation.eval_metric or "").rpartition("/")[0] == name
-            built.append(
-                Evaluation(
-                    self.checkpointer,
-                    partial(self._run_evaluator, name) if name else self.test,
-                    period,
-                    evaluation.eval_metric if decides else None,
-                    evaluation.eval_mode,
-                    f"{name}/" if name else "",
-                )
-            )
-        built.append(Gauges(self.means, self.global_batch_size, *periods))
-        if dist.is_main_process():
-            if self.keeps:
-                built.append(Writing(writers(train.output_dir, self.start_iter), *periods))
-            built.append(Progress(train.log_period))
-        if not self.keeps:
-            return built
-        built.append(Checkpointing(self.checkpointer, train.checkpointer.period, train.log_period))
-        if train.save_on_signal:
-            # It may end the run: whatever else there is to do after a step comes before it.
-            built.append(SaveOnSignal(self.checkpointer))
-        return built
+        return build_hooks(self)
 
-    def _evaluations(self) -> list[tuple[int, str]]:
-        """Period and name of each evaluation; the task's own has no name."""
+    def evaluations(self) -> list[tuple[int, str]]:
+        """Period and name of each evaluation; that of the task has no name."""
         evaluation = self.cfg.train.evaluation
         found = [(evaluation.eval_period, "")] if evaluation.enabled else []
         for name, evaluator in self.evaluators.items():
@@ -312,26 +277,25 @@ class Trainer(DefaultTrainer):
             found.append((self.order.iterations(epochs) if epochs else evaluator.period, name))
         return found
 
-    def _run_evaluator(self, name: str) -> dict[str, float]:
-        """Results of an evaluator, and a line of the log."""
+    def run_evaluator(self, name: str) -> dict[str, float]:
+        """Run the evaluator ``name`` and log its results."""
         results = self.evaluators[name].run(self)
         if dist.is_main_process():
             text = ", ".join(f"{metric} {value:.6g}" for metric, value in results.items())
-            logger.info(f"{place_of(self)} {name}: {text}")
+            logger.info(f"{position(self)} {name}: {text}")
         return results
 
     def build_evaluator(self, dataset):
-        """What to measure in :meth:`test`; a task's trainer says."""
+        """The evaluator of :meth:`test`; a task's trainer defines it."""
         raise NotImplementedError(f"{type(self).__name__} does not evaluate")
 
     def report(self, evaluator, dataset) -> None:
-        """What a task writes after an evaluation, on rank 0."""
+        """Write a task's files after an evaluation, on rank 0."""
 
     def test(self) -> dict[str, float]:
         """Evaluate on the test set; results on rank 0, an empty dict elsewhere.
 
-        Where weights are averaged, the results of the averages have names that begin with
-        ``ema_``.
+        With averaged weights, their results have the prefix ``ema_``.
         """
         dataset, train = self.test_set, self.cfg.train
         loader = build_eval_loader(
@@ -348,7 +312,7 @@ class Trainer(DefaultTrainer):
             results.update({f"ema_{name}": value for name, value in averaged.items()})
         if dist.is_main_process():
             text = ", ".join(f"{name} {value:.6g}" for name, value in results.items())
-            place = f"{place_of(self)} " if self._batches is not None else ""
+            place = f"{position(self)} " if self._batches is not None else ""
             logger.info(f"{place}evaluation on {self._tested(loader)} samples: {text}")
             if self.test_batches is None:
                 self._report(evaluator, dataset)
@@ -359,36 +323,18 @@ class Trainer(DefaultTrainer):
             self.report(evaluator, dataset)
         except OSError as error:
             problem = unwritable(self.cfg.train.output_dir, error)
-            if self.order is None:  # nothing else was asked for
+            if self.order is None:  # the evaluation is all there is to do
                 raise problem from None
-            logger.error(f"{problem}; training goes on without the evaluation's files")
+            logger.error(f"{problem}; training continues without the evaluation's files")
 
     def _tested(self, loader) -> str:
-        """How many samples an evaluation takes."""
+        """Number of samples of an evaluation."""
         sampler = loader.batch_sampler
         batches = len(sampler) if self.test_batches is None else self.test_batches
         seen = min(batches * sampler.global_batch, sampler.num_samples)
         return str(seen) if seen == sampler.num_samples else f"{seen} of {sampler.num_samples}"
 
     def measure(self, loader, evaluator) -> dict[str, float]:
-        """Results of ``evaluator`` over ``loader``, of as many batches as an evaluation takes."""
+        """Results of ``evaluator`` over ``loader``, at most ``test_batches`` batches."""
         model = self.graph_eval if self.cfg.graph.enabled else self.model
         return evaluate(model, loader, self.get_batch, evaluator, max_batches=self.test_batches)
-
-
-class Schedule(hooks.LRScheduler):
-    """Shows the rate of the last optimizer step taken, and moves on to that of the next one."""
-
-    def after_step(self) -> None:
-        taken = self.trainer.steps.taken
-        if self.scheduler.last_step != taken - 1:  # steps were left out
-            move_to(self.scheduler, max(taken - 1, 0))
-        lr = self.scheduler.get_last_lr()[self._best_param_group_id]
-        self.trainer.storage.put_scalar(metric_names.LEARNING_RATE, lr, smoothing_hint=False)
-        move_to(self.scheduler, taken)
-
-
-def move_to(scheduler, step: int) -> None:
-    """Set the rate of optimizer step ``step``, counted from 0."""
-    scheduler.last_step = step - 1
-    scheduler.step()

@@ -1,4 +1,4 @@
-"""What each rank is doing when a part of the run does not end; its launcher then ends the job."""
+"""Each rank reports a task that takes too long; its launcher ends the job at the deadline."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from libai_ext.launch import deadlines
 
 logger = logging.getLogger(__name__)
 
-# Of how many of the last steps the median is taken.
+# Number of last steps for the median.
 _WINDOW = 100
 _POLL_SECONDS = 1.0
 
@@ -30,11 +30,11 @@ _thread: threading.Thread | None = None
 def start(end_seconds: float | None) -> None:
     """Watch this process from now on.
 
-    Each rank watches itself: the stacks together show which one keeps the others waiting. Rank 0
-    says it in the log, the others in their own log and on stderr.
+    Each rank watches itself: the stacks of all ranks show which one the others wait for. Rank 0
+    reports to the log, the others to their own log and standard error.
 
     Args:
-        end_seconds: what a task may take; from half of it on it is reported. None: any time.
+        end_seconds: time limit of a task, which is reported after half of it; None: no limit.
     """
     global _end_seconds, _thread
     _end_seconds = math.inf if end_seconds is None else end_seconds
@@ -46,36 +46,36 @@ def start(end_seconds: float | None) -> None:
 
 
 def begin(what: str) -> None:
-    """The task before is done, another one begins."""
-    deadlines.expect(what, _end_seconds / 2, _end_seconds)
+    """Start a task in place of the current one."""
+    deadlines.begin(what, _end_seconds / 2, _end_seconds)
 
 
 class StepWatch(HookBase):
-    """A step is reported when it takes ``factor`` times as long as the median of those before it,
-    and at least ``min_seconds``. It is not ended before twice that time.
+    """Reports a step that takes longer than ``factor`` times the median of those before it, and
+    longer than ``min_seconds``. The job is not ended before twice that time.
 
-    To be registered first: what the other hooks do after a step is a task of its own.
+    Registered first: the work of the other hooks after a step is a task of its own.
     """
 
     def __init__(self, factor: float, min_seconds: float):
         self.factor = factor
         self.min_seconds = min_seconds
-        # Seconds of a step; where steps are queued, their mean from one reading to the next.
-        self.lasted: deque = deque(maxlen=_WINDOW)
+        # Seconds of a step; if steps are queued, their mean between two readings.
+        self.durations: deque = deque(maxlen=_WINDOW)
         self.unread: list[float] = []
         self.steps = 0
 
     def before_step(self) -> None:
         what = f"iteration {self.trainer.iter}"
         self.started = time.monotonic()
-        if not self.lasted:
+        if not self.durations:
             begin(what)
             return
-        median = statistics.median(self.lasted)
-        # The step that reads waits for those that are queued as well.
+        median = statistics.median(self.durations)
+        # A step that reads results also waits for the queued steps.
         report = max(self.min_seconds, self.factor * median * (len(self.unread) + 1))
         end = max(_end_seconds, 2 * report)
-        deadlines.expect(what, report, end, f", the median is {median:.3g} s")
+        deadlines.begin(what, report, end, f", the median is {median:.3g} s")
 
     def after_step(self) -> None:
         begin(f"the work after iteration {self.trainer.iter} (logging, evaluation, saving)")
@@ -84,7 +84,7 @@ class StepWatch(HookBase):
         if self.trainer.steps.queued:
             return
         if self.steps > WARM_UP:
-            self.lasted.append(statistics.fmean(self.unread))
+            self.durations.append(statistics.fmean(self.unread))
         self.unread.clear()
 
     def after_train(self) -> None:
@@ -92,19 +92,19 @@ class StepWatch(HookBase):
 
 
 def _watch(watched: int) -> None:
-    """``watched``: the thread that is shown last."""
-    said = None
+    """``watched``: the thread that is reported last."""
+    reported = None
     while True:
         time.sleep(_POLL_SECONDS)
         task = deadlines.current
-        if task is not said and time.monotonic() - task.start > task.report:
-            said = task
+        if task is not reported and time.monotonic() - task.start > task.report:
+            reported = task
             _report(task, watched)
 
 
-def _fate(end: float) -> str:
+def _consequence(end: float) -> str:
     if math.isinf(end):
-        return "nothing is ended (train.watchdog.end_seconds)"
+        return "the job is never ended (train.watchdog.end_seconds)"
     return f"after {end:.0f} s the job is ended (train.watchdog.end_seconds)"
 
 
@@ -112,7 +112,7 @@ def _report(task: deadlines.Task, watched: int) -> None:
     seconds = time.monotonic() - task.start
     lines = [
         f"rank {dist.get_rank()}: {task.what} has taken {seconds:.0f} s so far{task.note}; "
-        f"{_fate(task.end)}; its threads, the training last\n"
+        f"{_consequence(task.end)}; stacks of its threads, the training last\n"
     ]
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sys._current_frames()

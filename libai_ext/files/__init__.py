@@ -1,1 +1,1 @@
-"""How files are opened that others may have made, and files that leave nothing."""
+"""Opening untrusted files, anonymous files, and the user's cache folder."""

@@ -1,4 +1,4 @@
-"""Files in memory that go with the last process that holds them."""
+"""Files in memory; the kernel frees them with the last process that has them open."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 
 
 def anonymous_file(name: str):
-    """One for processes to inherit; ``name`` shows in /proc alone."""
+    """A file for processes to inherit; ``name`` shows only in /proc."""
     # A file object, so that the descriptor is closed with the last reference. Pythons built for
     # C libraries older than 2.27, such as conda's, have no memfd_create.
     if hasattr(os, "memfd_create"):

@@ -1,5 +1,5 @@
-"""Opening files that others made: a named pipe waits for ever for its writer, a device may do
-anything when it is opened. Only regular files are."""
+"""Opens untrusted files if they are regular: a named pipe waits forever for its writer, and to
+open a device may have side effects."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import BinaryIO
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a regular file for reading, without a buffer; anything else is not touched.
+    """Open a regular file for reading, unbuffered; other files are not opened.
 
     Raises:
-        OSError: it cannot be opened, or is of another kind.
+        OSError: it cannot be opened, or is not a regular file.
     """
     _check(os.stat(path).st_mode, path)
-    # It may have become a pipe since: without O_NONBLOCK, opening that would wait.
+    # It may have become a pipe since the check: O_NONBLOCK avoids a wait.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0)
     try:
         _check(os.fstat(file.fileno()).st_mode, path)
@@ -37,7 +37,7 @@ def read_regular(path: str | os.PathLike[str], limit: int) -> bytes:
     """The content of a regular file.
 
     Raises:
-        OSError: it cannot be read, is of another kind, or has more than ``limit`` bytes.
+        OSError: it cannot be read, is not a regular file, or has more than ``limit`` bytes.
     """
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > limit:

@@ -1,4 +1,4 @@
-"""The user's folder for what can be made again."""
+"""The user's cache folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def user_cache() -> Path:
     """``$XDG_CACHE_HOME/libai_ext``, else ``~/.cache/libai_ext``.
 
     Raises:
-        FileNotFoundError: the user has no home, as some in containers.
+        FileNotFoundError: the user has no home, as in some containers.
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     if base.startswith("~"):

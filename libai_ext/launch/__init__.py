@@ -1,1 +1,1 @@
-"""Starting, watching and ending the processes of a job."""
+"""The launcher: it starts, watches and ends the processes of a job."""

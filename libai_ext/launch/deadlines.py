@@ -1,4 +1,4 @@
-"""Each rank says what it does and how long that may take, and its launcher ends a job that hangs.
+"""Each rank writes down its task and the task's deadline; its launcher ends a job that misses one.
 A thread of the rank could not: the engine may hold Python's lock, or the process may be stopped."""
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import NamedTuple, Sequence
 
 from libai_ext.files.anonymous import anonymous_file
 
-# Set by the launcher: the descriptor of a file without a name, in which the rank writes when it
-# began, how many seconds it may take, and what it does.
-WATCH_FILE = "LIBAI_EXT_WATCH_FILE"
-# Has a rank write the stacks of its threads to its standard error.
-STACKS = signal.SIGUSR2
-_STACKS_SECONDS = 1
-_LOOK_SECONDS = 1
-# A launcher that has not looked for so long was stopped itself, as a cluster suspends a job.
+# The launcher sets it: the descriptor of a file without a name. The rank writes its task there:
+# start, allowed seconds, description.
+DEADLINE_FILE = "LIBAI_EXT_DEADLINE_FILE"
+# Makes a rank write the stacks of its threads to its standard error.
+DUMP_STACKS = signal.SIGUSR2
+_DUMP_SECONDS = 1
+_CHECK_SECONDS = 1
+# A launcher that has not checked for so long was stopped itself, as a cluster suspends a job.
 _SUSPENDED_SECONDS = 10
 _LINE = 240
 
 
 class Task(NamedTuple):
-    """What is done now: since when, by the machine's monotonic clock; after how many seconds the
-    rank says so, and after how many its launcher ends the job; what to say beside."""
+    """What a rank is doing since ``start`` (monotonic clock). After ``report`` seconds the rank
+    reports it with ``note``, after ``end`` seconds its launcher ends the job."""
 
     what: str
     start: float
@@ -40,8 +40,8 @@ current = Task("", 0.0)
 _file: int | None = None
 
 
-def expect(what: str, report: float = math.inf, end: float = math.inf, note: str = "") -> None:
-    """The task before is done, ``what`` begins; ``report`` and ``end`` in seconds."""
+def begin(what: str, report: float = math.inf, end: float = math.inf, note: str = "") -> None:
+    """Start a task in place of the current one; see :class:`Task`."""
     global current
     current = Task(what, time.monotonic(), report, end, note)
     if _file is not None:
@@ -50,57 +50,57 @@ def expect(what: str, report: float = math.inf, end: float = math.inf, note: str
 
 
 def idle() -> None:
-    """Nothing is done that could take too long."""
-    expect("")
+    """End the current task; the next one has no deadline."""
+    begin("")
 
 
 def open_file() -> None:
-    """Let the launcher know, if there is one; also the stacks, even where the engine has taken the
-    standard error away."""
+    """Open the launcher's file, if there is one, and let its signal dump stacks: even after the
+    engine has redirected the standard error."""
     global _file
-    number = os.environ.pop(WATCH_FILE, None)  # it is no other program's
+    number = os.environ.pop(DEADLINE_FILE, None)  # programs that this one starts must not use it
     if number is not None:
         _file = int(number)
         os.set_inheritable(_file, False)
-        faulthandler.register(STACKS, file=os.dup(2))
+        faulthandler.register(DUMP_STACKS, file=os.dup(2))
 
 
-class Watchman:
-    """Looks at the ranks of a launcher.
+class DeadlineMonitor:
+    """Checks the deadlines of a launcher's ranks.
 
     Attributes:
-        files: one a rank, for it to inherit.
+        files: one for each rank to inherit.
     """
 
     def __init__(self, ranks: int):
-        self.files = [anonymous_file("watch") for _ in range(ranks)]
-        self.looked = self.continued = time.monotonic()
+        self.files = [anonymous_file("deadline") for _ in range(ranks)]
+        self.checked = self.continued = time.monotonic()
 
-    def late(self, ranks: Sequence[subprocess.Popen]) -> dict[int, str]:
-        """Ranks that run and take too long, and what they do; a look every second."""
+    def overdue(self, ranks: Sequence[subprocess.Popen]) -> dict[int, str]:
+        """Local ranks that have missed a deadline, with the reason; checks once a second."""
         now = time.monotonic()
-        if now - self.looked < _LOOK_SECONDS:
+        if now - self.checked < _CHECK_SECONDS:
             return {}
-        if now - self.looked > _SUSPENDED_SECONDS:
+        if now - self.checked > _SUSPENDED_SECONDS:
             self.continued = now
-        self.looked = now
-        found = (self._late(file, now) for file in self.files)
+        self.checked = now
+        found = (self._overdue(file, now) for file in self.files)
         return {i: what for i, what in enumerate(found) if what and ranks[i].poll() is None}
 
-    def _late(self, file, now: float) -> str:
+    def _overdue(self, file, now: float) -> str:
         try:
             line = os.pread(file.fileno(), _LINE, 0).decode(errors="replace")
             start, end, what = line.split(maxsplit=2)
             seconds, limit = now - max(float(start), self.continued), float(end)
-        except ValueError:  # nothing is said, or nothing is done
+        except ValueError:  # no task
             return ""
         if seconds <= limit:
             return ""
-        return f"{what.strip()} has taken {seconds:.0f} s, more than the {limit:g} s that it may"
+        return f"{what.strip()} has taken {seconds:.0f} s, the limit is {limit:g} s"
 
 
-def show_stacks(processes: Sequence[subprocess.Popen]) -> None:
-    """Of ranks that :class:`Watchman` has found."""
+def dump_stacks(processes: Sequence[subprocess.Popen]) -> None:
+    """Have these ranks write their stacks, and wait for it."""
     for process in processes:
-        process.send_signal(STACKS)
-    time.sleep(_STACKS_SECONDS)
+        process.send_signal(DUMP_STACKS)
+    time.sleep(_DUMP_SECONDS)

@@ -1,22 +1,20 @@
 """Start the processes of a job on this machine and end them together.
 
 ``python -m libai_ext.launch --nproc-per-node N SCRIPT [ARGS]`` does what
-``oneflow.distributed.launch`` does, and keeps its promises: when a rank fails the others are
-ended and its own traceback is shown last, when the launcher is told to stop or is killed nothing
-stays behind. Of several nodes, each has a launcher; they end together as well. The variables NODE,
-NODE_RANK, ADDR and PORT stand for options that are not given.
+``oneflow.distributed.launch`` does, and leaves no process behind: when a rank fails, it ends the
+others and shows the traceback of that rank last; when the launcher is stopped or killed, the ranks
+end. On several nodes, each node has a launcher; they end together as well. The variables NODE,
+NODE_RANK, ADDR and PORT are the defaults of the options.
 
-Exit status: 0; 2 for what the user can mend; 74 when data cannot be read for the present; 75 when a
-signal made the ranks save a checkpoint and leave; 128 + the signal when it ended them without one;
-1 when a part of the run took too long; else that of the rank that failed first.
+Exit status: 0; 2 for errors in the config, data or device; 74 if data cannot be read for the
+present; 75 if the ranks saved a checkpoint after a signal; 128 + the signal if it ended them
+without one; 1 if a task missed its deadline; else that of the rank that failed first.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -26,56 +24,35 @@ import time
 
 from libai_ext.errors import ConfigError
 from libai_ext.kernels.threads import configure_environment
-from libai_ext.launch import nodes, ports
-from libai_ext.launch.deadlines import WATCH_FILE, Watchman, show_stacks
-from libai_ext.launch.exit_report import (
-    ATTEMPT,
-    FAILURE,
-    JOB,
-    MEMORY,
-    MOMENT_SECONDS,
-    ON_TERMINAL,
-    SAVED_ON_SIGNAL,
-    SETTLED,
-    START,
-    USAGE_ERROR,
-    WORDS,
-    Insistence,
-    Words,
-    out_of_memory,
-    stop_signals,
-)
+from libai_ext.launch import nodes
+from libai_ext.launch.deadlines import DEADLINE_FILE, DeadlineMonitor, dump_stacks
+from libai_ext.launch.exit_report import ATTEMPT, FINISHED, JOB, SAVED_ON_SIGNAL, USAGE_ERROR
 from libai_ext.launch.options import hold_ports, parse
+from libai_ext.launch.rank import Rank
 from libai_ext.launch.rendezvous import SECRET, Peers
-from libai_ext.launch.standard_error import StandardError
+from libai_ext.launch.stop_signals import REPEAT_SECONDS, RepeatedSignal, stop_signals
 
-# What a rank gets to end by itself: after its peer failed, and after it was told to save and leave.
+# A rank may end by itself for so long: after the failure of a peer, and after a stop signal.
 GRACE_SECONDS = 5
 SAVE_SECONDS = 600
-# For the ranks that fail together with the first one to be noticed.
-_TOGETHER_SECONDS = 0.5
-# For the word of the node whose loss made the engine abort here.
-_WORD_SECONDS = 3
-# A rank that had too little memory before it could say what it has.
-_FULL_AT_ONCE = (
-    "before anything was built. Another process holds the GPU: nvidia-smi lists the processes, "
-    "CUDA_VISIBLE_DEVICES chooses another GPU"
-)
+# Other ranks may fail just after the first one.
+_OTHER_FAILURES_SECONDS = 0.5
+# For the report of a failed node, whose loss made the engine abort here.
+_PEER_REPORT_SECONDS = 3
 _NO_SECRET = (
-    f"launch: {SECRET} is not set: until all nodes have come, whoever reaches port {{}} of node 0 "
-    "can pass for one; set the same on each"
+    f"launch: {SECRET} is not set: until all nodes have connected, any program that reaches port "
+    "{} of node 0 can pose as a node; set the same secret on each"
 )
-_PR_SET_PDEATHSIG = 1
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the job, again after a crash if asked to; returns its exit status."""
+    """Run the job, and restart it after a crash if the options allow; returns its exit status."""
     args = parse(argv, __doc__)
     if args.hosts:
         return nodes.Hosts(args.hosts, args.arguments, args.master_port).run(stop_signals())
-    if args.leash:
-        args.secret = os.fsdecode(_leash().readline()).strip()
-        threading.Thread(target=_follow_leash, daemon=True).start()
+    if args.stdin_control:
+        args.secret = os.fsdecode(_stdin().readline()).strip()
+        threading.Thread(target=_follow_stdin, daemon=True).start()
     try:
         hold_ports(args)
     except ConfigError as error:
@@ -87,63 +64,63 @@ def main(argv: list[str] | None = None) -> int:
         if job.final or status in (0, USAGE_ERROR, SAVED_ON_SIGNAL):
             break
         if attempt < args.restarts:
-            _say(f"launch: restart {attempt + 1} of {args.restarts}\n")
+            _print(f"launch: restart {attempt + 1} of {args.restarts}\n")
     return status
 
 
-def _leash():
+def _stdin():
     return open(0, "rb", buffering=0, closefd=False)
 
 
-def _follow_leash() -> None:
-    """Numbers of signals come in lines; the end of the input is SIGTERM."""
-    with _leash() as leash:
-        for line in leash:
+def _follow_stdin() -> None:
+    """Each line is the number of a signal; the end of the input is SIGTERM."""
+    with _stdin() as lines:
+        for line in lines:
             os.kill(os.getpid(), int(line))
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Job:
-    """The ranks of one node."""
+    """One attempt of a job, on one node.
+
+    Attributes:
+        final: whether the job must not be restarted.
+        number: only the ranks of this attempt share it.
+    """
 
     def __init__(self, args: argparse.Namespace, attempt: int = 0):
         self.args = args
         self.attempt = attempt
-        self.ranks: list[subprocess.Popen] = []
-        self.errors: list[StandardError] = []
+        self.ranks: list[Rank] = []
         self.stop_signal: int | None = None
-        self.insistence = Insistence()
+        self.repeated_signal = RepeatedSignal()
         self.stop_now = False
-        # Whether there is no point in another attempt.
         self.final = False
         self.peers: Peers | None = None
-        # What its ranks have in common, and no others.
         self.number = secrets.token_hex(8)
 
     def run(self) -> int:
         for number in stop_signals():
             signal.signal(number, self._on_signal)
-        self.words = [Words() for _ in range(self.args.nproc_per_node)]
-        self.watchman = Watchman(self.args.nproc_per_node)
+        self.deadlines = DeadlineMonitor(self.args.nproc_per_node)
         try:
-            self._meet()
+            self._find_peers()
             for local_rank in range(self.args.nproc_per_node):
                 self.ranks.append(self._start(local_rank))
-                self.errors.append(StandardError(self.ranks[-1].stderr))
-            if self.stop_signal is not None:  # it came before the ranks were there to hear it
+            if self.stop_signal is not None:  # it came before all ranks had started
                 self._forward(self.stop_signal)
             status, message = self._wait()
             if self.peers is not None:
                 self.peers.end(status, self.final)
         finally:
             self._end()
-        for error in self.errors:
-            error.end(shown=status not in (0, USAGE_ERROR, SAVED_ON_SIGNAL))
-        _say(message)
+        for rank in self.ranks:
+            rank.stderr.end(shown=status not in (0, USAGE_ERROR, SAVED_ON_SIGNAL))
+        _print(message)
         return status
 
-    def _meet(self) -> None:
-        """Find the other launchers: those of other nodes than 0 wait until they belong to a job."""
+    def _find_peers(self) -> None:
+        """Rendezvous with the other launchers: all nodes but node 0 wait until they have joined."""
         args = self.args
         if args.nnodes == 1:
             return
@@ -159,59 +136,48 @@ class Job:
                 file=sys.stderr,
             )
             sys.exit(USAGE_ERROR)
-        while self.peers.job is None and self.peers.verdict is None and self.stop_signal is None:
+        while self.peers.job is None and self.peers.failure is None and self.stop_signal is None:
             time.sleep(0.05)
         self.number = self.peers.job or ""
 
-    def _start(self, local_rank: int) -> subprocess.Popen:
+    def _start(self, local_rank: int) -> Rank:
         args = self.args
-        env = dict(
-            os.environ,
-            MASTER_ADDR=args.master_addr,
-            MASTER_PORT=str(args.master_port),
-            WORLD_SIZE=str(args.nnodes * args.nproc_per_node),
-            RANK=str(args.node_rank * args.nproc_per_node + local_rank),
-            LOCAL_RANK=str(local_rank),
-        )
+        number = args.node_rank * args.nproc_per_node + local_rank
+        deadline_file = self.deadlines.files[local_rank].fileno()
+        variables = {
+            "MASTER_ADDR": args.master_addr,
+            "MASTER_PORT": args.master_port,
+            "WORLD_SIZE": args.nnodes * args.nproc_per_node,
+            "RANK": number,
+            "LOCAL_RANK": local_rank,
+            JOB: self.number,
+            ATTEMPT: self.attempt,
+            DEADLINE_FILE: deadline_file,
+        }
+        env = dict(os.environ, **{name: str(value) for name, value in variables.items()})
         env.pop(SECRET, None)
-        env[JOB] = self.number
-        env[ATTEMPT] = str(self.attempt)
-        watched = self.watchman.files[local_rank].fileno()
-        words = self.words[local_rank].descriptors()
-        env.update({WATCH_FILE: str(watched), WORDS: " ".join(map(str, words))})
-        if os.isatty(2):
-            columns, lines = os.get_terminal_size(2)
-            env.update({ON_TERMINAL: "1", "COLUMNS": str(columns), "LINES": str(lines)})
         configure_environment(args.nproc_per_node, env)
-        # A group of its own, so that a rank is ended together with its data workers.
-        return subprocess.Popen(
-            [sys.executable, "-u", *args.command],
-            env=env,
-            stdin=subprocess.DEVNULL if args.leash else None,
-            stderr=subprocess.PIPE,
-            pass_fds=[watched, *words],
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
+        stdin = subprocess.DEVNULL if args.stdin_control else None
+        return Rank(number, args.command, env, deadline_file, stdin)
 
     def _wait(self) -> tuple[int, str]:
-        """Exit status and what to say, once the job is over or has to be ended."""
+        """Wait until the job ends or must be ended; returns its exit status and message."""
         leave_by = None
         while not self.stop_now:
             states = self._states()
             ended = [state for state in states if state is not None]
             failed = [state for state in ended if state not in (0, SAVED_ON_SIGNAL)]
             if self.stop_signal is None and failed:
-                return self._cause()
-            if self.peers is not None and self.peers.verdict is not None:
-                return self._obey()
+                return self._first_failure()
+            if self.peers is not None and self.peers.failure is not None:
+                return self._end_with_peer()
             if len(ended) == len(states) and not failed:
                 return max(ended), ""
             if len(ended) == len(states):
                 break
-            late = self.watchman.late(self.ranks)
-            if late:
-                return self._too_late(late)
+            overdue = self.deadlines.overdue([rank.process for rank in self.ranks])
+            if overdue:
+                return self._end_overdue(overdue)
             if self.stop_signal is not None or SAVED_ON_SIGNAL in ended:
                 leave_by = leave_by or time.monotonic() + SAVE_SECONDS
                 if time.monotonic() > leave_by:
@@ -220,128 +186,86 @@ class Job:
         return 128 + (self.stop_signal or signal.SIGTERM), ""
 
     def _states(self) -> list[int | None]:
-        """Exit status of each rank, None for one that runs. Once the work of all is done, by the
-        word of one, it is the status that they were to leave with."""
-        states = [rank.poll() for rank in self.ranks]
-        settled = [status for status in (words.read(SETTLED) for words in self.words) if status]
-        if settled:
-            states = [state and int(settled[0]) for state in states]
+        """Exit status of each rank, None while it runs. Once a rank has reported that all have
+        finished, a rank that has ended has the reported status."""
+        states = [rank.process.poll() for rank in self.ranks]
+        reported = [rank.reports.read(FINISHED) for rank in self.ranks]
+        if any(reported):
+            status = int(next(filter(None, reported)))
+            states = [state and status for state in states]
         return states
 
-    def _too_late(self, late: dict[int, str]) -> tuple[int, str]:
-        show_stacks([self.ranks[local_rank] for local_rank in late])
-        first = self.args.node_rank * self.args.nproc_per_node
+    def _end_overdue(self, overdue: dict[int, str]) -> tuple[int, str]:
+        dump_stacks([self.ranks[local_rank].process for local_rank in overdue])
         text = "".join(
-            f"launch: the job is ended, for rank {first + local_rank}: {what}\n"
-            for local_rank, what in late.items()
+            f"launch: the job is ended: rank {self.ranks[local_rank].number}: {why}\n"
+            for local_rank, why in overdue.items()
         )
         return 1 if self.stop_signal is None else 128 + self.stop_signal, text
 
-    def _obey(self) -> tuple[int, str]:
-        """Said at once: the words of the rank that failed come last, from the launcher of its
-        node."""
-        assert self.peers is not None and self.peers.verdict is not None
-        status, text, self.final = self.peers.verdict
-        _say(text)
+    def _end_with_peer(self) -> tuple[int, str]:
+        """Prints the message at once: the launcher of the failed node prints its report last."""
+        assert self.peers is not None and self.peers.failure is not None
+        status, text, self.final = self.peers.failure
+        _print(text)
         return status, ""
 
-    def _cause(self) -> tuple[int, str]:
-        """Which rank failed first, and its own words.
-
-        One that was killed, or that the engine aborted for want of memory, comes before those that
-        wrote down why they failed, those in the order of their writing; the last are the ones that
-        the engine aborts when a peer is lost. Where one leaves with what the user can mend, a
-        crash of its peers counts as such an abort.
-        """
-        time.sleep(_TOGETHER_SECONDS)
-        ranked, states = [], self._states()
-        lost = (-signal.SIGABRT, *[-signal.SIGSEGV] * (USAGE_ERROR in states))
-        for local_rank, (state, words) in enumerate(zip(states, self.words)):
+    def _first_failure(self) -> tuple[int, str]:
+        """Exit status and message of the rank that failed first, or of a node that was lost."""
+        time.sleep(_OTHER_FAILURES_SECONDS)
+        states, failed = self._states(), []
+        for local_rank, (state, rank) in enumerate(zip(states, self.ranks)):
             if state is None or state in (0, SAVED_ON_SIGNAL):
                 continue
-            told = words.left_at(FAILURE)
-            own = state < 0 and (state not in lost or self._out_of_memory(local_rank))
-            order = 0 if own else 1 if told else 2
-            ranked.append((order, told, local_rank, state))
-        order, _, local_rank, state = min(ranked)
+            failed.append((*rank.failure_order(state, USAGE_ERROR in states), local_rank, state))
+        order, _, local_rank, state = min(failed)
         aborted = order == 2 and state == -signal.SIGABRT
         if aborted and self._peer_failed():
-            return self._obey()
-        text = self.words[local_rank].read(FAILURE)
-        if state == USAGE_ERROR and text:
-            return state, text
-        memory = self._out_of_memory(local_rank)
-        if state == -signal.SIGABRT and memory:
-            return USAGE_ERROR, memory
-        text = text or self.words[local_rank].read(START)  # of an engine that was not up yet
-        taken = re.search(r"Port (\d+) is unavailable", text)
-        if taken:  # by a program that came after the launcher had looked
-            return USAGE_ERROR, f"error: {ports.refusal(taken[1], 'a program took it')}\n"
-        how = f"exit status {state}" if state > 0 else signal.Signals(-state).name
-        rank = self.args.node_rank * self.args.nproc_per_node + local_rank
-        return (
-            state if state > 0 else 128 - state
-        ), f"launch: rank {rank} ended with {how}\n{text}"
-
-    def _out_of_memory(self, local_rank: int) -> str:
-        """What to say if the engine has aborted this rank since its GPU is full."""
-        foreseen = self.words[local_rank].read(MEMORY) or _FULL_AT_ONCE
-        return out_of_memory(self.errors[local_rank].last_words(), foreseen)
+            return self._end_with_peer()
+        return self.ranks[local_rank].failure(state)
 
     def _peer_failed(self) -> bool:
-        deadline = time.monotonic() + _WORD_SECONDS
+        deadline = time.monotonic() + _PEER_REPORT_SECONDS
         if self.peers is None:
             return False
-        while self.peers.verdict is None and time.monotonic() < deadline:
+        while self.peers.failure is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        return self.peers.verdict is not None
+        return self.peers.failure is not None
 
     def _on_signal(self, number, frame) -> None:
-        """The ranks may save; only the same signal again, after a moment, leaves at once."""
-        if self.insistence.add(number):
+        """The ranks may save; only the same signal again, after a while, ends them at once."""
+        if self.repeated_signal.add(number):
             self.stop_now = True
         if self.stop_signal is None:
             self.stop_signal = number
             self.final = True
             name = signal.Signals(number).name
-            _say(
-                f"launch: {name}: the ranks are told to end; {name} again after "
-                f"{MOMENT_SECONDS} s ends them at once\n"
+            _print(
+                f"launch: {name}: the ranks have to end; send {name} again after "
+                f"{REPEAT_SECONDS} s to end them at once\n"
             )
             self._forward(number)
 
     def _forward(self, number: int) -> None:
         for rank in self.ranks:
-            if rank.poll() is None:
-                rank.send_signal(number)
+            if rank.process.poll() is None:
+                rank.process.send_signal(number)
 
     def _end(self) -> None:
-        """SIGTERM to every rank, SIGKILL to what is left after the grace."""
+        """SIGTERM to every rank, SIGKILL to those left after the grace."""
         for rank in self.ranks:
-            _signal_group(rank, signal.SIGTERM)
+            rank.signal_group(signal.SIGTERM)
         deadline = time.monotonic() + (0 if self.stop_now else GRACE_SECONDS)
-        while time.monotonic() < deadline and any(r.poll() is None for r in self.ranks):
+        while time.monotonic() < deadline and any(r.process.poll() is None for r in self.ranks):
             time.sleep(0.05)
         for rank in self.ranks:
-            _signal_group(rank, signal.SIGKILL)
-            rank.wait()
+            rank.signal_group(signal.SIGKILL)
+            rank.process.wait()
 
 
-def _say(text: str) -> None:
-    """Also from a signal handler, and where the terminal is gone."""
+def _print(text: str) -> None:
+    """Also from a signal handler, and if the terminal is gone."""
     try:
         os.write(2, text.encode())
     except OSError:
         pass
-
-
-def _signal_group(process: subprocess.Popen, number: int) -> None:
-    try:
-        os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
-
-
-def _die_with_parent() -> None:
-    """Runs in the child: the kernel ends it when the launcher dies, even by SIGKILL."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

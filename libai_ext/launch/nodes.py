@@ -1,4 +1,4 @@
-"""Where a job of several machines runs: by hand, in a Slurm allocation, or on a list of hosts."""
+"""Jobs on several machines: in a Slurm allocation, or on a list of hosts by ``ssh``."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import time
 from pathlib import Path
 from typing import Mapping, NamedTuple
 
-# What the others get to end by themselves after a node has failed.
+# After a node has failed, the others may end by themselves for so long.
 GRACE_SECONDS = 20
 _SSH_FAILED = 255
-# Forwarded to other hosts, beside the prefixes below; the rest is theirs to set.
+# Variables forwarded to other hosts, also those with the prefixes below.
 _FORWARDED = ("PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 _FORWARDED_PREFIXES = ("NCCL_", "ONEFLOW_", "GLOG_", "LIBAI_EXT_")
 
 
 class Nodes(NamedTuple):
-    """This machine's place among those of the job, and where they meet."""
+    """This machine's place in the job, and the address of node 0."""
 
     count: int = 1  # type: ignore[assignment]  # a tuple has a method of this name
     rank: int = 0
@@ -31,16 +31,16 @@ class Nodes(NamedTuple):
 
 
 def job_port(number: int) -> int:
-    """A port for job ``number``, the one after it free for the launchers: even, 10000 ... 29998,
-    below those that systems hand out by themselves."""
+    """A port for job ``number``: even, 10000 ... 29998, below the range of automatic ports. The
+    next port is for the launchers."""
     return 10000 + 2 * (number % 10000)
 
 
 def slurm(env: Mapping[str, str]) -> Nodes | None:
-    """The place that Slurm gave this process, None outside ``srun``.
+    """The place of this process under ``srun``; None outside of it.
 
     Raises:
-        ValueError: there are several launchers on a node.
+        ValueError: ``srun`` starts several launchers on a node.
     """
     if "SLURM_STEP_ID" not in env or "SLURM_JOB_ID" not in env:
         return None
@@ -50,7 +50,7 @@ def slurm(env: Mapping[str, str]) -> Nodes | None:
         return None
     if tasks != count:
         raise ValueError(
-            f"srun started {tasks} tasks on {count} nodes; one a node is needed, it starts the "
+            f"srun started {tasks} tasks on {count} nodes; start one on each node, it starts the "
             "others: srun --ntasks-per-node=1"
         )
     host = first_host(env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"])
@@ -58,8 +58,8 @@ def slurm(env: Mapping[str, str]) -> Nodes | None:
 
 
 def srun(env: Mapping[str, str]) -> list[str] | None:
-    """The command that starts a launcher on each node of this allocation, None where there is
-    none, or one node, or ``srun`` has done so."""
+    """The command that starts a launcher on each node of this Slurm allocation; None without an
+    allocation, on one node, or under ``srun``."""
     count = int(env.get("SLURM_JOB_NUM_NODES") or env.get("SLURM_NNODES") or 1)
     if "SLURM_JOB_ID" not in env or "SLURM_STEP_ID" in env or count == 1:
         return None
@@ -72,8 +72,8 @@ def srun(env: Mapping[str, str]) -> list[str] | None:
 
 
 def first_host(hosts: str) -> str:
-    """The first of Slurm's list of nodes: ``gpu[08-11,13],b`` -> gpu08. Without ``scontrol``, which
-    containers lack.
+    """The first host of Slurm's list of nodes: ``gpu[08-11,13],b`` -> gpu08. Containers may lack
+    ``scontrol``.
 
     Raises:
         ValueError: ``hosts`` is not such a list.
@@ -85,10 +85,10 @@ def first_host(hosts: str) -> str:
 
 
 def read_hosts(path: str) -> list[str]:
-    """The hosts that a file names, one a line; ``#`` starts a comment.
+    """Read a host file: one host a line, ``#`` starts a comment.
 
     Raises:
-        ValueError: the file cannot be read or is of another form.
+        ValueError: the file cannot be read or has another format.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -97,26 +97,26 @@ def read_hosts(path: str) -> list[str]:
     hosts = [line for line in (line.split("#")[0].strip() for line in lines) if line]
     wrong = [host for host in hosts if host.split() != [host] or host.startswith("-")]
     if wrong or not hosts:
-        raise ValueError(f"HOSTFILE {path}: one host a line is needed, not {(wrong or [''])[0]!r}")
+        raise ValueError(f"HOSTFILE {path}: give one host a line, not {(wrong or [''])[0]!r}")
     if len(set(hosts)) != len(hosts):
-        raise ValueError(f"HOSTFILE {path} names a host twice; a launcher starts all ranks of one")
+        raise ValueError(f"HOSTFILE {path} names a host twice: its launcher starts all its ranks")
     return hosts
 
 
 def remote_command(arguments: list[str], env: Mapping[str, str]) -> str:
-    """For the shell of another host: the launcher with ``arguments``, in this directory."""
+    """Shell command that runs the launcher with ``arguments`` in this directory of another host."""
     chosen = {k: env[k] for k in env if k in _FORWARDED or k.startswith(_FORWARDED_PREFIXES)}
-    words = ["env", *(f"{name}={value}" for name, value in sorted(chosen.items()))]
-    words += [sys.executable, "-m", "libai_ext.launch", *arguments]
-    return f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(words)}"
+    parts = ["env", *(f"{name}={value}" for name, value in sorted(chosen.items()))]
+    parts += [sys.executable, "-m", "libai_ext.launch", *arguments]
+    return f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(parts)}"
 
 
 class Hosts:
-    """A launcher on each host, by ``ssh``.
+    """Starts a launcher on each host by ``ssh``, and controls it through its standard input.
 
-    The standard input of each is the leash. Its first line is the secret of the job: command lines
-    are for everybody to read. After that, a line with a number has the launcher behave as if it had
-    received that signal, and the end (this process or the connection is gone) as SIGTERM.
+    The first line is the secret of the job, since anybody can read a command line. Each later line
+    is the number of a signal; the launcher acts as if it had received it. The end of the input
+    counts as SIGTERM: this process or the connection is gone.
     """
 
     def __init__(self, hosts: list[str], arguments: list[str], port: int | None):
@@ -127,7 +127,7 @@ class Hosts:
         self.processes: list[subprocess.Popen] = []
 
     def run(self, signals: tuple[int, ...]) -> int:
-        """Exit status of the first that fails, else the largest one."""
+        """Exit status of the first launcher that fails, else 0."""
         for number in signals:
             signal.signal(number, lambda number, frame: self._send(number))
         try:
@@ -139,14 +139,14 @@ class Hosts:
 
     def _start(self, rank: int) -> subprocess.Popen:
         address = self.hosts[0].rpartition("@")[2]
-        options = ["--leash", "--nnodes", str(len(self.hosts)), "--node-rank", str(rank)]
+        options = ["--stdin-control", "--nnodes", str(len(self.hosts)), "--node-rank", str(rank)]
         options += ["--master-addr", address, "--master-port", str(self.port)]
         command = remote_command([*options, *self.arguments], os.environ)
         process = subprocess.Popen(
             ["ssh", "-o", "BatchMode=yes", self.hosts[rank], command],
             stdin=subprocess.PIPE,
             bufsize=0,
-            start_new_session=True,  # Ctrl-C is for this process to pass on
+            start_new_session=True,  # this process passes Ctrl-C on
         )
         _write(process, self.secret)
         return process
@@ -172,7 +172,7 @@ class Hosts:
             _write(process, str(int(number)))
 
     def _end(self) -> None:
-        """SIGTERM; after the grace a second one, which is obeyed at once; then without them."""
+        """SIGTERM; after the grace a second one, which ends the ranks at once; kill ``ssh``."""
         for _ in range(2):
             self._send(signal.SIGTERM)
             deadline = time.monotonic() + GRACE_SECONDS

@@ -1,4 +1,4 @@
-"""The options of the launcher, and what takes their place where they are not given."""
+"""The options of the launcher, and their defaults from the environment."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from libai_ext.launch.rendezvous import SECRET
 
 
 def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
-    """What the command line and the environment say of a job.
+    """Parse the command line and the environment.
 
-    Attributes beside the options: ``hosts`` (of HOSTFILE, or None), ``secret`` of the launchers.
+    Extra attributes: ``hosts`` (from HOSTFILE, or None), ``secret`` (from JOB_SECRET).
     """
     parser = argparse.ArgumentParser(prog="libai_ext.launch", description=description)
     parser.add_argument("--nproc-per-node", type=int, default=1)
     place = {key: value for key, value in os.environ.items() if value}
     parser.add_argument(
-        "--nnodes", type=int, default=place.get("NODE"), help="unset: by HOSTFILE, by Slurm, or 1"
+        "--nnodes", type=int, default=place.get("NODE"), help="default: by HOSTFILE, by Slurm, or 1"
     )
     parser.add_argument("--node-rank", type=int, default=place.get("NODE_RANK", 0))
     parser.add_argument(
@@ -30,10 +30,12 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
         "--master-port",
         type=ports.number,
         default=place.get("PORT"),
-        help="needed for several nodes; else any free",
+        help="required for several nodes; default: any free port",
     )
-    parser.add_argument("--restarts", type=int, default=0, help="how often to go on after a crash")
-    parser.add_argument("--leash", action="store_true", help="obey the standard input")
+    parser.add_argument("--restarts", type=int, default=0, help="how often, after a crash")
+    parser.add_argument(
+        "--stdin-control", action="store_true", help="take the secret and signals from stdin"
+    )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="SCRIPT ...")
     args = parser.parse_args(argv)
     args.arguments = sys.argv[1:] if argv is None else argv
@@ -42,23 +44,25 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
     except ValueError as error:
         parser.error(str(error))
     if args.nproc_per_node < 1 or not 0 <= args.node_rank < args.nnodes:
-        parser.error("needs --nproc-per-node >= 1 and 0 <= --node-rank < --nnodes")
+        parser.error("set --nproc-per-node >= 1 and 0 <= --node-rank < --nnodes")
     if args.nnodes > 1 and args.master_port is None:
-        parser.error("several nodes need the same --master-port (PORT) on each")
+        parser.error("set the same --master-port (PORT) on each of several nodes")
     if (args.nnodes > 1 or args.hosts) and args.master_port == ports.LAST:
-        parser.error(f"several nodes need the port after PORT too: PORT={ports.LAST - 1} at most")
+        parser.error(
+            f"several nodes need the port after PORT too: set PORT={ports.LAST - 1} at most"
+        )
     if args.restarts < 0:
-        parser.error("needs --restarts >= 0")
+        parser.error("set --restarts >= 0")
     if not args.command:
         parser.error("no script given")
     return args
 
 
 def _place(args: argparse.Namespace, env) -> None:
-    """Where the user has not said how many nodes there are, the surroundings may.
+    """If the number of nodes is not given, take it from HOSTFILE or Slurm.
 
     Raises:
-        ValueError: they contradict themselves.
+        ValueError: HOSTFILE is wrong, or Slurm starts several launchers on a node.
     """
     args.hosts = None
     args.secret = env.get(SECRET, "")
@@ -80,7 +84,7 @@ def _place(args: argparse.Namespace, env) -> None:
 
 
 def hold_ports(args: argparse.Namespace) -> None:
-    """Have the ports that this machine is to listen on, until the job is over."""
+    """Reserve the ports that this machine listens on, until the job ends."""
     if args.master_port is None:
         args.master_port, args.held = ports.free()
     elif args.node_rank == 0 and args.nnodes * args.nproc_per_node > 1:

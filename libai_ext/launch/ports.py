@@ -1,4 +1,4 @@
-"""Ports of this machine: which a job may have, and on which address a launcher listens."""
+"""Ports of this machine: reserving them for a job, and listening on them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ LAST = 65535
 
 
 def number(text: str) -> int:
-    """The type of an option of ``argparse``."""
+    """A port, as a type for ``argparse``."""
     if not text.isdecimal() or not 0 < int(text) <= LAST:
         raise argparse.ArgumentTypeError(f"PORT is a number from 1 to {LAST}, not {text!r}")
     return int(text)
 
 
 def hold(ports: list[int]) -> list[socket.socket]:
-    """Have these ports for a job, as long as what is returned is open.
+    """Reserve these ports for a job until the returned sockets are closed.
 
-    The engine lets several jobs listen on one port; their ranks mix. So a job has a name in the
-    kernel for each of its ports, which no second one gets and which goes with its process.
+    The engine lets several jobs listen on one port, and their ranks mix. So a job binds an abstract
+    Unix socket for each of its ports: only one process can, and the kernel frees it at its end.
 
     Raises:
-        ConfigError: another job of this machine has one of them, or a program listens there.
+        ConfigError: another job of this machine has reserved one, or a program listens there.
     """
     held = []
     for port in ports:
@@ -39,7 +39,7 @@ def hold(ports: list[int]) -> list[socket.socket]:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            raise ConfigError(refusal(port, "another job has it")) from None
+            raise ConfigError(refusal(port, "another job uses it")) from None
         try:
             socket.create_server(("", port)).close()
         except OSError as error:
@@ -48,12 +48,12 @@ def hold(ports: list[int]) -> list[socket.socket]:
 
 
 def refusal(port: int | str, why: str) -> str:
-    """What to say where a job cannot have a port."""
+    """The error message for a port that a job cannot use."""
     return f"port {port} of this machine cannot be used: {why}; set another PORT"
 
 
 def free() -> tuple[int, list[socket.socket]]:
-    """A port that nothing uses, and what holds it."""
+    """A free port, and the sockets that reserve it."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
@@ -62,8 +62,10 @@ def free() -> tuple[int, list[socket.socket]]:
 
 
 def listen(address: str, port: int) -> socket.socket:
-    """A listener on ``address`` alone, or on all, with a warning, where the others of a job know
-    this machine by an address that it does not have, or that leads to itself on every machine.
+    """Listen on ``address`` alone.
+
+    If this machine does not have that address, or it is a loopback address under another name, it
+    warns and listens on all addresses.
 
     Raises:
         OSError: the port is taken.
@@ -75,8 +77,8 @@ def listen(address: str, port: int) -> socket.socket:
         socket.create_server((own, 0)).close()
     except OSError as error:
         print(
-            f"launch: port {port} is open on all addresses of this machine, not on {address} "
-            f"alone: {error}",
+            f"launch: port {port} is open on all addresses of this machine, not only on "
+            f"{address}: {error}",
             file=sys.stderr,
             flush=True,
         )

@@ -1,10 +1,10 @@
 """Lines of text between two programs that know the same secret.
 
-Each side sends a random number, and signs every line that follows with a key made of the secret
-and both numbers (HMAC-SHA256), over its direction and its place in the order as well. So no line
-can be forged, changed, repeated, left out, sent back, or used again on another connection; anyone
-on the way can read it. (``multiprocessing.connection`` proves only who begins, and waits without a
-time limit.)
+Each side sends a random number. It signs every later line by HMAC-SHA256: the key is made of the
+secret and both numbers, the message includes the direction and the number of the line. So nobody
+can forge, change, repeat, drop or return a line, or use it on another connection; anyone on the
+way can read it. (``multiprocessing.connection`` proves the identity only at the start, and waits
+without a time limit.)
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from __future__ import annotations
 import hmac
 import secrets
 
-# Bytes; a reader holds no more than two lines that nobody has asked for.
+# Bytes; a reader buffers at most two lines.
 LONGEST = 256
 
 
 class Lines:
-    """One connection, from :func:`greet`."""
+    """One connection, made by :func:`handshake`."""
 
     def __init__(self, reader, writer, key: bytes, listening: bool):
         self.writer = writer
@@ -27,7 +27,7 @@ class Lines:
         self._expects = _counted("connecting" if listening else "listening")
 
     def send(self, text: str) -> None:
-        """``text``: without a line break, and within :data:`LONGEST` with 65 bytes before it."""
+        """``text`` has no line break, and at most :data:`LONGEST` - 66 bytes."""
         signature = _sign(self._key, next(self._sends) + text.encode())
         self.writer.write(f"{signature} {text}\n".encode())
 
@@ -35,12 +35,12 @@ class Lines:
         """The next line.
 
         Raises:
-            ConnectionError: the other side has closed.
-            ValueError: it is too long, or the other side has not signed it.
+            ConnectionError: the other side has closed the connection.
+            ValueError: it is too long or wrongly signed.
         """
         line = await self._reader.readline()
         if not line:
-            raise ConnectionError("the other side has closed")
+            raise ConnectionError("the other side has closed the connection")
         signature, _, text = line.rstrip(b"\n").partition(b" ")
         expected = _sign(self._key, next(self._expects) + text)
         if not hmac.compare_digest(signature, expected.encode()):
@@ -48,11 +48,11 @@ class Lines:
         return text.decode()
 
 
-async def greet(reader, writer, secret: str, listening: bool) -> Lines:
-    """The lines of a new connection; the first that is received proves who sends it.
+async def handshake(reader, writer, secret: str, listening: bool) -> Lines:
+    """Start a new connection. The first line that arrives proves who sends it.
 
     Args:
-        reader, writer: of ``asyncio``, the reader with the limit :data:`LONGEST`.
+        reader, writer: ``asyncio``'s; the reader has the limit :data:`LONGEST`.
 
     Raises:
         ValueError: the other side's first line is too long.
@@ -60,7 +60,7 @@ async def greet(reader, writer, secret: str, listening: bool) -> Lines:
     own = secrets.token_hex(16).encode()
     writer.write(own + b"\n")
     other = (await reader.readline()).rstrip(b"\n")
-    # The own number stands where a chosen one of the other side cannot take its place.
+    # The order depends on the role: the other side cannot choose its number to swap the two.
     both = own + b" " + other if listening else other + b" " + own
     return Lines(reader, writer, _sign(secret.encode(), both).encode(), listening)
 

@@ -1,4 +1,4 @@
-"""What a rank writes to its standard error: passed on at once, but for its last words."""
+"""Passes on the standard error of a rank, and holds back the fatal message of an abort."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 import re
 import threading
 
-# How the engine, or Python in its place, begins to say that it ends; stacks of all threads follow.
+# First line of a fatal message, by the engine or by Python; stacks of all threads follow.
 _FATAL = re.compile(rb"^(?:F\d{8} |terminate called |Fatal Python error: )", re.MULTILINE)
-_MOST_BYTES = 1 << 20
-# For what is still on its way when a rank has ended.
+_MAX_BYTES = 1 << 20
+# A rank has ended, but its output may still be on the way.
 _ARRIVAL_SECONDS = 1
 
 
 class StandardError(threading.Thread):
     """Reads the pipe of one rank.
 
-    From the first line of an abort on, what comes is held: the launcher may have a message in its
-    place.
+    It holds back everything from the first line of a fatal message: the launcher may print a
+    plainer message instead.
     """
 
     def __init__(self, pipe):
@@ -37,16 +37,16 @@ class StandardError(threading.Thread):
                 _write(chunk[:start])
                 chunk = chunk[start:]
             self.held += chunk
-            if len(self.held) > _MOST_BYTES:  # no abort says so much
+            if len(self.held) > _MAX_BYTES:  # too long for a fatal message
                 self._show()
 
-    def last_words(self) -> str:
-        """Of a rank that has ended: what it wrote from the beginning of an abort on."""
+    def fatal_message(self) -> str:
+        """What was held back; the rank has ended."""
         self.join(_ARRIVAL_SECONDS)
         return self.held.decode(errors="replace")
 
     def end(self, shown: bool) -> None:
-        """Pass on what was held if it is to be ``shown``; the rank has ended."""
+        """Pass on what was held back if ``shown``; the rank has ended."""
         self.join(_ARRIVAL_SECONDS)
         if shown:
             self._show()
@@ -61,4 +61,4 @@ def _write(text: bytes) -> None:
         while text:
             text = text[os.write(2, text) :]
     except OSError:
-        pass  # nobody listens any more; the rank must not wait for that
+        pass  # nobody reads it any more; the rank must not block

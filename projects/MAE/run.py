@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from libai_ext import device
 from libai_ext.config import lazy_config
 from libai_ext.config.lazy_config import instantiate
-from libai_ext.engine.derive import derive_batch, derive_best, derive_layout, refuse_idle
+from libai_ext.engine.derive import derive_batch, derive_best, derive_layout, refuse_ineffective
 from libai_ext.engine.evaluator import build_evaluators
-from libai_ext.engine.memory import fullest
+from libai_ext.engine.memory import max_memory
 from libai_ext.engine.output_dir import (
     check_output_dir,
     make_output_dir,
@@ -104,7 +104,7 @@ def resolve(
     if start is not None:
         notes += adopt(cfg, opts, start)
     derive_layout(cfg)
-    refuse_idle(cfg, opts)
+    refuse_ineffective(cfg, opts)
     cfg.train.update(train)
     resolve_arch(cfg.model)
     check_heads(cfg.model)
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> None:
 
     Whatever a run will need is opened and checked before its first step, in a trial as well.
     """
-    deadlines.expect("reading the config", end=START_SECONDS)
+    deadlines.begin("reading the config", end=START_SECONDS)
     notes: list[str] = []
     cfg = resolve(
         args.config_file,
@@ -240,7 +240,7 @@ def _dry_run(trainer: TaskTrainer) -> None:
             done += " and the beginning of the evaluation"
     seconds = time.perf_counter() - start
     logger.info(
-        f"{done}: {seconds:.1f} s (compilation included), memory {fullest()}; nothing was written"
+        f"{done}: {seconds:.1f} s (with compilation), memory {max_memory()}; nothing was written"
     )
 
 

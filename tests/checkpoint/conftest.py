@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import subprocess
 
@@ -19,13 +18,11 @@ def golden() -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def oracle():
+def oracle(oracle_python):
     """Runs a function of `oracle_checks.py` with real PyTorch: oracle("name", *arguments)."""
-    if "MAE_ORACLE_PYTHON" not in os.environ:
-        pytest.skip("no PyTorch to compare with: MAE_ORACLE_PYTHON=$(bash tools/dev/oracle.sh)")
     script = pathlib.Path(__file__).with_name("oracle_checks.py")
     process = subprocess.Popen(
-        [os.environ["MAE_ORACLE_PYTHON"], str(script)],
+        [oracle_python, str(script)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

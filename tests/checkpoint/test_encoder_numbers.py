@@ -28,7 +28,6 @@ def test_logits_are_those_of_pytorch(golden, name, caplog):
     assert "to 8 x 8: as the official evaluation does" in caplog.text
 
 
-@pytest.mark.oracle
 def test_every_layer_is_that_of_transformers(golden, oracle, tmp_path):
     encoder = load_encoder(golden / "hf_pretrain")
     images = draw(3, *encoder.shape)
@@ -38,7 +37,6 @@ def test_every_layer_is_that_of_transformers(golden, oracle, tmp_path):
     assert oracle("hf_layers", golden / "hf_pretrain", tmp_path / "ours.npz") < 1e-5
 
 
-@pytest.mark.oracle
 def test_features_are_those_of_timms_model(golden, oracle, tmp_path):
     path, heads = tmp_path / "timm.pth", Heads(3)
     write_timm(read_weights(golden / "fb_encoder_legacy.pth", heads)[0], str(path), heads)

@@ -98,4 +98,4 @@ def test_a_resumed_run_warns(tmp_path, caplog):
     resume_check.check(former, {**latter, "training data": None}, "run/model_final")
     assert caplog.messages == []
     resume_check.check(former, latter, "run/model_final")
-    assert "the training data is not that of run/model_final: as many samples" in caplog.text
+    assert "the training data differ from those of run/model_final: as many samples" in caplog.text

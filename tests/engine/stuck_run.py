@@ -18,7 +18,7 @@ def main() -> None:
     start()
     from projects.MAE.run import TaskTrainer, run
 
-    next_batch, expect = TaskTrainer.next_batch, deadlines.expect
+    next_batch, begin = TaskTrainer.next_batch, deadlines.begin
 
     def stand(self):
         if self.iter == iteration and os.environ["RANK"] == "1" and not restarted():
@@ -26,12 +26,12 @@ def main() -> None:
         return next_batch(self)
 
     def note(what, report=0, end=0, note=""):
-        expect(what, report, end, note)
+        begin(what, report, end, note)
         print(f"task: {what} | {report:.0f} | {end:.0f}", flush=True)
 
     TaskTrainer.next_batch = stand
     if os.environ["RANK"] == "0":
-        deadlines.expect = note
+        deadlines.begin = note
     run(args)
 
 

@@ -41,7 +41,7 @@ def run(hook, iterations, results=None):
     for iteration in range(iterations):
         hook.trainer.iter = iteration
         hook.trainer.storage.iter = iteration + 1
-        hook.trainer.test = lambda: dict(accuracy=results[hook.trainer.iter], other=0.0)
+        hook.measure = lambda: dict(accuracy=results[hook.trainer.iter], other=0.0)
         hook.after_step()
 
 
@@ -59,7 +59,7 @@ def test_a_failure_is_repeated_until_a_save_works(caplog):
     with caplog.at_level(logging.ERROR):
         run(Checkpointing(Recorder(failing=[3]), 4, 1), 12)
     assert [record.message for record in caplog.records] == [
-        "the disk is full; training goes on"
+        "the disk is full; training continues"
     ] * 3
 
 
@@ -78,7 +78,7 @@ def test_without_its_end_a_run_has_failed():
 )
 def test_best(mode, values, kept):
     checkpointer = Recorder()
-    run(Evaluation(checkpointer, 1, "accuracy", mode), 5, dict(enumerate(values)))
+    run(Evaluation(checkpointer, None, 1, "accuracy", mode), 5, dict(enumerate(values)))
     assert checkpointer.saved == [("model_best", iteration, False) for iteration in kept]
     assert checkpointer.plain["best"] == {
         "metric": "accuracy",
@@ -90,26 +90,26 @@ def test_best(mode, values, kept):
 def test_a_resumed_run_knows_the_best():
     checkpointer = Recorder()
     checkpointer.plain["best"] = {"metric": "accuracy", "value": 5.0, "iteration": 1}
-    run(Evaluation(checkpointer, 1, "accuracy", "max"), 2, {0: 4.0, 1: 6.0})
+    run(Evaluation(checkpointer, None, 1, "accuracy", "max"), 2, {0: 4.0, 1: 6.0})
     assert checkpointer.saved == [("model_best", 1, False)]
 
 
 def test_the_best_of_another_metric_is_none():
     checkpointer = Recorder()
     checkpointer.plain["best"] = {"metric": "top1", "value": 90.0, "iteration": 1}
-    run(Evaluation(checkpointer, 1, "accuracy", "max"), 2, {0: 0.4, 1: 0.3})
+    run(Evaluation(checkpointer, None, 1, "accuracy", "max"), 2, {0: 0.4, 1: 0.3})
     assert checkpointer.saved == [("model_best", 0, False)]
 
 
 def test_a_best_one_that_could_not_be_written_does_not_count():
     checkpointer = Recorder(failing=[1])
-    run(Evaluation(checkpointer, 1, "accuracy", "max"), 4, {0: 1.0, 1: 5.0, 2: 4.0, 3: 3.0})
+    run(Evaluation(checkpointer, None, 1, "accuracy", "max"), 4, {0: 1.0, 1: 5.0, 2: 4.0, 3: 3.0})
     assert [iteration for _, iteration, _ in checkpointer.saved] == [0, 1, 2]
     assert checkpointer.plain["best"]["value"] == 4.0
 
 
 def test_each_period_and_the_end_are_evaluated():
-    hook = Evaluation(Recorder(), 2)
+    hook = Evaluation(Recorder(), None, 2)
     run(hook, 5, {1: 0.1, 3: 0.3, 4: 0.4})
     values = hook.trainer.storage.history("accuracy").values()
     assert values == [(0.1, 2), (0.3, 4), (0.4, 5)]

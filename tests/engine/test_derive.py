@@ -124,12 +124,12 @@ def test_the_better_way_is_the_metrics(metric, mode, ema, derived):
 @pytest.mark.parametrize(
     "metric, mode, ema, message",
     [
-        ("loss", "max", False, "eval_mode=max .* of loss the minimum is best"),
-        ("top1", "min", False, "eval_mode=min .* of top1 the maximum is best"),
-        ("ema_loss", "max", True, "of ema_loss the minimum"),
-        ("accuracy", None, False, "eval_metric 'accuracy' is none of the results: top1, loss$"),
-        ("ema_top1", None, False, "'ema_top1' is none of the results: top1, loss$"),
-        ("top5", None, True, "none of the results: top1, loss, ema_top1, ema_loss$"),
+        ("loss", "max", False, "eval_mode=max .* the minimum of loss is best"),
+        ("top1", "min", False, "eval_mode=min .* the maximum of top1 is best"),
+        ("ema_loss", "max", True, "the minimum of ema_loss"),
+        ("accuracy", None, False, "eval_metric 'accuracy' is not one of the results: top1, loss$"),
+        ("ema_top1", None, False, "'ema_top1' is not one of the results: top1, loss$"),
+        ("top5", None, True, "one of the results: top1, loss, ema_top1, ema_loss$"),
     ],
 )
 def test_a_metric_that_keeps_no_model_or_the_worst(metric, mode, ema, message):

@@ -38,7 +38,7 @@ BAD = [
     (2, [PIPELINE + "2", STAGES + "[0,0,0,0,0]"], "must rise from 0 to 1 without a gap"),
     (2, [PIPELINE + "2", STAGES + "[0,1,0,1,1]"], r"\[0, 1, 0, 1, 1\] must rise from 0 to 1"),
     (2, [TENSOR + "0"], "tensor_parallel_size must be a whole number of at least 1, not 0"),
-    (2, [DATA + "null", TENSOR + "null"], "only one size may be left out, not data.* and tensor"),
+    (2, [DATA + "null", TENSOR + "null"], "only one size may be unset, not data.* and tensor"),
     (
         2,
         ["train.amp.enabled=True", "train.amp.min_scale=8", "train.amp.init_scale=4"],
@@ -61,7 +61,7 @@ def test_bad_layouts(monkeypatch, processes, options, message):
         ("train.zero_optimization.enabled=True", "OneFlow aborts .* on CPU; .* save memory"),
         (
             "train.amp.enabled=True",
-            "bfloat16 products, which need a CPU; leave .*amp.enabled=false",
+            "bfloat16 products, which need a CPU; set train.amp.enabled=false",
         ),
     ],
 )
@@ -83,7 +83,7 @@ def test_nothing_to_divide_among(monkeypatch):
     monkeypatch.setattr(layout, "device_type", lambda: "cuda")
     monkeypatch.setenv("WORLD_SIZE", "2")
     zero = "train.zero_optimization.enabled=True"
-    with pytest.raises(ConfigError, match="among data-parallel processes, and .* is 1"):
+    with pytest.raises(ConfigError, match="over data-parallel processes, and .* is 1"):
         resolve(PRETRAINING, [*SMALL, zero, TENSOR + "2"])
     assert resolve(PRETRAINING, [*SMALL, zero]).train.dist.data_parallel_size == 2
 

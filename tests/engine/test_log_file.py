@@ -30,7 +30,7 @@ def test_removed_it_comes_back_and_says_so(log, tmp_path, what, caplog):
     (shutil.rmtree if what == "run" else lambda path: path.unlink())(tmp_path / what)
     log.warning("two")
     log.warning("three")
-    said = f"{tmp_path}/run/log.txt was removed while the run is on: it begins anew"
+    said = f"{tmp_path}/run/log.txt was removed during the run: it starts anew"
     assert messages(tmp_path) == [said, "two", "three"]
     assert caplog.messages == ["one", said, "two", "three"]
 

@@ -21,8 +21,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from libai_ext.engine import metric_names
+from libai_ext.engine.progress import Progress
 from libai_ext.engine.run_folder import read_metrics
-from libai_ext.engine.writers import Progress
 from libai_ext.launch.exit_report import ON_TERMINAL
 
 ROOT = Path(__file__).resolve().parents[2]

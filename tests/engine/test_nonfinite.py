@@ -88,7 +88,7 @@ def test_it_skips_if_told_to(train, sound, tmp_path, what):
     """The other steps are those of a run that never met the bad batch."""
     mode, reference = sound
     out = train(tmp_path, mode, "train.max_nonfinite_steps=1", what=what)
-    assert "step left out, 1 of 1" in out
+    assert "step skipped, 1 of 1 allowed" in out
     lines, expected = metrics(tmp_path), metrics(reference)
     assert [line["iteration"] for line in lines] == list(range(1, 8))
     assert ["total_loss" in line for line in lines] == [i != POISONED for i in range(7)]
@@ -111,7 +111,7 @@ def test_queued_steps_are_left_out_all_the_same(train, tmp_path, what):
         assert "the loss is not finite at iteration 4 (counted from 0), 1 time up to 6" in out
     else:
         assert "gradients are not finite at 1 of the iterations 3 to 6" in out
-    assert "the state after iteration 6 is saved, without what was left out" in out
+    assert "the state after iteration 6 is saved, without the skipped steps" in out
     expected, found = weights(read_at_once, "model_final"), weights(queued, "model_0000006")
     assert expected.keys() == found.keys()
     assert all(np.array_equal(expected[key], found[key]) for key in expected)

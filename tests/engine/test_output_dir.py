@@ -67,7 +67,7 @@ def test_a_second_run_is_refused(cfg, run, left):
     for name in {"model_0000009", "metrics.jsonl"} - {left}:
         (run / name).rename(run.parent / name)
     before = files(run)
-    with pytest.raises(ConfigError, match="holds an earlier run: go on with it by --resume"):
+    with pytest.raises(ConfigError, match="holds an earlier run: continue it by --resume"):
         prepare(cfg)
     assert files(run) == before
 

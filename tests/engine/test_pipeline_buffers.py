@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from oneflow.core.job.job_pb2 import Job
 
-from libai_ext.engine.pipeline_buffers import shorten
+from libai_ext.engine.pipeline_buffers import shrink
 
 
 def job(sizes: dict, micro_batches: int) -> Job:
@@ -22,7 +22,7 @@ def job(sizes: dict, micro_batches: int) -> Job:
 def test_stage_keeps_what_its_later_stages_are_at_work_on(micro_batches, kept):
     names = [f"System-Pipeline-Buffer-Op_-blocks.{s}-add-out_0-stage_id_{s}" for s in range(3)]
     made = job(dict.fromkeys(names, 8), micro_batches)
-    shorten(made, stages=4)
+    shrink(made, stages=4)
     assert [op.user_conf.attr["buffer_size"].at_int64 for op in made.net.op] == kept
 
 
@@ -34,5 +34,5 @@ def test_what_passes_between_stages_stays_as_it_is():
         "another-identity": 8,
     }
     made = job(sizes, 8)
-    shorten(made, stages=4)
+    shrink(made, stages=4)
     assert {op.name: op.user_conf.attr["buffer_size"].at_int64 for op in made.net.op} == sizes

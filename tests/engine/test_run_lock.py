@@ -26,7 +26,7 @@ BEAT, STALE = 0.1, 1.0
 PROGRAM = f"""
 import sys
 from libai_ext.engine import run_lock
-run_lock.BEAT_SECONDS, run_lock.STALE_SECONDS = {BEAT}, {STALE}
+run_lock.HEARTBEAT_SECONDS, run_lock.STALE_SECONDS = {BEAT}, {STALE}
 if sys.argv[2] == "without":
     def refuse(*arguments):
         raise OSError(38, "Function not implemented")
@@ -39,7 +39,7 @@ with run_lock.RunLock(sys.argv[1]):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(run_lock, "BEAT_SECONDS", BEAT)
+    monkeypatch.setattr(run_lock, "HEARTBEAT_SECONDS", BEAT)
     monkeypatch.setattr(run_lock, "STALE_SECONDS", STALE)
 
 

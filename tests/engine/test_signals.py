@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from libai_ext.launch.exit_report import MOMENT_SECONDS
+from libai_ext.launch.stop_signals import REPEAT_SECONDS
 
 pytestmark = pytest.mark.slow  # real launches
 
@@ -142,7 +142,7 @@ def test_the_same_signal_after_a_moment_leaves_at_once(run, tmp_path):
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
     job.send_signal(signal.SIGTERM)
-    time.sleep(MOMENT_SECONDS + 0.2)
+    time.sleep(REPEAT_SECONDS + 0.2)
     job.send_signal(signal.SIGINT)
     time.sleep(0.5)
     assert job.poll() is None

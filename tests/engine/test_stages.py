@@ -37,10 +37,10 @@ def test_no_cut_is_better(seed):
 def test_a_limit_of_size_moves_the_cut():
     costs, sizes = [1, 1, 1, 3], [2, 2, 2, 1]
     assert balance(costs, 2, sizes, limit=5) == [0, 0, 1, 1]
-    with pytest.raises(ValueError, match="4 layers cannot be cut into 2 stages of size 3"):
+    with pytest.raises(ValueError, match="4 layers cannot be divided into 2 stages of size 3"):
         balance(costs, 2, sizes, limit=3)
 
 
 def test_more_stages_than_layers():
-    with pytest.raises(ValueError, match="2 layers cannot be cut into 3 stages"):
+    with pytest.raises(ValueError, match="2 layers cannot be divided into 3 stages"):
         balance([1, 1], 3)

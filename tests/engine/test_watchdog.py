@@ -61,9 +61,7 @@ def test_every_ranks_stack_is_shown_once(run):
 def test_the_launcher_ends_it_and_starts_it_again(run):
     """After it has shown the stacks once more, which needs no thread of the ranks."""
     output, folder = run
-    ended = re.findall(
-        r"launch: the job is ended, for rank (\d): (iteration \d+) has taken", output
-    )
+    ended = re.findall(r"launch: the job is ended: rank (\d): (iteration \d+) has taken", output)
     assert {iteration for _, iteration in ended} == {f"iteration {STAND}"}
     assert re.search(r"stuck_run.py., line \d+ in stand", output)
     assert "launch: restart 1 of 1" in output

@@ -12,7 +12,8 @@ import pytest
 from libai.utils.events import EventStorage
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from libai_ext.engine.writers import MetricsFile, TensorBoard, writers
+from libai_ext.engine.tensorboard import TensorBoard
+from libai_ext.engine.writers import MetricsFile, writers
 
 
 def log(writer, steps, close=True):
@@ -147,7 +148,7 @@ def test_removed_in_mid_run_it_comes_back_and_says_so(tmp_path, removed, caplog)
     found = {"m": [line["iteration"] for line in lines(run / "m")]}
     found["t"] = [step for step, _ in points(run / "t")]
     assert found == {name: [3, 4] if name in lost else [1, 2, 3, 4] for name in "mt"}
-    assert caplog.text.count("was removed while the run is on") == len(lost)
+    assert caplog.text.count("was removed during the run") == len(lost)
 
 
 def test_metrics_that_were_cut(tmp_path, caplog):
@@ -157,7 +158,7 @@ def test_metrics_that_were_cut(tmp_path, caplog):
     path.write_bytes(path.read_bytes()[:-10])
     log(writer, [4])
     assert [line["iteration"] for line in lines(path)] == [1, 2, 4]
-    assert "was cut while the run is on" in caplog.text
+    assert "was truncated during the run" in caplog.text
 
 
 def test_the_config_comes_back(tmp_path, caplog):

@@ -137,7 +137,7 @@ def test_the_best_checkpoint_is_by_any_of_them(runs):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["train.evaluation.eval_metric=knn/top1"], "'knn/top1' is none of the results: loss"),
+        (["train.evaluation.eval_metric=knn/top1"], "'knn/top1' is not one of the results: loss"),
         ([f"{EVALS}.knn.period=0"], "evals.knn.period must be a whole number"),
         ([f"{EVALS}.knn.epoch=-1"], "evals.knn.epoch must be"),
         ([f"{EVALS}.knn.neighbors=3"], "knn.neighbors.*neighbours"),

@@ -184,4 +184,4 @@ def test_a_probe_has_no_mixed_precision(fake_gpus, tmp_path):
     config = "projects/MAE/configs/mae_digits_linprobe.py"
     options = ("train.amp.enabled=True", "finetune.enable=False", f"train.output_dir={tmp_path}/o")
     out = gpus.train(config, 1, *options, status=2)
-    assert "train.amp: OneFlow does this in graphs only" in out and "Traceback" not in out
+    assert "train.amp: OneFlow supports it in graphs only" in out and "Traceback" not in out

@@ -109,7 +109,7 @@ def test_an_input_is_read_or_refused(guard, tmp_path):
     ],
 )
 def test_anything_else_is_a_finding(guard, tmp_path, monkeypatch, read, error):
-    monkeypatch.setattr(guard, "MOST_SECONDS", 0.1)
+    monkeypatch.setattr(guard, "MAX_SECONDS", 0.1)
     monkeypatch.delitem(sys.modules, "wave", raising=False)
     with pytest.raises((guard.Finding, KeyError), match=error):
         checked(guard, tmp_path, read)

@@ -22,45 +22,45 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def man():
-    return deadlines.Watchman(5)
+def monitor():
+    return deadlines.DeadlineMonitor(5)
 
 
 @pytest.fixture
-def tell(man, monkeypatch):
-    """Lets a rank say what it does."""
+def begin(monitor, monkeypatch):
+    """Lets a rank begin a task."""
 
-    def say(rank, what, end):
-        monkeypatch.setattr(deadlines, "_file", man.files[rank].fileno())
-        deadlines.expect(what, end=end)
+    def write(rank, what, end):
+        monkeypatch.setattr(deadlines, "_file", monitor.files[rank].fileno())
+        deadlines.begin(what, end=end)
 
-    return say
+    return write
 
 
-def test_late_are_ranks_that_run_and_take_longer_than_they_said(clock, man, tell):
-    tell(0, "iteration 7", 30)
-    tell(1, "saving with a name that is long" * 20, 60)
-    tell(2, "iteration 7", 30)
-    tell(3, "a short one", 5)
-    tell(3, "", float("inf"))
-    ranks = [Runs(), Runs(), Runs(0), Runs(), Runs()]  # the last says nothing
+def test_overdue_are_ranks_that_run_past_their_deadline(clock, monitor, begin):
+    begin(0, "iteration 7", 30)
+    begin(1, "saving with a name that is long" * 20, 60)
+    begin(2, "iteration 7", 30)
+    begin(3, "a short one", 5)
+    begin(3, "", float("inf"))
+    ranks = [Runs(), Runs(), Runs(0), Runs(), Runs()]  # the last has no task
     for second in range(1, 31):
         clock[0] = 1000.0 + second
-        assert man.late(ranks) == {}
+        assert monitor.overdue(ranks) == {}
     clock[0] = 1031.0
-    said = "iteration 7 has taken 31 s, more than the 30 s that it may"
-    assert man.late(ranks) == {0: said}
-    assert man.late(ranks) == {}  # a look every second
+    said = "iteration 7 has taken 31 s, the limit is 30 s"
+    assert monitor.overdue(ranks) == {0: said}
+    assert monitor.overdue(ranks) == {}  # it checks every second
     clock[0] = 1032.0
-    assert list(man.late(ranks)) == [0]
+    assert list(monitor.overdue(ranks)) == [0]
 
 
-def test_a_job_that_was_suspended_gets_its_time_again(clock, man, tell):
-    tell(0, "iteration 7", 30)
+def test_a_job_that_was_suspended_gets_its_time_again(clock, monitor, begin):
+    begin(0, "iteration 7", 30)
     clock[0] = 9000.0
-    assert man.late([Runs()] * 5) == {}
+    assert monitor.overdue([Runs()] * 5) == {}
     for second in range(1, 31):
         clock[0] = 9000.0 + second
-        assert man.late([Runs()] * 5) == {}
+        assert monitor.overdue([Runs()] * 5) == {}
     clock[0] = 9031.0
-    assert list(man.late([Runs()] * 5)) == [0]
+    assert list(monitor.overdue([Runs()] * 5)) == [0]

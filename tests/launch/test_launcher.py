@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from libai_ext.launch.exit_report import MOMENT_SECONDS
+from libai_ext.launch.stop_signals import REPEAT_SECONDS
 
 LAUNCH = [sys.executable, "-m", "libai_ext.launch", "--nproc-per-node"]
 
@@ -90,8 +90,8 @@ def test_a_failing_rank_ends_the_job(program, tmp_path):
 @pytest.mark.parametrize("status", [0, 75])
 def test_an_abort_after_the_work_is_done_is_no_failure(program, status):
     path = program(
-        "from libai_ext.launch.exit_report import settle\n"
-        f"if rank == 0: settle({status}); sys.exit({status})\n"
+        "from libai_ext.launch.exit_report import report_finished\n"
+        f"if rank == 0: report_finished({status}); sys.exit({status})\n"
         "time.sleep(0.5); os.abort()\n"
     )
     out = subprocess.run([*LAUNCH, "2", path], capture_output=True, text=True, timeout=60)
@@ -191,8 +191,8 @@ def test_an_abort_for_want_of_memory_is_one_message(program, tmp_path, abort):
     path = program(
         f"sys.path.insert(0, {os.getcwd()!r})\n"
         "from libai_ext.engine import cli as entry\n"
-        "from libai_ext.launch.exit_report import foresee_out_of_memory\n"
-        "foresee_out_of_memory(f'rank {rank} of a test')\n"
+        "from libai_ext.launch.exit_report import set_out_of_memory_advice\n"
+        "set_out_of_memory_advice(f'rank {rank} of a test')\n"
         "def work():\n"
         "    if rank == 0: raise RuntimeError('lost a peer')\n"
         f"    os.write(2, {abort.encode()!r})\n"
@@ -217,8 +217,8 @@ def test_an_error_for_want_of_memory_is_one_message(program):
     path = program(
         f"sys.path.insert(0, {os.getcwd()!r})\n"
         "from libai_ext.engine import cli as entry\n"
-        "from libai_ext.launch.exit_report import foresee_out_of_memory\n"
-        "foresee_out_of_memory(f'rank {rank} of a test')\n"
+        "from libai_ext.launch.exit_report import set_out_of_memory_advice\n"
+        "set_out_of_memory_advice(f'rank {rank} of a test')\n"
         "def work(): raise RuntimeError('Error: out of memory')\n"
         "entry.run(work)\n"
     )
@@ -230,7 +230,7 @@ def test_an_error_for_want_of_memory_is_one_message(program):
 
 
 @pytest.mark.parametrize("length", [10, 3 << 20])
-def test_the_last_words_of_another_abort_are_shown(program, length):
+def test_the_fatal_message_of_another_abort_is_shown(program, length):
     begin = "as it comes\nF20250101 00:00:00.1 7 plan.cpp:1] Check failed: "
     path = program(f"os.write(2, {begin.encode()!r} + b'x' * {length} + b'\\n')\nos.abort()\n")
     out = subprocess.run([*LAUNCH, "1", path], capture_output=True, text=True, timeout=60)
@@ -239,7 +239,7 @@ def test_the_last_words_of_another_abort_are_shown(program, length):
 
 
 @pytest.mark.parametrize(
-    "words, status, said",
+    "output, status, said",
     [
         ("F2025 plan.cpp:1] Why", 128 + signal.SIGABRT, "launch: rank 0 ended with SIGABRT\n{}"),
         (
@@ -249,26 +249,26 @@ def test_the_last_words_of_another_abort_are_shown(program, length):
         ),
     ],
 )
-def test_an_abort_at_the_start_of_the_engine_has_its_words(program, words, status, said):
-    """They are held back while it starts, with much that is worth nothing."""
+def test_an_abort_at_the_start_of_the_engine_shows_its_output(program, output, status, said):
+    """It is held back while it starts, with much noise."""
     path = program(
-        "from libai_ext.startup import _drop_noise_on_stderr\n"
-        "with _drop_noise_on_stderr():\n"
-        f"    os.write(2, b'{words}')\n"
+        "from libai_ext.startup import _filter_stderr\n"
+        "with _filter_stderr():\n"
+        f"    os.write(2, b'{output}')\n"
         "    os.abort()\n"
     )
     out = subprocess.run([*LAUNCH, "1", path], capture_output=True, text=True, timeout=60)
-    assert (out.returncode, out.stderr.rstrip()) == (status, said.format(words))
+    assert (out.returncode, out.stderr.rstrip()) == (status, said.format(output))
 
 
-def test_words_are_of_the_rank_alone_and_in_no_folder(program, tmp_path):
+def test_reports_are_of_the_rank_alone_and_in_no_folder(program, tmp_path):
     """Not of a program that it starts, whether it has used them itself or not."""
-    child = "from libai_ext.launch.exit_report import tell; print(tell('of a child'))"
+    child = "from libai_ext.launch.exit_report import report_failure as f; print(f('of a child'))"
     path = program(
         f"run = lambda: subprocess.run([sys.executable, '-c', {child!r}])\n"
         "run()\n"
-        "from libai_ext.launch.exit_report import settle, tell\n"
-        "settle(0), run(), tell('of the rank\\n'), sys.exit(3)\n"
+        "from libai_ext.launch.exit_report import report_failure, report_finished\n"
+        "report_finished(0), run(), report_failure('of the rank\\n'), sys.exit(3)\n"
     )
     (tmp_path / "tmp").mkdir()
     out = subprocess.run(
@@ -323,13 +323,13 @@ def test_one_request_in_many_signals(program, tmp_path):
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
         job.send_signal(number)
         time.sleep(0.1)
-    time.sleep(MOMENT_SECONDS)
+    time.sleep(REPEAT_SECONDS)
     assert job.poll() is None
     job.send_signal(signal.SIGTERM)
     out, said = job.communicate(timeout=20)
     # The first one, and that of the end if there was time to note it.
     assert (job.returncode, set(out.split())) == (128 + signal.SIGTERM, {"SIGTERM"})
-    assert said.startswith("launch: SIGTERM: the ranks are told to end; SIGTERM again after 2 s")
+    assert said.startswith("launch: SIGTERM: the ranks have to end; send SIGTERM again after 2 s")
 
 
 def test_a_job_under_nohup_outlives_its_terminal(program, tmp_path):
@@ -354,7 +354,7 @@ def test_a_start_that_takes_too_long_is_ended_with_a_message(program, tmp_path):
         "startup.start()\n"
     )
     out = subprocess.run([*LAUNCH, "2", path], capture_output=True, text=True, timeout=60)
-    said = "launch: the job is ended, for rank 0: the start of OneFlow (2 ranks meet at 127.0.0.1"
+    said = "launch: the job is ended: rank 0: the start of OneFlow (2 ranks connect to 127.0.0.1"
     assert (out.returncode, out.stderr.count(said)) == (1, 1), out.stderr
     assert "in GetEnvContext" in out.stderr
     assert alive(tmp_path) == []
@@ -381,7 +381,7 @@ def test_a_bar_is_drawn_where_the_launcher_has_a_terminal(program, tmp_path):
         "from types import SimpleNamespace\n"
         "from libai_ext.startup import start\n"
         "start()\n"
-        "from libai_ext.engine.writers import Progress\n"
+        "from libai_ext.engine.progress import Progress\n"
         "hook = Progress(period=9)\n"
         "hook.trainer = SimpleNamespace(max_iter=8, start_iter=0, iter=0)\n"
         "hook.before_train()\n"

@@ -235,7 +235,7 @@ def test_a_node_that_fails_ends_the_others(program, tmp_path, port):
     jobs = pair(path, port)
     errors = [job.communicate(timeout=30)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [9, 9]
-    assert all("JOB_SECRET is not set: until all nodes have come" in text for text in errors)
+    assert all("JOB_SECRET is not set: until all nodes have connected" in text for text in errors)
     assert "rank 0 ended with exit status 9" in errors[0]
     assert "launch: node 0 ended with status 9" in errors[1]
     assert running(tmp_path) == []

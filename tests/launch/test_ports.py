@@ -29,7 +29,7 @@ def program(tmp_path):
 def test_one_job_has_a_port_for_as_long_as_it_holds_it(port):
     held = ports.hold([port, port + 1])
     for wanted in ([port], [port + 1]):
-        with pytest.raises(ConfigError, match=f"port {wanted[0]} .*another job has it; set"):
+        with pytest.raises(ConfigError, match=f"port {wanted[0]} .*another job uses it; set"):
             ports.hold(wanted)
     for name in held:
         name.close()
@@ -86,7 +86,7 @@ def test_the_address_of_the_launchers(port, monkeypatch, capsys, name, own, warn
     )
     with ports.listen(name, port) as listener:
         assert listener.getsockname() == (own, port)
-    said = f"launch: port {port} is open on all addresses of this machine, not on {name} alone: "
+    said = f"launch: port {port} is open on all addresses of this machine, not only on {name}: "
     assert capsys.readouterr().err.startswith(said if warns else "") is True
     assert bool(capsys.readouterr().err) is False
 
@@ -102,7 +102,7 @@ def test_of_jobs_started_together_on_one_port_one_runs(program, port):
     program.with_name("go").touch()
     outputs = [job.communicate(timeout=60) for job in jobs]
     assert sorted(job.returncode for job in jobs) == [0, 2, 2, 2, 2]
-    refusal = f"error: port {port} of this machine cannot be used: another job has it; set another"
+    refusal = f"error: port {port} of this machine cannot be used: another job uses it; set another"
     for job, (out, error) in zip(jobs, outputs):
         if job.returncode:
             assert (out, error) == ("", f"{refusal} PORT\n")

@@ -62,13 +62,13 @@ class Wire:
             near.sendall(chunk)
 
 
-def test_nodes_meet_and_hear_of_each_others_end(node):
+def test_nodes_connect_and_learn_of_each_others_end(node):
     first, second = node(0), node(1)
     wait_for(lambda: second.job is not None)
     assert second.job == first.job and len(first.job) == 16
     second.end(7, True)
-    wait_for(lambda: first.verdict)
-    assert first.verdict == rendezvous.Verdict(7, "launch: node 1 ended with status 7\n", True)
+    wait_for(lambda: first.failure)
+    assert first.failure == rendezvous.PeerFailure(7, "launch: node 1 ended with status 7\n", True)
 
 
 def test_another_attempt_is_another_job(node):
@@ -78,7 +78,7 @@ def test_another_attempt_is_another_job(node):
         wait_for(lambda: second.job is not None)  # noqa: B023 (is over within the turn)
         numbers.append(second.job)
         first.end(1, False)
-        wait_for(lambda: second.verdict)  # noqa: B023
+        wait_for(lambda: second.failure)  # noqa: B023
         second.end(1, False)
     assert numbers[0] != numbers[1]
 
@@ -88,17 +88,17 @@ def test_a_node_comes_through_all_attacks_at_once(node, port):
     hostile = Hostile("127.0.0.1", port)
     wait_for(lambda: set(hostile.connections) == {attack.__name__ for attack in ATTACKS})
     wait_for(lambda: hostile.connections.total() > 300)
-    assert first.verdict is None
+    assert first.failure is None
     start = time.monotonic()
     second = node(1)
     wait_for(lambda: second.job == first.job)
     assert time.monotonic() - start < 5
     hostile.stop()
     time.sleep(0.5)
-    assert first.verdict is second.verdict is None
+    assert first.failure is second.failure is None
     first.end(3, False)
-    wait_for(lambda: second.verdict)
-    assert second.verdict.status == 3
+    wait_for(lambda: second.failure)
+    assert second.failure.status == 3
 
 
 def test_a_line_without_an_end_is_not_kept(node, port):
@@ -109,28 +109,28 @@ def test_a_line_without_an_end_is_not_kept(node, port):
 
 
 def test_whoever_says_nothing_is_sent_away_after_a_while(node, port, monkeypatch):
-    monkeypatch.setattr(rendezvous, "_GREETING_SECONDS", 0.3)
+    monkeypatch.setattr(rendezvous, "_HANDSHAKE_SECONDS", 0.3)
     node(0)
     with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
         assert connection.recv(100) and connection.recv(100) == b""
 
 
 def test_only_so_many_may_be_about_to_prove_who_they_are(node, port, monkeypatch):
-    monkeypatch.setattr(rendezvous, "_MOST_GREETINGS", 3)
+    monkeypatch.setattr(rendezvous, "_MAX_HANDSHAKES", 3)
     first = node(0)
     held = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(10)]
     closed = [connection for connection in held[:7] if connection.recv(100)]
     assert [connection.recv(100) for connection in closed] == [b""] * len(closed)
-    assert len(first._greetings) == 3
+    assert len(first._handshakes) == 3
 
 
-def test_words_of_an_earlier_job_are_worth_nothing(node, port):
+def test_lines_of_an_earlier_job_are_refused(node, port):
     """Node 0 of the second job knows the same secret."""
     first, wire = node(0), Wire(port)
     second = node(1, at=wire.port)
     wait_for(lambda: second.job == first.job)
     second.end(9, True)
-    wait_for(lambda: first.verdict)
+    wait_for(lambda: first.failure)
     wait_for(lambda: len(wire.spoken) >= 3)
     first.end(9, True)
     again = node(0)
@@ -138,7 +138,7 @@ def test_words_of_an_earlier_job_are_worth_nothing(node, port):
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             with pytest.raises(OSError):
                 replay(connection, [*spoken, b"\n", b"\n"])
-    assert (again.verdict, again._met) == (None, set())
+    assert (again.failure, again._joined) == (None, set())
 
 
 @pytest.mark.parametrize(
@@ -153,36 +153,36 @@ def test_words_of_an_earlier_job_are_worth_nothing(node, port):
 )
 def test_a_connection_in_strange_hands_is_a_lost_node(node, port, monkeypatch, change):
     """None can make node 0 leave with another status than that for a lost node."""
-    monkeypatch.setattr(rendezvous, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(rendezvous, "HEARTBEAT_SECONDS", 0.1)
     first, wire = node(0), Wire(port)
     second = node(1, at=wire.port)
     wait_for(lambda: second.job == first.job)
     wire.change = change
     time.sleep(0.3)
     second.end(0, True)
-    wait_for(lambda: first.verdict)
-    assert first.verdict == rendezvous.Verdict(1, "launch: lost node 1\n")
+    wait_for(lambda: first.failure)
+    assert first.failure == rendezvous.PeerFailure(1, "launch: lost node 1\n")
 
 
 def test_another_secret_is_said_by_both(node, capfd):
     first, second = node(0), node(1, secret="")
     text = "".join(capfd.readouterr().err for _ in range(20) if not time.sleep(0.05))
-    said = "launch: {} has not the secret of {}: JOB_SECRET must be the same\n"
+    said = "launch: {} does not have the secret of {}: JOB_SECRET must be the same\n"
     assert said.format("127.0.0.1", "this job") in text
     assert said.format(f"node 0 (127.0.0.1 port {first.port})", "this node") in text
     assert text.count("\n") == 2
-    assert first.verdict is second.verdict is second.job is None
+    assert first.failure is second.failure is second.job is None
 
 
 def test_what_kept_a_node_away_is_said(node, monkeypatch):
-    monkeypatch.setattr(rendezvous, "MEET_SECONDS", 1)
+    monkeypatch.setattr(rendezvous, "RENDEZVOUS_SECONDS", 1)
     first, second = node(0, count=3), node(1, count=3)
     wait_for(lambda: second.job)
     twice, nowhere = node(1, count=3), node(1, at=1)
-    wait_for(lambda: twice.verdict and nowhere.verdict and first.verdict)
-    assert "1 s: no: of 3 nodes, another one is number 1" in twice.verdict.text
-    assert nowhere.verdict.text == "launch: node 0 (127.0.0.1 port 1) has not come in 1 s\n"
-    assert first.verdict.text == "launch: nodes [2] have not come in 1 s\n"
+    wait_for(lambda: twice.failure and nowhere.failure and first.failure)
+    assert "1 s: no: of 3 nodes, another one is number 1" in twice.failure.text
+    assert nowhere.failure.text == "launch: no connection to node 0 (127.0.0.1 port 1) in 1 s\n"
+    assert first.failure.text == "launch: nodes [2] have not connected in 1 s\n"
 
 
 def test_the_port_is_open_on_the_address_in_use_alone(node, port):

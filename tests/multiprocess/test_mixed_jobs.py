@@ -29,5 +29,5 @@ def test_ranks_know_those_of_another_job():
     ]
     errors = [rank.communicate(timeout=100)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2], errors
-    said = f"error: ranks of another job have come to port {port} of 127.0.0.1: set another PORT"
-    assert errors == [f"{said} for one of the two\n"] * 2
+    said = f"error: ranks of another job have connected to port {port} of 127.0.0.1: set another"
+    assert errors == [f"{said} PORT for one of the two\n"] * 2

@@ -72,7 +72,7 @@ def test_metrics_are_read_by_name(tmp_path, run):
     series = read_metrics(str(run))
     assert series["total_loss"] == ([50, 100, 150, 200], [1, 1 / 2, 1 / 3, 1 / 4])
     assert series["top1"] == ([100, 200], [40, 30])
-    with pytest.raises(DataError, match="nowhere is no output directory of a run"):
+    with pytest.raises(DataError, match="nowhere is not the output directory of a run"):
         read_metrics(str(tmp_path / "nowhere"))
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(DataError, match="holds no metrics yet"):
@@ -131,7 +131,8 @@ def test_plot_writes_a_picture(launch, tmp_path, run):
     out = launch.python(TOOLS / "plot.py", run, run, status=2)
     assert out == "error: the same run is given twice\n"
     out = launch.python(TOOLS / "plot.py", tmp_path, status=2)
-    assert out == f"error: {tmp_path} is no output directory of a run: it has no metrics.jsonl\n"
+    said = "is not the output directory of a run: it has no metrics.jsonl"
+    assert out == f"error: {tmp_path} {said}\n"
 
 
 class Page(HTMLParser):
@@ -239,7 +240,7 @@ def test_report_in_a_browser(launch, run, browse):
 
 def test_report_of_no_run(launch, tmp_path):
     out = launch.python(TOOLS / "report.py", tmp_path, status=2)
-    assert out.startswith("error: ") and "is no output directory of a run" in out
+    assert out.startswith("error: ") and "is not the output directory of a run" in out
 
 
 def test_report_of_little(launch, tmp_path):

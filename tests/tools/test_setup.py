@@ -151,7 +151,7 @@ def test_uv_is_not_to_be_had(machine):
     assert "error: no uv, for the reason above. Install Python 3.10 (pyenv install 3.10)" in out
     machine.python("python3", "3.12", venv=False, pip=False)
     out = machine.set_up(1)
-    assert "no python3 with venv or pip to fetch uv with" in out
+    assert "no python3 with venv or pip to install uv" in out
     assert "apt install python3-venv" in out and not machine.log.exists()
 
 

@@ -2,9 +2,9 @@
 
     .venv/bin/python tools/benchmarks/checkpoint.py --oracle PYTHON_WITH_TORCH [options]
 
-Both sides start with the file in the page cache. Reading ends with NumPy arrays: torch copies the
-file, we map it and check its checksums. Writing includes the fsync that only we do. Prints the
-median of each side and of the ratios within pairs.
+Both sides start with the file in the page cache. Both read into NumPy arrays: torch copies the
+file, we map it and verify its checksums. Only our writing includes an fsync. Prints the median of
+each side and of the ratios within pairs.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--oracle", help="a Python with PyTorch")
     parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--folder", default=None, help="where to write 2.6 GB for the moment")
+    parser.add_argument("--folder", default=None, help="for 2.6 GB of temporary files")
     parser.add_argument("--serve", choices=("torch", "ours"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:

@@ -1,9 +1,9 @@
-"""Measure what one core makes of JPEG files: stage by stage, and against plain Pillow and NumPy;
-and how fast a worker process hands over what it has made.
+"""Measure JPEG loading on one core, by stage and against plain Pillow and NumPy, and the transfer
+of batches from a worker process.
 
     .venv/bin/python tools/benchmarks/data.py [--size 224] [--jpeg 500x375] [--images 200]
 
-The files are drawn here: smooth shapes and noise, quality 90, about ImageNet's bytes per pixel.
+The files are generated: smooth shapes and noise, quality 90, about ImageNet's bytes per pixel.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from PIL import Image
 
 from libai_ext.startup import start
 
-TOGETHER = 10  # images that one side works on before the other one has its turn
-BATCH, BATCHES, PAIRS = 64, 40, 5  # of the hand-over
+TURN = 10  # images that one side processes before the other one
+BATCH, BATCHES, PAIRS = 64, 40, 5  # of the transfer
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
         print(f"{args.images} JPEGs of {args.jpeg}, {size / 1024:.0f} KiB each, to {args.size}")
         report(measure(folder, args.size))
         compare(folder, args.size)
-    hand_over(args.size)
+    transfer(args.size)
 
 
 def write_images(folder: Path, count: int, width: int, height: int) -> float:
@@ -60,7 +60,7 @@ def write_images(folder: Path, count: int, width: int, height: int) -> float:
 
 def measure(folder: str, size: int) -> dict:
     """Milliseconds of CPU time of each stage per image; the median over the images."""
-    # OneFlow must be up before anything that imports it.
+    # OneFlow must be started before any import of it.
     from libai_ext.data.dataset import stack
     from libai_ext.data.image_folder import ImageFolder
     from libai_ext.data.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop, ToArray
@@ -91,8 +91,8 @@ def measure(folder: str, size: int) -> dict:
 
 
 def plain(image: Image.Image, box, mirrored: bool, size: int, mean, std) -> np.ndarray:
-    """What torchvision's ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor and
-    Normalize do to an opened file, in Pillow and NumPy."""
+    """torchvision's ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize on
+    an opened file, in Pillow and NumPy."""
     image = image.convert("RGB").crop(box).resize((size, size), Image.Resampling.BICUBIC)
     if mirrored:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -102,8 +102,7 @@ def plain(image: Image.Image, box, mirrored: bool, size: int, mean, std) -> np.n
 
 
 def compare(folder: str, size: int) -> None:
-    """The same crops by :func:`plain` and by the project, in turn on each run of images, by CPU
-    time."""
+    """Compare the CPU time of the same crops by :func:`plain` and by the project, in turns."""
     from libai_ext.data.dataset import KeyedDataset
     from libai_ext.data.sampler import SampleKey
     from libai_ext.data.sources import open_source
@@ -125,8 +124,8 @@ def compare(folder: str, size: int) -> None:
 
     sides = (by_plain, lambda index: dataset[SampleKey(0, index)]["images"])
     times, differences = [], []
-    for begin in range(0, len(dataset), TOGETHER):
-        indices = range(begin, min(begin + TOGETHER, len(dataset)))
+    for begin in range(0, len(dataset), TURN):
+        indices = range(begin, min(begin + TURN, len(dataset)))
         results, marks = [], [time.process_time()]
         for side in sides:
             results.append([side(index) for index in indices])
@@ -146,8 +145,8 @@ def compare(folder: str, size: int) -> None:
     )
 
 
-def hand_over(size: int) -> None:
-    """Batches that one worker need not make, by the project's loader and by OneFlow's, in turn."""
+def transfer(size: int) -> None:
+    """Transfer ready batches from one worker, by the project's loader and by OneFlow's in turn."""
     from oneflow.utils.data import DataLoader
 
     from libai_ext.data.dataset import stack, to_instance
@@ -182,7 +181,7 @@ def hand_over(size: int) -> None:
     own, theirs = np.median(rates, axis=0)
     ratio = np.median([pair[0] / pair[1] for pair in rates])
     print(
-        f"hand-over by one worker {own:.0f} images/s, by OneFlow's DataLoader {theirs:.0f}: "
+        f"transfer from one worker {own:.0f} images/s, by OneFlow's DataLoader {theirs:.0f}: "
         f"{ratio:.1f} x (median of {PAIRS} pairs)"
     )
 

@@ -1,9 +1,9 @@
-"""What pre-training is worth on the quickstart's digits: the table in projects/MAE/README.md.
+"""Accuracy with and without pre-training on the quickstart's digits.
 
     .venv/bin/python tools/benchmarks/digits_table.py
 
-Runs the quickstart's pre-training where ``output/digits`` has none, then each protocol from the
-pre-trained weights and from scratch, and writes the table anew.
+Runs the quickstart's pre-training if ``output/digits`` has none, then each protocol from the
+pre-trained weights and from scratch, and updates the table in projects/MAE/README.md.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def main() -> None:
     for name, config, options in PROTOCOLS:
         common = [*options, "graph.enabled=False"]
         scratch, pretrained = (
-            accuracy(config, args.output / f"{len(rows)}_{kind}", *common, start)
-            for kind, start in (
+            accuracy(config, args.output / f"{len(rows)}_{weights}", *common, start)
+            for weights, start in (
                 ("scratch", "finetune.enable=False"),
                 ("pretrained", f"finetune.path={args.pretrained}"),
             )

@@ -2,9 +2,9 @@
 
     .venv/bin/python tools/benchmarks/layouts.py [key=value ...] [--layouts 1,1,1 2,1,1 ...]
 
-Real processes train a few eager steps on made-up images. Parameters and AdamW's moments are
-counted; the peak is resident memory above that of an idle engine. Each figure is that of the
-process with most.
+Real processes train a few eager steps on random images. It counts parameters and AdamW's moments;
+the peak is resident memory above that of an idle engine. Each number is the maximum over the
+processes.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def layout_options(sizes) -> list[str]:
 
 
 def measured(sizes, options) -> tuple[int, int]:
-    """States and peak of the process that has most of each, in bytes."""
+    """Maximum of states and of peak over the processes, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         launcher = ["-m", "libai_ext.launch", "--nproc-per-node", str(math.prod(sizes))]
         rank = [str(ROOT / "tools/benchmarks/layouts_rank.py"), folder, CONFIG]

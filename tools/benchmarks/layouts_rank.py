@@ -1,7 +1,7 @@
-"""One rank of tools/benchmarks/layouts.py: a few training steps on made-up images, then its memory.
+"""One rank of tools/benchmarks/layouts.py: a few training steps on random images, then its memory.
 
-Writes ``rank<r>.json`` into the folder given: bytes of the parameters and of AdamW's two moments
-that this process holds, and how far its resident memory rose above that of an idle engine.
+Writes ``rank<r>.json`` into the given folder: bytes of the parameters and of AdamW's two moments in
+this process, and the rise of its resident memory above that of an idle engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STEPS = 3
 
 
 def resident(field: str) -> int:
-    """``VmRSS`` now, or ``VmHWM`` at its highest, in bytes."""
+    """``VmRSS`` (now) or ``VmHWM`` (peak), in bytes."""
     text = Path("/proc/self/status").read_text()
     return 1024 * int(text.split(field + ":")[1].split()[0])
 

@@ -1,10 +1,10 @@
-"""How long a save of a ViT-B pre-training state stops the loop, against writing it at once.
+"""Time that a save of a ViT-B pre-training state blocks training, against a direct write.
 
     .venv/bin/python tools/benchmarks/save.py [--pairs N] [--folder FOLDER]
 
-The state is that of AdamW after a step: weights and two moments, 1.3 GB. Prints medians of: the
-seconds that `save` holds the loop; until the checkpoint is whole on disk (fsync and checksums
-included); `flow.save` of the same state without either; finding the checkpoint whole again.
+The state is that of AdamW after a step: weights and two moments, 1.3 GB. Prints medians of four
+times: `save` blocks training; the checkpoint is complete on disk, with fsync and checksums;
+`flow.save` of the same state without these; verifying the checkpoint.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def timed(function) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--folder", default=None, help="where to write 4 GB for the moment")
+    parser.add_argument("--folder", default=None, help="for 4 GB of temporary files")
     args = parser.parse_args()
     model = Model()
     optimizer = flow.optim.AdamW(model.parameters(), lr=1e-3)
@@ -75,7 +75,7 @@ def main() -> None:
                 ]
             )
             shutil.rmtree(plain)
-            if number:  # the first is to warm up
+            if number:  # the first is a warm-up
                 for name, value in row.items():
                     seconds.setdefault(name, []).append(value)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

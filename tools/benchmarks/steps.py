@@ -4,10 +4,10 @@
 
 The peers are Hugging Face's ViTMAE (pre-training) and ViT (fine-tuning; it has no stochastic
 depth, ours runs with 0.1), and with `--official` the official code, with the same sizes, batch and
-AdamW (fused). PyTorch runs in float32, in float32 with products of bfloat16, and under autocast
-with bfloat16. Each side runs in a process of its own that is stopped while another one works;
-its first step after that, which is slower, is not timed. Prints medians, the ratio within pairs,
-peak memory, and the share of the rate that the best matrix product of the same run reached.
+AdamW (fused). PyTorch runs in float32, in float32 with bfloat16 products, and under autocast with
+bfloat16. Each side has its own process, which is stopped while another one runs; its first step
+after that is slower and is not timed. Prints medians, the ratio within pairs, peak memory, and the
+share of the best matrix-product rate of the same run.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ SIDES = {  # name: environment of the process
 TORCH = ("PyTorch float32", "PyTorch bf16 products", "PyTorch autocast bf16")
 TASKS = ("pretrain", "finetune")
 CLASSES = 1000
-GEMM, PRODUCTS = 2048, 5  # rows = columns = inner size of the product that sets the best rate
+GEMM, PRODUCTS = 2048, 5  # rows = columns = inner size of the product for the best rate
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--oracle", help="interpreter that has torch and transformers")
+    parser.add_argument("--oracle", help="interpreter with torch and transformers")
     parser.add_argument(
         "--official", metavar="DIR", help="clone of facebookresearch/mae, to time it too"
     )
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def compare(task: str, size: str, args: argparse.Namespace) -> None:
-    """Alternate steps of PyTorch and of each side; a line of the table for each."""
+    """Alternate steps of PyTorch and each side; print a row of the table for each."""
     peers = {side: Peer(args.oracle, side, task, size) for side in TORCH}
     if args.official:
         path = {"PYTHONPATH": args.official}
@@ -158,7 +158,7 @@ def seconds(work) -> float:
 
 
 def seconds_when_warm(step) -> float:
-    """Mean of the steps of at least a second, after one that is not counted."""
+    """Mean seconds of steps over at least one second, after one that is not counted."""
     step()
     count, start = 0, time.perf_counter()
     while time.perf_counter() < start + 1:
@@ -305,8 +305,8 @@ def our_side(side: str, task: str, size: str):
         optimizer.zero_grad()
         return loss.numpy(), last.numpy()
 
-    # The engine runs ahead: a loss is there before its backward pass, so the step is over when
-    # the parameter that is updated last can be read.
+    # The loss is available before the backward pass, so a step ends when the parameter that is
+    # updated last can be read.
     last = model.patch_embed.proj.bias
     a = flow.ones(GEMM, GEMM)
 
@@ -323,7 +323,7 @@ def our_side(side: str, task: str, size: str):
 
 
 def flops(task: str, size: str) -> float:
-    """Of the matrix products of one step, forward and backward."""
+    """FLOP of the matrix products of one step, forward and backward."""
     (height, width), patch, encoder, decoder, batch = SIZES[size]
     patches = height * width // patch**2
     kept = patches // 4 + 1

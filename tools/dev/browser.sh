@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Print the path of Chromium, for the test that opens a page; install Debian's where there is none
-# (needs root). Nothing else in the project uses it.
+# Print the path of Chromium, for the test that opens a page; install Debian's package if there is
+# none (needs root). Nothing else uses it.
 set -euo pipefail
 for name in chromium chromium-browser google-chrome; do
   if command -v "$name"; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Make .oracle, an environment with real PyTorch for tests that compare with it, and print the path
-# of its interpreter. Nothing else in the project uses it.
+# of its interpreter. Nothing else uses it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 if [ ! -x .oracle/bin/python ] || ! .oracle/bin/python -c 'import torch, transformers' 2>/dev/null; then

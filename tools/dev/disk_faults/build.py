@@ -13,11 +13,11 @@ HERE = Path(__file__).resolve().parent
 
 
 def enumerate_faults(folder: Path, step: int = 1) -> bool:
-    """Print how many faults there are and were survived; whether that is all.
+    """Print the number of faults and of those survived; returns whether all were.
 
     Args:
-        folder: gets what the faults leave.
-        step: 1: every operation on the disk fails in turn; else every so many.
+        folder: gets the files of the runs.
+        step: every ``step``-th disk operation fails in turn.
 
     Raises:
         RuntimeError: there is no C++ compiler, or it failed.
@@ -30,7 +30,7 @@ def enumerate_faults(folder: Path, step: int = 1) -> bool:
     result = subprocess.run(command, stderr=subprocess.PIPE, text=True)
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
-    # Forked processes do the saving: nothing but Python may run in them.
+    # Forked processes save: only Python code may run in them.
     env = dict(os.environ, LD_PRELOAD=str(shim), LIBAI_EXT_NATIVE="0")
     command = [sys.executable, str(HERE / "points.py"), str(folder), str(step)]
     return subprocess.run(command, env=env).returncode == 0

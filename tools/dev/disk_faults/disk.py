@@ -1,7 +1,7 @@
-"""A folder's files as a disk has them: what was written, and what would outlive a loss of power.
+"""Model of a folder on a disk: what was written, and what would survive a loss of power.
 
-A file's content outlives it as it was at the last ``fsync`` of the file, a folder's list of names
-as it was at the last one of the folder. Disks keep more than that by chance, in any mixture.
+A file's content survives as of the last ``fsync`` of the file, a folder's list of names as of that
+of the folder. By chance, a disk may keep any part of the later changes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, Iterator, NamedTuple
 
-# (names, content) of a crash: what is there again. "torn": half of what was not synced.
+# (names, content) that may survive. "torn": half of a file that was not synced.
 SURVIVORS = (
     ("synced", "synced"),
     ("all", "synced"),
@@ -20,7 +20,7 @@ SURVIVORS = (
 
 
 class Operation(NamedTuple):
-    """A line of the shim's record."""
+    """An entry of the shim's record."""
 
     name: str
     number: int  # of the inode
@@ -60,7 +60,7 @@ class _Folder:
 
 
 class Disk:
-    """What lies below ``root``, all of it synced, and what operations make of it."""
+    """The files below ``root``, all synced at first; :meth:`apply` changes them."""
 
     def __init__(self, root: Path):
         self.root = str(root)
@@ -113,8 +113,8 @@ class Disk:
         found: dict[str, bytes | None] = {}
 
         def add(folder: _Folder, path: str) -> None:
-            there = folder.synced if names == "synced" else folder.names
-            for name, node in there.items():
+            entries = folder.synced if names == "synced" else folder.names
+            for name, node in entries.items():
                 if isinstance(node, _Folder):
                     found[path + name] = None
                     add(node, f"{path}{name}/")
@@ -126,7 +126,7 @@ class Disk:
 
 
 def put(state: dict[str, bytes | None], folder: Path) -> None:
-    """Make the files of a state; a folder comes before what is in it."""
+    """Write the files of a state; a folder comes before its files."""
     folder.mkdir()
     for name, content in state.items():
         path = folder / name
@@ -137,7 +137,7 @@ def put(state: dict[str, bytes | None], folder: Path) -> None:
 
 
 def take(folder: Path) -> dict[str, bytes | None]:
-    """The state that a real folder is in."""
+    """The state of a real folder."""
     return {
         path.relative_to(folder).as_posix(): None if path.is_dir() else path.read_bytes()
         for path in folder.rglob("*")

@@ -1,14 +1,14 @@
-"""Every operation on the disk of saving, pruning and the pointer fails in turn, or is the last one.
+"""Lets every disk operation of saving and pruning fail in turn, or be the last one.
 
     LD_PRELOAD=SHIM python tools/dev/disk_faults/points.py FOLDER STEP
 
 ``tools/dev/soak.py --faults`` builds the shim and starts this. In a folder with two checkpoints and
 a best one, the checkpointer writes a third, removes the first, moves ``last_checkpoint``, and
 replaces the best. It does so once for each STEP-th of its operations, in a forked process: that
-operation fails (input/output error; no space, from there on), or the process is killed there. Also
-the disk is put into the states that a loss of power can leave at each operation. Every time the
-checkpoint that a run goes on from must be whole and hold what was saved, be the new one if the save
-had ended well, and the next save must work and clear away what lies about.
+operation fails (input/output error; no space, from there on), or the process is killed there. It
+also makes the states that a loss of power can leave at each operation. Every time, the checkpoint
+of a resumed run must be valid, have the saved values, and be the new one if the save succeeded. The
+next save must succeed and remove the remains.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from disk import SURVIVORS, Disk, put, read_record, take
 from libai_ext.startup import start
 
 start()
-# OneFlow must be up before these.
+# OneFlow must be started before these.
 from libai_ext.checkpoint import manifest, oneflow_folder, pointer  # noqa: E402
 from libai_ext.checkpoint.checkpointer import Checkpointer  # noqa: E402
 from libai_ext.checkpoint.errors import CheckpointError  # noqa: E402
@@ -38,30 +38,30 @@ from libai_ext.checkpoint.host_state import HostTensor  # noqa: E402
 FIRST, SECOND, BEST, THIRD, FOURTH = 3, 7, 5, 11, 14
 KEPT = 2
 LATEST, NAME_OF_BEST = f"model_{THIRD:07d}", "model_best"
-# The error, and whether what follows fails as well.
-KINDS = {"kill": (0, False), "error": (errno.EIO, False), "no space": (errno.ENOSPC, True)}
+# The error, and whether all later operations fail too.
+FAULTS = {"kill": (0, False), "error": (errno.EIO, False), "no space": (errno.ENOSPC, True)}
 shim = ctypes.CDLL(None)
 
 
 class Outcome(NamedTuple):
-    """Which saves said that they had ended well; neither where the process was killed."""
+    """Which saves reported success; none if the process was killed."""
 
     latest: bool
     best: bool
 
 
 def save(folder: Path, name: str, iteration: int, is_latest: bool = True) -> bool:
-    """As a run does, without an engine; whether it says that it ended well."""
+    """Save as a run does, without an engine; returns whether it reports success."""
     checkpointer = Checkpointer(None, str(folder), max_to_keep=KEPT)
     weights = HostTensor(np.full(99, iteration, np.float32))
-    state = {"model": {"weight": weights}, "optimizer": {"moment": weights, "step": iteration}}
+    state = {"model": {"weight": weights}, "optimizer": {"momentum": weights, "step": iteration}}
     progress = json.dumps({"iteration": iteration})
     checkpointer._try_to_write(name, state, iteration, progress, is_latest, {})
     return checkpointer.failure is None
 
 
 def in_child(work: Callable[[], int]) -> int | None:
-    """Its result, below 127; None where it was killed."""
+    """Run ``work`` in a forked process: its result, below 127; None if it was killed."""
     child = os.fork()
     if child == 0:
         try:
@@ -72,11 +72,11 @@ def in_child(work: Callable[[], int]) -> int | None:
     return os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
 
 
-def run(folder: Path, number: int, kind: str, exchanges: bool, record: int = -1) -> Outcome:
+def run(folder: Path, number: int, fault: str, exchanges: bool, record: int = -1) -> Outcome:
     """The saves, with a fault at operation ``number``; -1: without one."""
 
     def work() -> int:
-        what, stays = KINDS[kind]
+        what, stays = FAULTS[fault]
         shim.faults_arm(os.fsencode(folder), number, what, stays, exchanges, record)
         latest = save(folder, LATEST, THIRD)
         if record >= 0:
@@ -89,27 +89,27 @@ def run(folder: Path, number: int, kind: str, exchanges: bool, record: int = -1)
 
 
 def contents(path: Path) -> float:
-    """The value of all weights of a whole checkpoint.
+    """The value of all weights of a checkpoint.
 
     Raises:
         CheckpointError: it is damaged.
     """
     manifest.verify(path)
     model = oneflow_folder.load(path / "model")["weight"]
-    moment = oneflow_folder.load(path / "optimizer")["moment"]
-    values = {float(value) for value in [*model, *moment]}
+    momentum = oneflow_folder.load(path / "optimizer")["momentum"]
+    values = {float(value) for value in [*model, *momentum]}
     if len(values) != 1:
         raise CheckpointError(f"{path}: weights {values}")
     return values.pop()
 
 
 def faults_of(folder: Path, outcome: Outcome) -> list[str]:
-    """What is wrong with a folder after the saves."""
+    """The faults of a folder after the saves."""
     wrong = []
     try:
         latest = contents(Path(Checkpointer(None, str(folder))._latest()))
         if latest not in ((THIRD,) if outcome.latest else (SECOND, THIRD)):
-            wrong.append(f"a run would go on from {latest}")
+            wrong.append(f"a run would continue from {latest}")
         named = pointer.read(folder)
         if contents(named) not in (SECOND, THIRD):
             wrong.append(f"{pointer.POINTER} names {named.name}")
@@ -129,12 +129,12 @@ def faults_of(folder: Path, outcome: Outcome) -> list[str]:
 
 
 class Enumeration:
-    """Counts the points, and names those that were not survived.
+    """Counts the points of failure, and lists those that were not survived.
 
     Args:
         scratch: an empty folder.
         exchanges: whether the file system can exchange two names (NFS cannot).
-        step: 1: every operation; else every so many.
+        step: test every ``step``-th operation.
     """
 
     def __init__(self, scratch: Path, exchanges: bool, step: int = 1):
@@ -156,13 +156,13 @@ class Enumeration:
         else:
             shutil.copytree(source, self.folder)
 
-    def _count(self, kind: str, number: int, wrong: list[str]) -> None:
-        self.points[kind] = self.points.get(kind, 0) + 1
-        self.wrong += [f"{kind} at operation {number}: {text}" for text in wrong]
+    def _count(self, fault: str, number: int, wrong: list[str]) -> None:
+        self.points[fault] = self.points.get(fault, 0) + 1
+        self.wrong += [f"{fault} at operation {number}: {text}" for text in wrong]
 
     def operations(self) -> tuple[list, Disk]:
-        """Those of a run without a fault, and the disk before; the record is checked against what
-        the run made."""
+        """The operations of a run without a fault, and the disk before it. Checks the record
+        against the files of the run."""
         self._fresh(self.before)
         disk, before = Disk(self.folder), Disk(self.folder)
         with self.record.open("w+b") as file:
@@ -179,18 +179,18 @@ class Enumeration:
     def fail_each(self) -> None:
         number = 0
         while True:
-            for kind in KINDS:
+            for fault in FAULTS:
                 self._fresh(self.before)
-                outcome = run(self.folder, number, kind, self.exchanges)
-                if kind == "kill" and outcome == Outcome(True, True):
-                    return  # there are no so many
-                self._count(kind, number, faults_of(self.folder, outcome))
+                outcome = run(self.folder, number, fault, self.exchanges)
+                if fault == "kill" and outcome == Outcome(True, True):
+                    return  # there is no such operation
+                self._count(fault, number, faults_of(self.folder, outcome))
             number += self.step
 
     def lose_power(self) -> None:
         operations, disk = self.operations()
         outcome = Outcome(False, False)
-        judged: dict[tuple, list[str]] = {}  # many operations leave the same on the disk
+        judged: dict[tuple, list[str]] = {}  # many operations leave the same state
         for number, operation in enumerate(operations):
             if operation.name == "saved":
                 outcome = Outcome(True, False)
@@ -208,7 +208,7 @@ class Enumeration:
 
 
 def main() -> int:
-    logging.disable(logging.CRITICAL)  # each fault is logged by whom it hits
+    logging.disable(logging.CRITICAL)  # each fault is logged where it happens
     scratch = Path(sys.argv[1])
     wrong = []
     for exchanges in (True, False):
@@ -217,7 +217,7 @@ def main() -> int:
         enumeration = Enumeration(folder, exchanges, int(sys.argv[2]))
         enumeration.fail_each()
         enumeration.lose_power()
-        points = ", ".join(f"{kind} {count}" for kind, count in enumeration.points.items())
+        points = ", ".join(f"{fault} {count}" for fault, count in enumeration.points.items())
         total = sum(enumeration.points.values())
         lost = len({text.split(": ")[0] for text in enumeration.wrong})
         how = "names are exchanged" if exchanges else "names cannot be exchanged"

@@ -1,5 +1,5 @@
-// To be loaded before the C library: counts what a process does to the files below one folder,
-// records it, and at a chosen operation fails with an error or ends the process.
+// Preloaded before the C library: counts and records the operations of a process on the files below
+// one folder. At a chosen operation it returns an error or kills the process.
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -15,11 +15,11 @@ namespace {
 
 char root[PATH_MAX];
 long target = -1, done = 0;
-int error = 0;  // of the operation that fails; 0: the process ends there by SIGKILL
+int error = 0;  // of the failing operation; 0: SIGKILL the process there
 bool lasting = false, exchange_works = true;
 int record_file = -1;
 
-// A path relative to a folder's descriptor, as an absolute one; false where it is not below root.
+// Absolute form of a path relative to a folder's descriptor; false if it is not below root.
 bool locate(int folder, const char* path, char* out) {
   if (root[0] == 0) return false;
   if (path[0] == '/') {
@@ -48,7 +48,7 @@ bool locate(int file, char* out) {
   return locate(AT_FDCWD, path, out);
 }
 
-// Whether the operation that is about to be done has to fail.
+// Whether the next operation has to fail.
 bool fails() {
   long number = done++;
   if (target < 0 || number < target || (number > target && !lasting)) return false;

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
 # CPU seconds of one input, and bytes beyond what the process has before the first.
-MOST_SECONDS = 5.0
-MOST_MEMORY = 700 << 20
+MAX_SECONDS = 5.0
+MAX_MEMORY = 700 << 20
 
 # Audit events of programs, imports, sockets and files that are written.
 _FORBIDDEN = (
@@ -110,11 +110,11 @@ def _watch(wanted: bool) -> Iterator[None]:
 
 
 def limit_memory() -> None:
-    """From here on, this process gets :data:`MOST_MEMORY` and no more."""
+    """From here on, this process gets at most :data:`MAX_MEMORY`."""
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_MEMORY, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (used + MAX_MEMORY, hard))
 
 
 class Guard:
@@ -156,7 +156,7 @@ class Guard:
             except self.target.errors as raised:
                 error = raised
         seconds = time.process_time() - started
-        expect(seconds <= MOST_SECONDS, f"it takes {seconds:.1f} s")
+        expect(seconds <= MAX_SECONDS, f"it takes {seconds:.1f} s")
         events = [text for event, text in _events if event not in self.target.may]
         expect(not events, f"it does what reading does not need: {events}")
         if error is not None:

@@ -40,22 +40,22 @@ class _Writer:
 
 
 class _Node(rendezvous.Peers):
-    """Without a socket, a thread and a beat."""
+    """Without a socket, a thread and heartbeats."""
 
     def __init__(self, rank: int) -> None:
         self.count, self.rank, self.attempt, self.secret = NODES, rank, 0, SECRET
         self.address, self.port = "127.0.0.1", 1
-        self.job, self.verdict, self.ended = "7" if rank == 0 else None, None, False
-        self._met: set[int] = set()
+        self.job, self.failure, self.ended = "7" if rank == 0 else None, None, False
+        self._joined: set[int] = set()
         self._open: dict[int, signed_lines.Lines] = {}
-        self._doubted = True  # it has been said
+        self._warned = True  # it has been printed
 
 
 _loop = asyncio.new_event_loop()
 
 
-async def _meet(data: bytes, chunk: int) -> tuple[Any, ...]:
-    """What becomes of a connection whose bytes arrive by so many."""
+async def _receive(data: bytes, chunk: int) -> tuple[Any, ...]:
+    """The result of a connection whose bytes arrive in pieces of ``chunk``."""
     sender = data[0] % 3 if data else STRANGER
     node, writer = _Node(rank=int(sender == NO_NODE_0)), _Writer()
     reader = asyncio.StreamReader(limit=signed_lines.LONGEST)
@@ -70,14 +70,14 @@ async def _meet(data: bytes, chunk: int) -> tuple[Any, ...]:
         reader.feed_eof()
         try:
             rank = await meeting
-        except rendezvous._FAILURES as error:
-            return type(error).__name__, node.verdict
+        except rendezvous._CONNECTION_ERRORS as error:
+            return type(error).__name__, node.failure
     expect(sender == LAUNCHER, "a stranger is let in")
     if rank is not None:
         await node._listen(rank)
         expect(not node._open and writer.closed, "the connection is not closed")
-        expect(node.verdict is None or 0 < node.verdict.status < 256, f"{node.verdict}")
-    return rank, node.verdict
+        expect(node.failure is None or 0 < node.failure.status < 256, f"{node.failure}")
+    return rank, node.failure
 
 
 def _connected(*streams: Any) -> Any:
@@ -87,23 +87,23 @@ def _connected(*streams: Any) -> Any:
     return connect
 
 
-async def _signed(content: bytes, greeting: bytes) -> bytes:
-    """The lines of a launcher that has received the greeting."""
+async def _signed(content: bytes, challenge: bytes) -> bytes:
+    """The lines of a launcher that has received the challenge."""
     reader, writer = asyncio.StreamReader(), _Writer()
-    reader.feed_data(greeting)
-    lines = await signed_lines.greet(reader, writer, SECRET, listening=False)
+    reader.feed_data(challenge)
+    lines = await signed_lines.handshake(reader, writer, SECRET, listening=False)
     for line in content.split(b"\n"):
         lines.send(line.decode("utf-8", "replace"))
     return writer.sent
 
 
 def _read(path: Path) -> tuple[Any, ...]:
-    return _loop.run_until_complete(_meet(path.read_bytes(), 1 << 20))
+    return _loop.run_until_complete(_receive(path.read_bytes(), 1 << 20))
 
 
 def _compare(path: Path, result: tuple[Any, ...]) -> None:
-    again = _loop.run_until_complete(_meet(path.read_bytes(), 7))
-    expect(again == result, f"{result}, but {again} where the bytes arrive by seven")
+    again = _loop.run_until_complete(_receive(path.read_bytes(), 7))
+    expect(again == result, f"{result}, but {again} if the bytes arrive by seven")
 
 
 def _seeds(folder: Path) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The small training runs of a soak test, and what must not depend on interruptions."""
+"""The training runs of a soak test, and their results."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from libai_ext.checkpoint import oneflow_folder
 
 ROOT = Path(__file__).resolve().parents[3]
 PERIOD, IMAGES = 4, 64
-# After which the watchdog ends a part of the run that stands.
+# The watchdog ends a task that takes longer.
 END_SECONDS = 30
 OPTIONS = {
     "mae_pretraining": [],
@@ -29,12 +29,12 @@ OPTIONS = {
 }
 # Differ from run to run.
 MEASURED = ("time", "data_time", "images_per_second", "data_wait", "memory_gib")
-# All launchers, for the program to end with it.
+# All launchers: the program kills them when it ends.
 started: list[subprocess.Popen] = []
 
 
 def make_images(folder: Path) -> None:
-    """Noise, in two classes."""
+    """Random images in two classes."""
     rng = np.random.default_rng(0)
     for number in range(IMAGES):
         path = folder / f"class{number % 2}" / f"{number}.png"
@@ -46,7 +46,7 @@ class Job:
     """One training run, started as often as needed.
 
     Args:
-        images: what :func:`make_images` made.
+        images: the folder of :func:`make_images`.
         folder: output directory.
         config: a key of ``OPTIONS``.
     """
@@ -61,7 +61,7 @@ class Job:
         config: str = "mae_pretraining",
     ):
         self.folder = folder
-        self.scratch = folder.with_suffix(".tmp")  # for what the job makes elsewhere
+        self.scratch = folder.with_suffix(".tmp")  # its TMPDIR
         self.command = [
             "bash",
             str(ROOT / "tools/train.sh"),
@@ -100,7 +100,7 @@ class Job:
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def start(self) -> subprocess.Popen:
-        """Go on with the run that lies there, or begin one."""
+        """Start the run, or resume it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.scratch.mkdir(exist_ok=True)
         env = dict(os.environ, TMPDIR=str(self.scratch))
@@ -124,7 +124,7 @@ class Job:
         return time.perf_counter() - started
 
     def partial(self) -> set[tuple[str, int]]:
-        """Checkpoints half written or half removed: name and inode, as names come back."""
+        """Partial checkpoints: name and inode, since names are used again."""
         found = set()
         for path in self.folder.glob("model_*.partial"):
             try:
@@ -133,8 +133,8 @@ class Job:
                 pass
         return found
 
-    def left(self) -> list[str]:
-        """Processes and files of the job that has ended, beside its results."""
+    def leftovers(self) -> list[str]:
+        """Processes and temporary files of a job that has ended."""
         option = f"train.output_dir={self.folder}"
         everyone = psutil.process_iter(["cmdline"])
         family = [process for process in everyone if option in (process.info["cmdline"] or [])]

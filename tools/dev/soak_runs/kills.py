@@ -1,4 +1,4 @@
-"""Jobs that are killed, or of which one process is disturbed, and resumed until they are done."""
+"""Kills jobs, or disturbs one of their processes, and resumes them until they are done."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from libai_ext.checkpoint.errors import CheckpointError
 
 ITERATIONS = 40
 KILLS_PER_JOB = 5
-# What a job that is disturbed may take to end by itself, its watchdog's time included.
-MOST_SECONDS = 300
+# A disturbed job has to end by itself in this time, which includes that of its watchdog.
+MAX_SECONDS = 300
 
 
 def kill(job: Job, inside_save: bool, seconds: float, rng: random.Random) -> str:
-    """Start the job and kill it at a random moment; says where it was.
+    """Start the job and kill it at a random time; returns where it was.
 
     Args:
-        seconds: how long an undisturbed run takes.
+        seconds: duration of an undisturbed run.
     """
     left_before = job.partial()
     process = job.start()
@@ -54,15 +54,15 @@ def kill(job: Job, inside_save: bool, seconds: float, rng: random.Random) -> str
     return "training" if job.checkpoints() else "before the first checkpoint"
 
 
-# What happens to one process of a job, and the exit statuses that this may lead to: 0 for work that
-# goes on, 75 for a checkpoint and an end.
-DEEDS = {
+# What happens to one process of a job, and the allowed exit statuses: 0 if the job continues, 75 if
+# it saves and exits.
+DISTURBANCES = {
     ("worker", "stopped"): (0,),
-    ("worker", "stopped for a moment"): (0,),
+    ("worker", "stopped for 1 s"): (0,),
     ("worker", "terminated"): (0,),
     ("worker", "killed"): (0,),
     ("rank", "stopped"): (0, 1),
-    ("rank", "stopped for a moment"): (0,),
+    ("rank", "stopped for 1 s"): (0,),
     ("rank", "terminated"): (0, 75, 128 + signal.SIGTERM),
     ("rank", "killed"): (0, 128 + signal.SIGKILL),
 }
@@ -70,14 +70,14 @@ SIGNALS = {"terminated": signal.SIGTERM, "killed": signal.SIGKILL}
 
 
 def disturb(job: Job, seconds: float, rng: random.Random) -> tuple[str, str | None]:
-    """Stop, terminate or kill a data worker or a rank at a random moment, and wait for the job to
-    end by itself; says what was done, and what is wrong with how it ended."""
+    """Stop, terminate or kill a data worker or a rank at a random time, and wait for the job to end
+    by itself; returns what was done, and the fault of its end or None."""
     lines_before = job.lines()
     process = job.start()
     time.sleep(rng.uniform(0, seconds))
     ranks = [child for child in _children(process.pid) if _is_rank(child)]
     workers = [child for rank in ranks for child in _children(rank.pid) if _is_fork(child, rank)]
-    role, how = rng.choice(sorted(DEEDS))
+    role, how = rng.choice(sorted(DISTURBANCES))
     victims = workers if role == "worker" and workers else ranks
     if process.poll() is not None:
         return "ended before", None
@@ -87,18 +87,18 @@ def disturb(job: Job, seconds: float, rng: random.Random) -> tuple[str, str | No
         return "before the first checkpoint", None
     role = "worker" if victims is workers else "rank"
     if how == "stopped" and job.lines() == lines_before:
-        how = "stopped for a moment"  # the start may take longer than is waited for here
+        how = "stopped for 1 s"  # the start may take longer than MAX_SECONDS
     _do(rng.choice(victims), how)
     family = psutil.Process(process.pid).children(recursive=True)
     try:
-        status = process.wait(MOST_SECONDS)
+        status = process.wait(MAX_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
         status = None
     psutil.wait_procs(family, timeout=30)
     fault = f"{job.folder}: a {role} was {how}, then the status was {status}"
-    return f"{role} {how}", None if status in DEEDS[role, how] else fault
+    return f"{role} {how}", None if status in DISTURBANCES[role, how] else fault
 
 
 def _children(pid: int) -> list[psutil.Process]:
@@ -127,7 +127,7 @@ def _is_fork(child: psutil.Process, rank: psutil.Process) -> bool:
 def _do(victim: psutil.Process, how: str) -> None:
     try:
         victim.send_signal(SIGNALS.get(how, signal.SIGSTOP))
-        if how == "stopped for a moment":
+        if how == "stopped for 1 s":
             time.sleep(1)
             victim.send_signal(signal.SIGCONT)
     except psutil.NoSuchProcess:
@@ -145,7 +145,7 @@ def unreadable(job: Job) -> list[str]:
 
 
 def kill_test(folder: Path, kills: int, processes: list[int], seed: int) -> bool:
-    """Print a table; returns whether all is as it should be."""
+    """Print a table; returns whether there were no faults."""
     rng = random.Random(seed)
     images = folder / "images"
     make_images(images)
@@ -179,11 +179,11 @@ def kill_one_layout(
     before: int,
     rng: random.Random,
 ) -> bool:
-    """One row of the table. Every third kill is inside a save, every third is of one process.
+    """One row of the table. Every third kill is inside a save, every third disturbs one process.
 
     Args:
         share: kills of this layout.
-        before: those of others.
+        before: kills of earlier layouts.
     """
     number, graph, config = layout
     mode = "graph" if graph else "eager"
@@ -203,22 +203,22 @@ def kill_one_layout(
         job = made(jobs)
         jobs += 1
         for _ in range(min(KILLS_PER_JOB, share - done)):
-            kind, fault = (before + done) % 3, None
-            if kind == 1:
-                moment, fault = disturb(job, seconds, rng)
-                disturbed += moment != "ended before"
+            turn, fault = (before + done) % 3, None
+            if turn == 1:
+                place, fault = disturb(job, seconds, rng)
+                disturbed += place != "ended before"
             else:
-                moment = kill(job, kind == 0, seconds, rng)
+                place = kill(job, turn == 0, seconds, rng)
             faults["hanging"] += [] if fault is None else [fault]
             faults["damaged"] += unreadable(job)
-            where[moment] = where.get(moment, 0) + 1
-            if moment == "ended before":
+            where[place] = where.get(place, 0) + 1
+            if place == "ended before":
                 break
             done += 1
         job.finish()
         result = job.result()
         faults["differing"] += [f"{job.folder}: {k}" for k in expected if result[k] != expected[k]]
-        faults["left"] += job.left()
+        faults["left"] += job.leftovers()
     print(
         f"{number:9d}  {mode}  {config:15s}  {done:5d}  {where.get('inside a save', 0):13d}  "
         f"{where.get('before the first checkpoint', 0):25d}  {disturbed:9d}  "

@@ -12,8 +12,8 @@ from soak_runs.job import Job, make_images
 MAX_GROWTH = 0.02  # of memory after warm-up
 
 
-def watch(folder: Path, iterations: int) -> bool:
-    """Memory, file descriptors and processes of one long job; returns whether they stay."""
+def monitor(folder: Path, iterations: int) -> bool:
+    """Print memory, file descriptors and processes of one long job; returns whether they stay."""
     make_images(folder / "images")
     job = Job(folder / "images", folder / "job", 1, False, iterations)
     process = job.start()
@@ -34,7 +34,7 @@ def watch(folder: Path, iterations: int) -> bool:
                     len(family),
                 )
             )
-        except (psutil.Error, ValueError):  # it ended meanwhile
+        except (psutil.Error, ValueError):  # the job has just ended
             pass
     if process.returncode:
         raise RuntimeError(f"exit status {process.returncode}")

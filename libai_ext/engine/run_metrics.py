@@ -1,4 +1,4 @@
-"""What a run costs and what it had to leave out, beside LiBai's loss, rate and times."""
+"""Speed, memory, loss scale and skipped steps of a run, and its bad images."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from libai_ext.compat.placements import placement
 from libai_ext.engine import metric_names
 from libai_ext.engine.memory import memory_gib
 from libai_ext.engine.precision import scales_loss
-from libai_ext.engine.writers import is_line
+from libai_ext.engine.writers import is_logging_step
 from libai_ext.placement import device_type
 
 logger = logging.getLogger(__name__)
 
 
 class Means:
-    """Values of the steps since the last logging step, by name; on every rank alike."""
+    """Means of values since the last logging step, by name; the same on every rank."""
 
-    # Not those of a run that goes on elsewhere.
+    # Not saved: a resumed run may be on another machine.
     _TIMES = (metric_names.STEP_SECONDS, metric_names.DATA_SECONDS)
 
     def __init__(self):
@@ -32,26 +32,26 @@ class Means:
         self.values.setdefault(name, []).append(value)
 
     def take(self) -> dict[str, float]:
-        """The mean of each, and start anew."""
+        """Return the means, and reset."""
         means = {name: math.fsum(values) / len(values) for name, values in self.values.items()}
         self.values = {}
         return means
 
     def state_dict(self) -> dict[str, list[float]]:
-        """For a resumed run, whose next line is then that of a run left alone."""
+        """Lets a resumed run log the same next line as an uninterrupted one."""
         return {name: values for name, values in self.values.items() if name not in self._TIMES}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
         self.values = {name: list(values) for name, values in state.items()}
 
 
-class Gauges(HookBase):
-    """At each logging step the means since the one before (loss, gradient norm, times), and what
-    follows from them, the memory and, with mixed precision, the loss scale and the steps skipped
-    so far: see :mod:`libai_ext.engine.metric_names`.
+class RunMetrics(HookBase):
+    """Records the metrics of each logging step: means since the last one (loss, gradient norm,
+    times), speed, memory and, with mixed precision, loss scale and the number of skipped steps.
+    :mod:`libai_ext.engine.metric_names` lists them.
 
     Args:
-        periods: of the logging steps, see :func:`libai_ext.engine.writers.is_line`.
+        periods: see :func:`libai_ext.engine.writers.is_logging_step`.
     """
 
     def __init__(self, means: Means, samples_per_iter: int, *periods: int):
@@ -60,7 +60,7 @@ class Gauges(HookBase):
         self.periods = periods
 
     def after_step(self) -> None:
-        if not is_line(self.trainer, self.periods):
+        if not is_logging_step(self.trainer, self.periods):
             return
         trainer, means = self.trainer, self.means.take()
         scalars = {**means, metric_names.MEMORY: memory_gib()}
@@ -75,7 +75,7 @@ class Gauges(HookBase):
 
 
 class BadImageReport(HookBase):
-    """Logs after the last iteration how many bad images all processes replaced."""
+    """Logs the number of replaced bad images of all processes, after the last iteration."""
 
     def after_step(self) -> None:
         if self.trainer.iter + 1 != self.trainer.max_iter:
@@ -89,7 +89,7 @@ class BadImageReport(HookBase):
 
 
 def _sum_over_data_ranks(counts: tuple[int, ...]) -> list[int]:
-    """Ranks of one tensor- or pipeline-parallel group read the same samples: one counts."""
+    """One rank counts for each tensor- or pipeline-parallel group: it reads the same samples."""
     util = dist.get_dist_util()
     tensor = util.tensor_parallel_size
     counted = dist.get_rank() < util.data_parallel_size * tensor and dist.get_rank() % tensor == 0

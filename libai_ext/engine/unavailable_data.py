@@ -1,4 +1,4 @@
-"""All ranks get their next batch, or none does; how a run ends whose data cannot be read."""
+"""Data that cannot be read for the present: all ranks stop at the same batch, save and exit."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from libai.utils import distributed as dist
 
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.errors import DataUnavailable
-from libai_ext.launch.exit_report import DATA_UNAVAILABLE, tell
+from libai_ext.launch.exit_report import DATA_UNAVAILABLE, report_failure
 
 logger = logging.getLogger(__name__)
 
 _ELSEWHERE = "another rank cannot read its data"
 
 
-def together(batches: Iterable) -> Iterator:
-    """The batches of each rank's loader, which are as many. Where one rank's data are away for
-    good, no rank gets that batch: a step is taken by all or by none, and all can save.
+def synchronized(batches: Iterable) -> Iterator:
+    """Iterate over the batches of each rank's loader, all of the same length. If one rank cannot
+    read its batch, no rank gets that batch: all ranks have taken the same steps, and can save.
 
     Raises:
         DataUnavailable: on all ranks.
@@ -41,14 +41,14 @@ def together(batches: Iterable) -> Iterator:
         yield batch
 
 
-def save_and_leave(trainer, error: DataUnavailable) -> None:
-    """Save what was done, and leave with status 74; on all ranks.
+def save_and_exit(trainer, error: DataUnavailable) -> None:
+    """Save a checkpoint and exit with status 74, on all ranks.
 
     Raises:
         SystemExit: always.
     """
     done, checkpointer = trainer.done, trainer.checkpointer
-    logger.error(f"{error}; ended after {done} iterations, --resume goes on from there")
+    logger.error(f"{error}; ended after {done} iterations, --resume continues from there")
     if trainer.start_iter < done < trainer.max_iter:
         checkpointer.save(f"model_{done - 1:07d}", done - 1)
         try:
@@ -56,12 +56,12 @@ def save_and_leave(trainer, error: DataUnavailable) -> None:
         except CheckpointError as failure:
             logger.error(failure)
     if str(error) != _ELSEWHERE:
-        tell(f"error: {error}\n")
+        report_failure(f"error: {error}\n")
     raise SystemExit(DATA_UNAVAILABLE)
 
 
 def _on_any_rank(answer: bool) -> bool:
-    # Not on a GPU, where this would wait for the steps under way.
+    # On the CPU: a GPU would first finish its queued steps.
     count = flow.tensor([float(answer)])
     flow.comm.all_reduce(count)
     return bool(count.numpy()[0])
