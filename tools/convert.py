@@ -128,6 +128,8 @@ def _say_what_is_lost(source: files.Source, options: argparse.Namespace) -> None
         wanted = ("norm_pix_loss", "mask_ratio") if source.contents == "pretraining" else ()
         absent = [key for key in wanted if key not in known.model]
         absent += [key for key in ("mean", "std") if key not in known.data]
+        if "target" in known.model:
+            _say(f"note:    SRC predicts {known.model['target']}, transformers' decoder pixels")
         if absent:
             _say(f"note:    SRC does not say {', '.join(absent)}: transformers' defaults hold")
         patches = source.patches or 0

@@ -56,7 +56,7 @@ def cases() -> list[Case]:
 
     from libai_ext.compat.layer_norm import layer_norm
     from libai_ext.layers.patch_embedding import patchify
-    from projects.MAE.modeling.loss import masked_mse, normalize_patches
+    from projects.MAE.modeling.loss import masked_mean, normalize_patches, squared_error
     from projects.MAE.modeling.masking import gather_tokens, random_masking
     from projects.MAE.modeling.vit import cross_entropy
 
@@ -76,7 +76,8 @@ def cases() -> list[Case]:
         return flow.matmul(flow.softmax(scores, dim=-1), value)
 
     def pixel_loss(prediction, target, values):
-        return masked_mse(prediction, normalize_patches(target), (values > 0).to(flow.float32))
+        error = squared_error(prediction, normalize_patches(target))
+        return masked_mean(error, (values > 0).to(flow.float32))
 
     return [
         Case("matmul", lambda x, w: flow.matmul(x, w), (tokens, (D, 4 * D))),

@@ -94,7 +94,7 @@ def main() -> None:
     if args.attention:
         rows, titles = vis.attention_rows(subject, images, args.attention)
     else:
-        if not subject.has_decoder:
+        if not (subject.has_decoder or subject.target):
             print(f"warning: {vis.NO_DECODER}", file=sys.stderr)
         hidden = vis.hidden_patches(subject, len(images), args.seed, args.mask_ratio, args.patches)
         rows, titles = vis.reconstruction_rows(subject, images, hidden), list(TITLES)

@@ -17,9 +17,9 @@ from libai_ext.errors import ConfigError
 # Modules of the classes and functions that a text config may name: those of the recipes.
 _RECIPES = re.compile(
     r"oneflow\.nn\.optimizer\.adamw"
-    r"|libai_ext\.data\.(auto_augment|dataset|mixup|random_erasing|sources|transforms)"
+    r"|libai_ext\.data\.(auto_augment|dataset|mixup|random_erasing|skip_unreadable|sources|transforms)"
     r"|libai_ext\.(engine\.graph|layers\.drop_path|optim\.(lars|param_groups|schedule))"
-    r"|projects\.\w+\.(tasks|modeling\.(archs|masking)|evaluation\.evaluators)"
+    r"|projects\.\w+\.(tasks|modeling\.(archs|masking|targets\.\w+)|evaluation\.evaluators)"
 )
 # The user's packages.
 _added: list[str] = []

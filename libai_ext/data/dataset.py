@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Sequence
+from typing import Callable, Protocol, Sequence
 
 import numpy as np
 from libai.data.structures import DistTensorData, Instance
@@ -14,14 +14,36 @@ from libai_ext.data.sampler import SampleKey
 _TRANSFORM_STREAM, _FIELD_STREAM = 0, 1
 
 
+class Field(Protocol):
+    """A further model input of a sample, such as the noise that decides its mask.
+
+    Attributes:
+        name: of the model's argument.
+    """
+
+    name: str
+
+    def __call__(self, rng: np.random.Generator, key: SampleKey) -> np.ndarray:
+        """An array of the same shape and type for every sample; called in the data workers.
+
+        Args:
+            rng: the field's own, of (seed, epoch, sample index). Nothing else may be drawn from,
+                or the run would depend on its layout.
+            key: epoch and index of the sample.
+
+        Raises:
+            DataError: the run cannot go on.
+        """
+
+
 class KeyedDataset:
     """Decode, transform and annotate a sample, in a worker process.
 
     Args:
-        source: indexable, gives (Pillow image, class number).
+        source: see :class:`libai_ext.data.sources.Source`.
         transform: (image, generator) -> float32 [C, H, W].
-        fields: further model inputs of a sample; each has a ``name`` and is called with a
-            generator of their own: they do not change with the augmentation.
+        fields: further model inputs of a sample, each with a generator of its own: they do not
+            change with the augmentation.
         labels: give the class number as ``labels`` too.
         mixer: mixes the samples of a micro-batch, see :class:`libai_ext.data.mixup.Mixer`.
         seed: of the run.
@@ -31,7 +53,7 @@ class KeyedDataset:
         self,
         source: Sequence,
         transform: Callable,
-        fields: Sequence[Callable] = (),
+        fields: Sequence[Field] = (),
         labels: bool = False,
         mixer: Mixer | None = None,
         seed: int = 0,
@@ -50,7 +72,7 @@ class KeyedDataset:
         image, label = self.source[key.index]
         sample = {"images": self.transform(image, self._generator(key, _TRANSFORM_STREAM))}
         for field in self.fields:
-            sample[field.name] = field(self._generator(key, _FIELD_STREAM))
+            sample[field.name] = field(self._generator(key, _FIELD_STREAM), key)
         if self.labels:
             sample["labels"] = np.int64(label)
         if self.mixer is not None:

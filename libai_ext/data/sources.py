@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Sequence
+from typing import Iterator, Protocol, Sequence
+
+import numpy as np
+from PIL import Image
 
 from libai_ext.data.cifar import Cifar10, Cifar100
 from libai_ext.data.concat import Concat
@@ -20,6 +23,47 @@ from libai_ext.errors import DataError
 from libai_ext.launch.exit_report import restarted
 
 NAMED = {"cifar10": Cifar10, "cifar100": Cifar100, "stl10": Stl10}
+
+
+class Source(Protocol):
+    """Labelled images by number. In a config, one of the user's own stands inside
+    :class:`libai_ext.data.skip_unreadable.SkipUnreadable`, which replaces unreadable images
+    and numbers classes.
+
+    It is opened once in each process; data workers are forks of it, and the state that they share
+    with it must survive that: an open file has one position for all of them (read by ``os.pread``,
+    or open it anew where the process id has changed), and a lock may be held by nobody. The order
+    of the samples must be the same in every process, on every machine and at every start.
+
+    Attributes:
+        classes: names, by class number; a single empty name where there are no classes.
+        labels: int64 [N], the class numbers of all samples, without reading images.
+    """
+
+    classes: Sequence[str]
+    labels: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        """The decoded image, "RGB" or "L" as ``data.mode`` says, and its class number.
+
+        Raises:
+            BadImage: this sample is no image; another one stands in for it.
+            DataError: the source itself cannot be used: the run ends.
+            DataUnavailable: it cannot be read for the present: the run saves and ends with status
+                74, to be started again.
+        """
+        ...
+
+    def name(self, index: int) -> str:
+        """The path of a sample or what else tells it, for messages and ``predictions.csv``."""
+        ...
+
+    def identity(self) -> Iterator[bytes]:
+        """What tells these data from others when a run is resumed, without where they lie; see
+        :mod:`libai_ext.data.fingerprint`."""
+        ...
 
 
 def open_source(

@@ -31,6 +31,7 @@ _FREE = (
     "source.roots",
     "source.download",
     "source.max_bad_share",
+    "target.weights",
     # Computed from train.train_iter and train.warmup_iter.
     "scheduler.max_iter",
     "scheduler.warmup_iter",

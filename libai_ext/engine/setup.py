@@ -78,7 +78,16 @@ def _training_rows(trainer) -> dict[str, str]:
 
 def _model(node: DictConfig) -> str:
     keys = [key for key in map(str, node) if key != "_target_" and node[key] is not None]
-    return ", ".join(f"{key} {node[key]}" for key in keys)
+    return ", ".join(f"{key} {_shown(node[key])}" for key in keys)
+
+
+def _shown(value) -> str:
+    """A part of the model as its class and, in brackets, the part's own keys."""
+    if not isinstance(value, DictConfig) or "_target_" not in value:
+        return str(value)
+    target = value["_target_"]
+    name = target.rpartition(".")[2] if isinstance(target, str) else target.__name__
+    return f"{name}({_model(value)})"
 
 
 def _stages(stage_ids) -> str:

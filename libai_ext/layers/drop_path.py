@@ -6,6 +6,7 @@ import numpy as np
 import oneflow as flow
 from libai.layers import TransformerLayer
 
+from libai_ext.data.sampler import SampleKey
 from libai_ext.placement import layer_placement
 
 
@@ -18,7 +19,7 @@ class DropPathNoise:
     def __init__(self, depth: int):
         self.depth = depth
 
-    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, rng: np.random.Generator, key: SampleKey) -> np.ndarray:
         return rng.random((self.depth, 2), dtype=np.float32)
 
 

@@ -64,7 +64,9 @@ class TaskTrainer(Trainer):
 
     def build_checkpointer(self):
         checkpointer = super().build_checkpointer()
+        self.task.check_model(self.model, self.cfg)
         checkpointer.record = self.task.record(self.cfg, self.dataset)
+        checkpointer.plain["settings"].update(self.task.settings(self.model))
         return checkpointer
 
     def build_evaluator(self, dataset):

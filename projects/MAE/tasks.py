@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any, Mapping
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from libai_ext.config.targets import parameters
 from libai_ext.data import classes
 from libai_ext.data.walk import some
 from libai_ext.engine import confusion
@@ -16,6 +18,7 @@ from libai_ext.errors import ConfigError, DataError
 from libai_ext.layers.patch_embedding import grid_of
 from projects.MAE.modeling.masking import num_kept
 from projects.MAE.pictures.hook import PictureHook
+from projects.MAE.weights import compare
 from projects.MAE.weights.load import load_weights
 from projects.MAE.weights.match import REPLACED
 from projects.MAE.weights.record import of_config
@@ -23,7 +26,86 @@ from projects.MAE.weights.record import of_config
 logger = logging.getLogger(__name__)
 
 
-class Pretraining:
+class Task:
+    """What a run does, beside what every run does: the node ``task`` of a config.
+
+    It is built more than once, first to complete the config, and keeps nothing between calls but
+    its arguments. All methods are called on all ranks, but for :meth:`report`.
+
+    Attributes:
+        metrics: the results of an evaluation, and which way each is better, "min" or "max".
+    """
+
+    metrics: Mapping[str, str] = {}
+
+    def prepare(self, cfg: DictConfig) -> None:
+        """Write what follows from the model into a config whose sizes and batch are derived.
+
+        Raises:
+            ConfigError: keys that do not go together.
+        """
+
+    def record(self, cfg: DictConfig, dataset) -> dict[str, Any]:
+        """What each checkpoint says of its model, see :mod:`projects.MAE.weights.record`."""
+        return of_config(cfg).plain()
+
+    def settings(self, model) -> dict[str, Any]:
+        """What a resumed run must find as it was beside the config, as JSON has it."""
+        return {}
+
+    def start_from(self, model, cfg: DictConfig) -> None:
+        """Load the weights that a new run starts from, where the config names any.
+
+        Raises:
+            CheckpointError: they cannot be read, or are of another model.
+        """
+        if cfg.train.load_weight:
+            load_weights(model, cfg.train.load_weight, grid=cfg.train.load_grid)
+
+    def check_model(self, model, cfg: DictConfig) -> None:
+        """
+        Raises:
+            ConfigError: the model is not one for these data.
+        """
+
+    def check_data(self, dataset, cfg: DictConfig, key: str, trained_on=None) -> None:
+        """Refuse a data set that is not fit for the task, or number its classes; any images will
+        do where it is not said otherwise.
+
+        Args:
+            dataset: a :class:`libai_ext.data.dataset.KeyedDataset`.
+            key: of the data set, ``data.train`` or ``data.test``.
+            trained_on: the training data, where there is some and this is not it.
+
+        Raises:
+            DataError: says what is wrong with it.
+        """
+
+    def hooks(self, cfg: DictConfig) -> list:
+        """What else happens while training, LiBai's ``HookBase``; runs before the files are
+        written."""
+        return []
+
+    def evaluator(self, dataset):
+        """What sums up an evaluation, see :func:`libai_ext.engine.evaluation.evaluate`; its
+        results are those of :attr:`metrics`."""
+        raise NotImplementedError
+
+    def report(self, evaluator, dataset, output_dir: str) -> None:
+        """Write files after an evaluation, on rank 0; nothing where it is not said otherwise."""
+
+
+def fill_fields(dataset: DictConfig, known: Mapping[str, Any]) -> None:
+    """Write into the nodes of a data set's fields what they take of ``known``, by the names of
+    their parameters."""
+    for number, node in enumerate(dataset.fields):
+        taken = parameters(node, f"fields.{number}")
+        for name in known:
+            if name in taken:
+                node[name] = known[name]
+
+
+class Pretraining(Task):
     """Masked autoencoding, evaluated by its loss under the same masks each time.
 
     Args:
@@ -39,8 +121,7 @@ class Pretraining:
         self.picture_samples = picture_samples
 
     def prepare(self, cfg: DictConfig) -> None:
-        """Write what follows from the model into a config whose sizes and batch are
-        derived."""
+        """Tell the fields the grid and the number of patches and of those that are kept."""
         rows, columns = grid_of(cfg.model.img_size, cfg.model.patch_size)
         kept = num_kept(rows * columns, cfg.model.mask_ratio)
         if not 0 < kept < rows * columns:
@@ -48,34 +129,37 @@ class Pretraining:
                 f"model.mask_ratio {cfg.model.mask_ratio} leaves {kept} of {rows * columns} "
                 "patches visible: the model sees some and is judged by the others"
             )
+        known = dict(num_patches=rows * columns, grid=[rows, columns], num_kept=kept)
         for split in ("train", "test"):
             if cfg.dataloader.get(split) is not None:
-                cfg.dataloader[split].dataset.fields[0].num_patches = rows * columns
+                fill_fields(cfg.dataloader[split].dataset, known)
 
-    def record(self, cfg: DictConfig, dataset) -> dict:
-        """What each checkpoint says of its model, see :mod:`projects.MAE.weights.record`."""
-        return of_config(cfg).plain()
+    def settings(self, model) -> dict[str, Any]:
+        identity = model.target.identity
+        return {} if identity is None else {"content of model.target": identity}
 
-    def start_from(self, model, cfg: DictConfig) -> None:
-        """Load the weights that a new run starts from, where the config names any."""
-        if cfg.train.load_weight:
-            load_weights(model, cfg.train.load_weight, grid=cfg.train.load_grid)
-
-    def check_data(self, dataset, cfg: DictConfig, key: str, trained_on=None) -> None:
-        """Any images will do."""
+    def check_model(self, model, cfg: DictConfig) -> None:
+        """
+        Raises:
+            ConfigError: the target is of images of another mode, mean or deviation.
+        """
+        own: Any = OmegaConf.to_container(cfg.data, resolve=True) if "data" in cfg else {}
+        keys = ("mode", "mean", "std")
+        found = compare.contradictions(own, model.target.data, keys, "data.")
+        if found:
+            raise ConfigError(
+                f"the model.target was made for other images: {'; '.join(found)}: set these keys "
+                "as the file has them"
+            )
 
     def hooks(self, cfg: DictConfig) -> list:
-        """What else happens while training; runs before the files are written."""
         return [PictureHook(self.picture_period, self.picture_samples)]
 
     def evaluator(self, dataset) -> MeanOf:
         return MeanOf(loss="sample_losses")
 
-    def report(self, evaluator: MeanOf, dataset, output_dir: str) -> None:
-        """Nothing beyond the loss."""
 
-
-class Classification:
+class Classification(Task):
     """Fine-tuning, all of it or in part, and linear probing.
 
     Args:
@@ -101,8 +185,7 @@ class Classification:
 
     def prepare(self, cfg: DictConfig) -> None:
         dataset, train = cfg.dataloader.train.dataset, cfg.train
-        for field in dataset.fields:
-            field.depth = cfg.model.depth
+        fill_fields(dataset, {"depth": cfg.model.depth})
         micro = train.train_micro_batch_size  # unset in an evaluation
         if dataset.mixer is not None and micro and micro % 2:
             raise ConfigError(
@@ -110,7 +193,7 @@ class Classification:
                 "the samples of a micro-batch (dataloader.train.dataset.mixer=null switches it off)"
             )
 
-    def record(self, cfg: DictConfig, dataset) -> dict:
+    def record(self, cfg: DictConfig, dataset) -> dict[str, Any]:
         """What each checkpoint says of its model, the names of its classes included."""
         return of_config(cfg, dataset and dataset.source.classes).plain()
 
@@ -179,10 +262,6 @@ class Classification:
                 f"{weights} {some(kept)} ({len(kept)}): leave task.classes out"
             )
         return names
-
-    def hooks(self, cfg: DictConfig) -> list:
-        """Nothing beyond the trainer's own."""
-        return []
 
     def evaluator(self, dataset) -> ClassificationMetrics:
         return ClassificationMetrics(dataset.source.classes, logits="prediction_scores")

@@ -97,7 +97,7 @@ def test_a_visit_is_determined_by_seed_epoch_and_index(two_roots):
 
 
 def test_noise_is_uniform():
-    noise = MaskingNoise(200_000)(np.random.default_rng(0))
+    noise = MaskingNoise(200_000)(np.random.default_rng(0), SampleKey(0, 0))
     assert noise.dtype == np.float32
     assert (noise >= 0).all() and (noise < 1).all()
     assert noise.mean() == pytest.approx(0.5, abs=0.003)

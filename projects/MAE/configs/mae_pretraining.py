@@ -49,6 +49,8 @@ model = LazyCall(build_mae)(
     in_chans=3,
     mask_ratio=0.75,
     norm_pix_loss=False,
+    # What is predicted in place of pixels (projects.MAE.modeling.targets), as in mae_hog.py.
+    target=None,
     # Unset sizes are those of the weights that a run starts from, without weights of the arch.
     img_size=None,
     patch_size=None,
@@ -100,7 +102,8 @@ def _split(roots, transforms):
         dataset=LazyCall(KeyedDataset)(
             source=source(roots),
             transform=LazyCall(Compose)(transforms=transforms + [to_array]),
-            # num_patches follows from the model.
+            # num_patches follows from the model. For other masks than random ones:
+            # projects.MAE.modeling.masking.BlockwiseMasking.
             fields=[LazyCall(MaskingNoise)(num_patches=None)],
         ),
         # Worker processes per rank; unset: the machine's cores shared by its ranks.

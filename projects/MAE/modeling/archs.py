@@ -10,6 +10,7 @@ from libai_ext.config.names import nearest, question
 from libai_ext.errors import ConfigError
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.sizes import ARCHS, ENCODER_SIZES
+from projects.MAE.modeling.targets.base import Target
 from projects.MAE.modeling.vit import ViTClassifier
 
 
@@ -27,6 +28,7 @@ def build_mae(
     decoder_depth: int | None = None,
     decoder_num_heads: int | None = None,
     mlp_ratio: float = 4.0,
+    target: Target | None = None,
 ) -> MaskedAutoencoder:
     """A model of :data:`ARCHS`; every size that is given replaces the table's."""
     sizes = dict(
@@ -43,6 +45,7 @@ def build_mae(
         in_chans=in_chans,
         mask_ratio=mask_ratio,
         norm_pix_loss=norm_pix_loss,
+        target=target,
         mlp_ratio=mlp_ratio,
         **_sizes(arch, sizes),
     )

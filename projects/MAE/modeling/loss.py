@@ -15,14 +15,20 @@ def normalize_patches(target: flow.Tensor) -> flow.Tensor:
     return centred * flow.rsqrt(variance + EPS)
 
 
-def masked_mse(prediction: flow.Tensor, target: flow.Tensor, mask: flow.Tensor) -> flow.Tensor:
-    """Loss of each sample [B]: mean over its removed patches (mask [B, L] = 1) of the mean
-    squared error of a patch.
+def squared_error(prediction: flow.Tensor, target: flow.Tensor) -> flow.Tensor:
+    """Mean squared error of each patch, float32 [B, L] of [B, L, P].
 
-    Every sample loses the same number of patches, so that the mean over samples is the
-    official code's mean over all removed patches of a batch. Computed in float32 whatever the
-    dtype of ``prediction`` [B, L, P]: a square overflows float16 at 256.
+    Computed in float32 whatever the dtype of ``prediction``: a square overflows float16 at 256.
     """
     error = prediction.to(flow.float32) - target.to(flow.float32)
-    per_patch = (error * error).mean(dim=-1)
+    return (error * error).mean(dim=-1)
+
+
+def masked_mean(per_patch: flow.Tensor, mask: flow.Tensor) -> flow.Tensor:
+    """Loss of each sample [B]: mean of ``per_patch`` [B, L] over its removed patches (mask [B, L]
+    = 1).
+
+    Every sample loses the same number of patches, so that the mean over samples is the
+    official code's mean over all removed patches of a batch.
+    """
     return (per_patch * mask).sum(dim=1) / mask.sum(dim=1)

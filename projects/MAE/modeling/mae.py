@@ -1,11 +1,12 @@
 """Masked autoencoder (He et al., 2021, arXiv:2111.06377) on LiBai's parallel layers.
 
-B batch, C channels, H x W pixels, p patch, L patches, K kept, D encoder and E decoder width.
+B batch, C channels, H x W pixels, p patch, L patches, K kept, D encoder and E decoder width,
+P values of a patch's target.
 """
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Callable, Sequence
 
 import oneflow as flow
 from libai.config import configurable
@@ -15,11 +16,13 @@ from oneflow import nn
 
 from libai_ext.errors import ConfigError
 from libai_ext.layers import initialize as init
-from libai_ext.layers.patch_embedding import PatchEmbedding, patchify
+from libai_ext.layers.patch_embedding import PatchEmbedding
 from libai_ext.placement import broadcast_sbp, layer_placement, to_global
-from projects.MAE.modeling.loss import masked_mse, normalize_patches
+from projects.MAE.modeling.loss import masked_mean
 from projects.MAE.modeling.masking import gather_tokens, num_kept, random_masking
 from projects.MAE.modeling.pos_embed import sincos_pos_embed
+from projects.MAE.modeling.targets.base import Target
+from projects.MAE.modeling.targets.pixels import Pixels
 
 LAYER_NORM_EPS = 1e-6
 
@@ -36,6 +39,11 @@ class MaskedAutoencoder(nn.Module):
         mlp_ratio: hidden width of an MLP over the width of its layer.
         mask_ratio: share of the patches that is removed, in [0, 1).
         norm_pix_loss: predict pixels normalised per patch.
+        target: what is predicted in place of pixels, see :mod:`projects.MAE.modeling.targets`.
+
+    Raises:
+        ConfigError: a mask ratio that leaves nothing, both ``norm_pix_loss`` and a ``target``, or
+            a target that does not go with the images.
     """
 
     @configurable
@@ -53,6 +61,7 @@ class MaskedAutoencoder(nn.Module):
         mlp_ratio: float = 4.0,
         mask_ratio: float = 0.75,
         norm_pix_loss: bool = False,
+        target: Target | None = None,
     ):
         super().__init__()
         self.mask_ratio = mask_ratio
@@ -65,21 +74,31 @@ class MaskedAutoencoder(nn.Module):
                 f"model.mask_ratio {mask_ratio} leaves {self.keep} of {self.num_patches} patches"
             )
 
+        if target is not None and norm_pix_loss:
+            raise ConfigError(
+                "model.norm_pix_loss=True is for pixels: with a model.target leave it False"
+            )
+        if type(target) is Pixels:  # checkpoints say norm_pix_loss, and no target for pixels
+            raise ConfigError("pixels are the target of a model without model.target")
+        self.target = Pixels(norm_pix_loss) if target is None else target
+        self.target.prepare(self.patch_embed.img_size, patch_size, in_chans)
+        _check_untrained(self.target)
+
         self.cls_token = token(embed_dim, layer_idx=0)
-        self.blocks = _layers(embed_dim, num_heads, mlp_ratio, range(depth))
+        self.blocks = transformer_layers(embed_dim, num_heads, mlp_ratio, range(depth))
         self.norm = LayerNorm(embed_dim, eps=LAYER_NORM_EPS, layer_idx=depth - 1)
 
         self.decoder_embed = Linear(
             embed_dim, decoder_embed_dim, init_method=init.no_init, layer_idx=depth
         )
         self.mask_token = token(decoder_embed_dim, layer_idx=depth)
-        self.decoder_blocks = _layers(
+        self.decoder_blocks = transformer_layers(
             decoder_embed_dim, decoder_num_heads, mlp_ratio, range(depth, depth + decoder_depth)
         )
         self.decoder_norm = LayerNorm(decoder_embed_dim, eps=LAYER_NORM_EPS, layer_idx=-1)
         self.decoder_pred = Linear(
             decoder_embed_dim,
-            patch_size**2 * in_chans,
+            self.target.width,
             init_method=init.no_init,
             layer_idx=-1,
         )
@@ -108,7 +127,7 @@ class MaskedAutoencoder(nn.Module):
 
         Returns:
             When training ``losses``, a float32 scalar; when evaluating ``sample_losses`` [B],
-            ``prediction`` [B, L, p*p*C] and ``mask`` [B, L] (1 = removed).
+            ``prediction`` [B, L, P] and ``mask`` [B, L] (1 = removed).
         """
         if noise is None:
             noise = flow.rand(
@@ -118,11 +137,9 @@ class MaskedAutoencoder(nn.Module):
         prediction = self.decode(latent, ids_restore)
 
         last = prediction.placement
-        target = patchify(images.to_global(placement=last), self._patch_size, channels_last=True)
-        if self.norm_pix_loss:
-            target = normalize_patches(target)
+        target = self.target(images.to_global(placement=last))
         mask = mask.to_global(placement=last)
-        sample_losses = masked_mse(prediction, target, mask)
+        sample_losses = masked_mean(self.target.loss(prediction, target), mask)
         if self.training:
             return {"losses": sample_losses.mean()}
         return {"sample_losses": sample_losses, "prediction": prediction, "mask": mask}
@@ -147,7 +164,7 @@ class MaskedAutoencoder(nn.Module):
         return self._prepend_class_token(tokens)
 
     def decode(self, latent: flow.Tensor, ids_restore: flow.Tensor) -> flow.Tensor:
-        """Predicted pixels [B, L, p*p*C] of every patch."""
+        """Prediction [B, L, P] of every patch."""
         stage = layer_placement(self.decoder_blocks[0].layer_idx)
         tokens = self.decoder_embed(latent.to_global(placement=stage))
         ids_restore = ids_restore.to_global(placement=stage)
@@ -164,9 +181,14 @@ class MaskedAutoencoder(nn.Module):
         class_token = self.cls_token + self.pos_embed[:, :1]
         return flow.cat([spread(class_token, tokens, 1), tokens], dim=1)
 
-    @property
-    def _patch_size(self) -> int:
-        return self.patch_embed.patch_size
+
+def _check_untrained(target: Target) -> None:
+    kept = [name for name, _ in target.named_parameters()] + list(target.state_dict())
+    if kept:
+        raise TypeError(
+            f"{type(target).__name__} would be trained or saved with the model: {kept[0]}; what a "
+            "target needs of weights is made a buffer by projects.MAE.modeling.targets.base.frozen"
+        )
 
 
 def pretraining_rule(patch_embed: PatchEmbedding) -> Callable[..., init.Initializer]:
@@ -197,7 +219,10 @@ def spread(token: flow.Tensor, like: flow.Tensor, count: int) -> flow.Tensor:
     return flow._C.broadcast_like(token, like[:, :1], broadcast_axes=[0]).expand(-1, count, -1)
 
 
-def _layers(dim: int, num_heads: int, mlp_ratio: float, layer_indices) -> nn.Sequential:
+def transformer_layers(
+    dim: int, num_heads: int, mlp_ratio: float, layer_indices: Sequence[int]
+) -> nn.Sequential:
+    """A layer for each of ``layer_indices``, which decide the pipeline stages."""
     return nn.Sequential(
         *[
             TransformerLayer(

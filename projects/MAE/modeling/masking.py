@@ -1,9 +1,14 @@
-"""Random masking (MAE, section 3). B batch, L patches, K kept patches, D width."""
+"""Which patches are removed (MAE, section 3). B batch, L patches, K kept patches, D width."""
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import numpy as np
 import oneflow as flow
+
+from libai_ext.data.sampler import SampleKey
+from libai_ext.errors import ConfigError, DataError
 
 
 class MaskingNoise:
@@ -18,8 +23,104 @@ class MaskingNoise:
     def __init__(self, num_patches: int):
         self.num_patches = num_patches
 
-    def __call__(self, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, rng: np.random.Generator, key: SampleKey) -> np.ndarray:
         return rng.random(self.num_patches, dtype=np.float32)
+
+
+class Masking:
+    """Data field: like :class:`MaskingNoise`, for masks that are more than a random choice.
+
+    One of the user's own overrides :meth:`removed` and stands in ``dataloader.*.dataset.fields``.
+
+    Args:
+        grid: (rows, columns) of patches; follows from the model.
+        num_kept: K; follows from ``model.mask_ratio``.
+    """
+
+    name = "noise"
+
+    def __init__(self, grid: Sequence[int], num_kept: int):
+        self.grid = tuple(grid)
+        self.num_kept = num_kept
+
+    def removed(self, rng: np.random.Generator, key: SampleKey) -> np.ndarray:
+        """bool [rows, columns]: True for the L - K patches that are removed.
+
+        Args:
+            rng: the sample's own, of (seed, epoch, sample index): whatever is drawn from it is
+                the same on any number of processes.
+            key: epoch and index of the sample.
+        """
+        raise NotImplementedError
+
+    def __call__(self, rng: np.random.Generator, key: SampleKey) -> np.ndarray:
+        """Noise [L] float32, below 1 where a patch is kept, else above.
+
+        Raises:
+            DataError: a mask of another shape or another number of patches.
+        """
+        removed = np.asarray(self.removed(rng, key))
+        rows, columns = self.grid
+        count = rows * columns - self.num_kept
+        if removed.shape != self.grid or removed.dtype != bool or removed.sum() != count:
+            raise DataError(
+                f"{type(self).__name__} must remove {count} of {rows} x {columns} patches, as "
+                f"model.mask_ratio says, by a bool array; for sample {key.index} it gave "
+                f"{removed.dtype} {list(removed.shape)} with {np.count_nonzero(removed)}"
+            )
+        return rng.random(removed.size, dtype=np.float32) + removed.ravel().astype(np.float32)
+
+
+class BlockwiseMasking(Masking):
+    """Rectangles of patches, as BEiT has them (Bao et al., 2021, arXiv:2106.08254, algorithm 1).
+
+    Each block has from ``min_patches`` to as many as are still to be removed, drawn uniformly, and
+    an aspect ratio from ``min_aspect`` to its inverse, uniform in the logarithm as in BEiT's code.
+    BEiT ends near its ratio; here the last block gives back, from its lower right, what is too
+    much, since all samples keep the same number of patches.
+
+    Raises:
+        ConfigError: fewer patches are removed than the smallest block has.
+    """
+
+    def __init__(
+        self,
+        grid: Sequence[int],
+        num_kept: int,
+        min_patches: int = 16,
+        min_aspect: float = 0.3,
+    ):
+        super().__init__(grid, num_kept)
+        removed = self.grid[0] * self.grid[1] - num_kept
+        if min_patches > removed:
+            raise ConfigError(
+                f"BlockwiseMasking: a block has at least min_patches={min_patches} patches, "
+                f"model.mask_ratio removes {removed}: set min_patches to less"
+            )
+        self.min_patches = min_patches
+        self.min_aspect = min_aspect
+
+    def removed(self, rng: np.random.Generator, key: SampleKey) -> np.ndarray:
+        removed = np.zeros(self.grid, bool)
+        missing = removed.size - self.num_kept
+        while missing > 0:
+            new = self._block(rng, missing) & ~removed
+            new.flat[np.flatnonzero(new)[missing:]] = False
+            removed |= new
+            missing -= int(new.sum())
+        return removed
+
+    def _block(self, rng: np.random.Generator, missing: int) -> np.ndarray:
+        rows, columns = self.grid
+        patches = rng.uniform(self.min_patches, max(self.min_patches, missing))
+        bound = -np.log(self.min_aspect)
+        aspect = np.exp(rng.uniform(-bound, bound))
+        height = min(rows, max(1, round(np.sqrt(patches * aspect))))
+        width = min(columns, max(1, round(np.sqrt(patches / aspect))))
+        top, left = rng.integers(rows - height + 1), rng.integers(columns - width + 1)
+        block = np.zeros(self.grid, bool)
+        block[top : top + height, left : left + width] = True
+        return block
 
 
 def num_kept(num_patches: int, mask_ratio: float) -> int:

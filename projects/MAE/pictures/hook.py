@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import oneflow as flow
 from libai.engine.trainer import HookBase
@@ -12,6 +14,8 @@ from libai_ext.data.dataset import stack, to_instance
 from libai_ext.engine.evaluation import on_rank_0
 from libai_ext.placement import data_parallel_rank
 from projects.MAE.pictures.panels import panels, tile
+
+logger = logging.getLogger(__name__)
 
 TAG = "reconstruction"  # in TensorBoard; below it original, masked, reconstruction, with visible
 
@@ -27,6 +31,8 @@ class PictureHook(HookBase):
     The eager model draws them in graph mode as well. It shares the graph's weights, and needs no
     second graph compiled for a batch of another size.
 
+    What has no picture (see :class:`projects.MAE.modeling.targets.base.Target`) is not drawn.
+
     Args:
         period: in iterations; 0 draws nothing.
         samples: rows of the picture, at most a global batch.
@@ -36,6 +42,12 @@ class PictureHook(HookBase):
         self.period = period
         self.samples = samples
         self._batch: dict | None = None
+
+    def before_train(self) -> None:
+        target = self.trainer.model.target
+        if self.period and target.as_pixels is None:
+            logger.info(f"no pictures are drawn: {type(target).__name__} cannot be shown as pixels")
+            self.period = 0
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1

@@ -26,11 +26,11 @@ def panels(model, data, images: np.ndarray, prediction: np.ndarray, mask: np.nda
     visible patches kept.
 
     Args:
-        model: the masked autoencoder. With ``norm_pix_loss`` it predicts normalised patches; they
-            are scaled back with the mean and deviation of the original patch.
+        model: the masked autoencoder. Its target shows a prediction as pixels: see ``as_pixels``
+            of :class:`projects.MAE.modeling.targets.base.Target`.
         data: ``mean`` and ``std`` of the data, per channel.
         images: [B, C, H, W] as the model saw them.
-        prediction: [B, L, p*p*C] as the model gave it.
+        prediction: [B, L, P] as the model gave it.
         mask: [B, L], 1 = removed.
 
     Returns:
@@ -45,9 +45,7 @@ def panels(model, data, images: np.ndarray, prediction: np.ndarray, mask: np.nda
         .transpose(0, 1, 3, 2, 4, 5)
         .reshape(batch, rows * columns, -1)
     )
-    if model.norm_pix_loss:
-        variance = patches.var(axis=-1, ddof=1, keepdims=True)
-        prediction = prediction * np.sqrt(variance + 1e-6) + patches.mean(-1, keepdims=True)
+    prediction = model.target.as_pixels(prediction, patches)
     removed = mask[..., None].astype(bool)
 
     def picture(values):

@@ -36,6 +36,8 @@ class Subject:
     mask_ratio: float
     preprocess: Preprocessing
     notes: Sequence[str] = ()
+    # What it predicts in place of pixels.
+    target: str | None = None
 
 
 def load(
@@ -59,8 +61,11 @@ def load(
     notes = [f"{weights}: {note}" for note in source.notes] + list(preprocess.notes)
     if loaded.has_decoder and "norm_pix_loss" not in known.model and not norm_pix_loss:
         notes.append(f"{weights} does not say norm_pix_loss: off (else: --norm-pix-loss)")
+    target = known.model.get("target")
+    if target:
+        notes.append(f"{weights} predicts {target}, not pixels: no reconstruction is drawn")
     ratio = known.model.get("mask_ratio", 0.75)
-    return Subject(model, loaded.has_decoder, ratio, preprocess, notes)
+    return Subject(model, loaded.has_decoder, ratio, preprocess, notes, target)
 
 
 def read_images(

@@ -16,7 +16,7 @@ from projects.MAE.weights import compare
 from projects.MAE.weights.compare import shown
 from projects.MAE.weights.describe import Source, describe
 from projects.MAE.weights.match import unknown_grid
-from projects.MAE.weights.record import differ
+from projects.MAE.weights.record import differ, named_target
 
 DEFAULT_MLP_RATIO = 4.0
 
@@ -203,8 +203,11 @@ def _differences(cfg: DictConfig, source: Source, start: Start) -> list[str]:
         ConfigError: an evaluation of something else than what was trained.
     """
     known, found = source.record, []
-    for node, keys in (("model", ("norm_pix_loss",)), ("data", ("mode", "mean", "std"))):
+    loss = ("norm_pix_loss", "target")
+    for node, keys in (("model", loss), ("data", ("mode", "mean", "std"))):
         own: Any = OmegaConf.to_container(cfg[node], resolve=True) if node in cfg else {}
+        if node == "model":
+            own = named_target(own)
         values = known.model if node == "model" else known.data
         found += compare.contradictions(own, values, keys, f"{node}.")
     if found and start.evaluate:

@@ -71,7 +71,8 @@ class Source:
             ("patch_size", "patch {}"), ("embed_dim", "width {}"), ("depth", "depth {}"),
             ("num_heads", "{} heads"), ("decoder_embed_dim", "decoder width {}"),
             ("decoder_depth", "depth {}"), ("decoder_num_heads", "{} heads"),
-            ("norm_pix_loss", "norm_pix_loss {}"), ("num_classes", "{} classes"),
+            ("norm_pix_loss", "norm_pix_loss {}"), ("target", "target {}"),
+            ("num_classes", "{} classes"),
         ):  # fmt: skip
             if key in model and (self.contents == "pretraining" or "decoder" not in key):
                 parts.append(words.format(model[key]))

@@ -28,14 +28,20 @@ ONE_PROCESS = DictConfig(
 
 
 class Loaded(NamedTuple):
-    """``model`` is in evaluation mode; without a decoder in ``source`` its own is untrained."""
+    """``model`` is in evaluation mode; without a decoder of pixels in ``source`` its own is
+    untrained."""
 
     model: MaskedAutoencoder
     source: Source
 
     @property
     def has_decoder(self) -> bool:
-        return self.source.contents == "pretraining"
+        return draws_pixels(self.source)
+
+
+def draws_pixels(source: Source) -> bool:
+    """Whether there is a decoder, and of pixels."""
+    return source.contents == "pretraining" and "target" not in source.record.model
 
 
 def model_of(
@@ -56,7 +62,9 @@ def model_of(
         CheckpointError: the file cannot be read, holds no vision transformer, or says otherwise.
     """
     weights, source = read_weights(path, heads, grid)
-    has_decoder = source.contents == "pretraining"
+    has_decoder = draws_pixels(source)
+    if not has_decoder:
+        weights = {name: x for name, x in weights.items() if not name.startswith(DECODER)}
     try:
         sizes = _sizes(source, img_size, norm_pix_loss)
         set_layout(ONE_PROCESS)
@@ -136,7 +144,7 @@ def _sizes(source: Source, img_size: Sequence[int] | None, norm_pix_loss: bool) 
     if norm_pix_loss and known.get("norm_pix_loss") is False:
         raise CheckpointError(f"{source.record.origin} says that norm_pix_loss was off")
     sizes["norm_pix_loss"] = known.get("norm_pix_loss", norm_pix_loss)
-    if source.contents != "pretraining":  # the smallest one, to make the model whole
+    if not draws_pixels(source):  # the smallest one, to make the model whole
         width, heads = sizes["embed_dim"], sizes["num_heads"]
         return dict(sizes, decoder_embed_dim=width, decoder_depth=1, decoder_num_heads=heads)
     decoder_width = known["decoder_embed_dim"]

@@ -7,7 +7,8 @@ As JSON, in the names of the config's keys:
      "data": {"mode": "RGB", "mean": [...], "std": [...], "transform": [...]},
      "classes": ["cat", "dog", ...]}
 
-Whatever is not known is left out. ``classes`` are the names of a classifier's outputs in order;
+Whatever is not known is left out. ``target`` of a model is the class of what it predicts, where
+that is not pixels; ``classes`` are the names of a classifier's outputs in order;
 ``transform`` is what evaluation does with an image, a list of config nodes.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Mapping, Sequence
 
@@ -26,6 +28,7 @@ from libai_ext.errors import ConfigError
 from projects.MAE.modeling.sizes import ARCHS
 
 MAX_SIZE = 1 << 20
+_NAME = re.compile(r"[\w.]{1,200}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ _MODEL = {
     "decoder_num_heads": _WHOLE,
     "mask_ratio": ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1),
     "norm_pix_loss": _SWITCH,
+    "target": ("a name", lambda value: isinstance(value, str) and bool(_NAME.fullmatch(value))),
     "num_classes": _WHOLE,
     "pooling": ("mean or cls", lambda value: value in ("mean", "cls")),
     "batch_norm": _SWITCH,
@@ -138,10 +142,20 @@ def of_config(cfg: DictConfig, classes: Sequence[str] | None = None) -> Record:
     """
     data = _plain(cfg.get("data")) or {}
     transform = OmegaConf.select(cfg, "dataloader.test.dataset.transform.transforms")
-    content = {"model": _plain(cfg.model), "data": dict(data, transform=_plain(transform))}
+    model = named_target(_plain(cfg.model))
+    content: dict[str, Any] = {"model": model, "data": dict(data, transform=_plain(transform))}
     if classes:
         content["classes"] = list(classes)
     return parse(content, "the config")
+
+
+def named_target(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The model's node with its target as the name of a class."""
+    target = model.get("target")
+    name = target.get("_target_") if isinstance(target, dict) else target
+    if callable(name):
+        name = f"{name.__module__}.{name.__qualname__}"
+    return {**model, "target": name}
 
 
 def _plain(node: Any) -> Any:
@@ -169,6 +183,7 @@ def of_run_config(path: str) -> Record:
                 model[key] = list(value) if isinstance(value, tuple) else value
         if type(model.get("img_size")) is int:
             model["img_size"] = [model["img_size"]] * 2
+        model = named_target(model)
     return parse({"model": model, "data": content.get("data")}, path)
 
 

@@ -1,0 +1,1 @@
+"""What a masked autoencoder predicts of the patches that it does not see."""
