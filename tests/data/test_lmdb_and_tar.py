@@ -273,7 +273,10 @@ def test_what_shards_hold_beside_images_is_counted_from_the_cache_too(shards, ca
     [
         ([*IMAGES, *CLASSES, ("0009.cls", b"1")], "x.tar:0009.cls is a class without an image"),
         ([("1.input.png", png(0)), ("1.target.png", png(1))], "1.input.png and 1.target.png are"),
-        ([("1.cls", b"1"), *IMAGES, ("1.cls", b"2"), ("1.png", b"")], "x.tar:1.cls is the class"),
+        (
+            [("1.cls", b"1"), *IMAGES, ("1.cls", b"2"), ("1.png", b"")],
+            "x.tar:1.cls is a class without an image",
+        ),
         ([("1.cls", b"1"), ("1.b.cls", b"2"), ("1.png", b"")], "1.b.cls is a second class of its"),
         ([("1.cls", b"1"), *IMAGES, ("1.png", b""), *IMAGES, ("1.png", b"")], "several images or"),
         ([("1.cls", b"9999999"), ("1.png", b"")], "1.cls holds '9999999', not a class number"),
