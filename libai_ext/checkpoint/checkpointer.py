@@ -1,9 +1,9 @@
-"""LiBai's checkpoints, written whole or not at all, beside the training loop.
+"""LiBai's checkpoints, written completely or not at all, while training continues.
 
 A checkpoint is a folder of ``flow.save`` folders (``model``, optimizer and schedule state), with
-``progress.json`` and the checksums of all files. It is written under a temporary name, forced to
-disk and renamed when complete; the file ``last_checkpoint`` names the latest one and moves only
-after that. ``record.json`` describes the model for other uses of the weights.
+``progress.json`` and the checksums of all files. It is written under a temporary name, synced to
+disk and renamed when complete. Only then the file ``last_checkpoint`` names it. ``record.json``
+describes the model for other uses of the weights.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Checkpointer(LiBaiCheckpointer):
     """Saves and loads. All ranks call each method; only rank 0 uses the disk.
 
     Args:
-        model: its state is ``model``.
+        model: its state is saved as ``model``.
         save_dir: folder of the checkpoints.
-        max_to_keep: how many periodic checkpoints stay; older ones are removed, but never
-            ``model_best`` and ``model_final``. None: all stay.
-        checkpointables: further objects with ``state_dict`` and ``load_state_dict``, by name.
+        max_to_keep: how many periodic checkpoints are kept; older ones are removed, but never
+            ``model_best`` and ``model_final``. None: all are kept.
+        checkpointables: other objects with ``state_dict`` and ``load_state_dict``, by name.
 
     Attributes:
-        plain: further values for ``progress.json`` of each checkpoint, those of rank 0.
+        plain: other values for each ``progress.json``, from rank 0.
         record: content of each checkpoint's ``record.json``; None: no such file.
         before_save: called by :meth:`save` first, on all ranks.
         failure: error of the latest save, on rank 0; None if it succeeded.
@@ -64,12 +64,12 @@ class Checkpointer(LiBaiCheckpointer):
     def save(self, name: str, iteration: int, is_latest: bool = True, **plain) -> None:
         """Save the state as checkpoint ``name``, after iteration ``iteration`` (from 0).
 
-        Returns when rank 0 has a copy in memory; a thread writes it. A save waits for the one
-        before. An error of the disk is logged and kept in :attr:`failure`; older checkpoints stay.
+        Returns when rank 0 has a copy in memory; a thread writes it. A save waits for the previous
+        one. A disk error is logged and kept in :attr:`failure`; older checkpoints stay.
 
         Args:
             is_latest: a resumed run starts from this checkpoint.
-            plain: values that are added to :attr:`plain` once this checkpoint is on disk.
+            plain: values that are added to :attr:`plain` when this checkpoint is on disk.
         """
         self.join()
         self.before_save()
@@ -77,7 +77,7 @@ class Checkpointer(LiBaiCheckpointer):
         state.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         state = host_state.gather(state)
         if dist.is_main_process():
-            # As text: training goes on and changes the values while the thread writes.
+            # As text: training changes the values while the thread writes.
             progress = json.dumps({**self.plain, **plain, "iteration": iteration}, indent=1)
             self._thread = threading.Thread(
                 target=self._try_to_write, args=(name, state, iteration, progress, is_latest, plain)
@@ -135,7 +135,7 @@ class Checkpointer(LiBaiCheckpointer):
         replace_folder(str(partial), str(target))
 
     def _remove_partial(self) -> None:
-        """Remove partial checkpoints and replaced ones that a crash or an error left."""
+        """Remove partial and replaced checkpoints that a crash or an error left."""
         folder = Path(self.save_dir)
         replaced = [path for path in folder.glob("model_*.old") if path.with_suffix("").exists()]
         for path in [*folder.glob("*.partial"), *replaced]:
@@ -146,13 +146,13 @@ class Checkpointer(LiBaiCheckpointer):
 
     def _prune(self, iteration: int) -> None:
         """Remove old periodic checkpoints. Those after ``iteration`` stay: a run that went back
-        writes them again."""
+        overwrites them."""
         if self.max_to_keep is None:
             return
         numbers = [(_iteration(path), path) for path in self._folders() if path.name[-1].isdigit()]
         reached = sorted(item for item in numbers if item[0] <= iteration)
         for _, path in reached[: -self.max_to_keep]:
-            path.rename(path.with_name(f"{path.name}.partial"))  # so that no half is left
+            path.rename(path.with_name(f"{path.name}.partial"))  # a crash must not leave half of it
         self._remove_partial()
 
     def _folders(self) -> list[Path]:
@@ -162,16 +162,16 @@ class Checkpointer(LiBaiCheckpointer):
         return [path for path in folder.iterdir() if _NAMES.fullmatch(path.name)]
 
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint, whole or not; all ranks call it."""
+        """Whether there is a checkpoint, valid or not; all ranks call it."""
         return from_rank_0(lambda: bool(self._folders()))
 
     def get_checkpoint_file(self) -> str:
-        """Folder of the latest whole checkpoint; all ranks call it.
+        """Folder of the latest valid checkpoint; all ranks call it.
 
-        It is the one in ``last_checkpoint``, or if that is damaged, the one before.
+        ``last_checkpoint`` names it. If that one is damaged, it is the one before.
 
         Raises:
-            CheckpointError: there is no whole checkpoint.
+            CheckpointError: there is no valid checkpoint.
         """
         return from_rank_0(self._latest)
 
@@ -210,7 +210,7 @@ class Checkpointer(LiBaiCheckpointer):
         return from_rank_0(lambda: read_progress(path))
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
-        """Restore the model and the named checkpointables, None for all; all ranks call it.
+        """Restore the model and the named checkpointables (None: all); all ranks call it.
 
         Returns:
             The checkpoint's ``progress.json``.
@@ -229,7 +229,7 @@ class Checkpointer(LiBaiCheckpointer):
         incompatible = self._load_model({"model": model})
         if any(incompatible):
             raise CheckpointError(f"{path}: the checkpoint is of another model: {incompatible}")
-        for name in names:  # one by one: rank 0 has no memory for all
+        for name in names:  # one by one: rank 0 may lack memory for all
             state = _read_state(os.path.join(path, name))
             try:
                 self.checkpointables[name].load_state_dict(state)
@@ -272,7 +272,7 @@ def read_progress(folder: str) -> dict[str, Any]:
     """``progress.json`` of a checkpoint.
 
     Raises:
-        CheckpointError: it cannot be read, or says nothing of an iteration.
+        CheckpointError: it cannot be read, or has no iteration.
     """
     path = os.path.join(folder, PROGRESS)
     content = record.read_text(path)

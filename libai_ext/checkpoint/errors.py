@@ -1,4 +1,4 @@
-"""The one exception of everything that reads or writes checkpoints."""
+"""The exception of all code that reads or writes checkpoints."""
 
 from libai_ext.errors import UserError
 

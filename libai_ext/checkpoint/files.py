@@ -1,4 +1,4 @@
-"""Opening files as memory maps; errors of the disk as `CheckpointError`."""
+"""Open files as memory maps; disk errors become `CheckpointError`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from libai_ext.files.regular import open_regular
 
 
 def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
-    """Map a regular file for reading; the map lives as long as an array that views it.
+    """Map a regular file for reading; the map stays while an array views it.
 
     Raises:
         CheckpointError: the file is missing, empty, unreadable or not a regular file.
@@ -36,7 +36,7 @@ def _reason(error: Exception) -> str:
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     Raises:
-        CheckpointError: for an `OSError` in the block; it names ``path``.
+        CheckpointError: the block raised an `OSError`; the message names ``path``.
     """
     try:
         yield

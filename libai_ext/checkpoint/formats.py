@@ -14,8 +14,8 @@ PRETRAINED_FILES = ("model.safetensors", "pytorch_model.bin", *sharded.INDEXES)
 
 
 def locate(path: str | os.PathLike[str]) -> str:
-    """The file or folder with the tensors: of a Hugging Face folder its weights file, of a run's
-    output folder its last checkpoint.
+    """The file or folder with the tensors: the weights file of a Hugging Face folder, the last
+    checkpoint of a run's output folder.
 
     Raises:
         CheckpointError: it does not exist, or is a folder of an unknown kind.
@@ -49,7 +49,7 @@ def _reader(path: str) -> Any:
 
 
 def is_safetensors(path: str) -> bool:
-    """Whether a file starts as one: the length of a JSON header, then its first brace."""
+    """Whether a file starts with the length of a JSON header and its first brace."""
     start = map_file(path)[: safetensors_file.LENGTH_BYTES + 1]
     return len(start) > safetensors_file.LENGTH_BYTES and start[-1:] == b"{"
 

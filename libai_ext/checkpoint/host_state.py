@@ -1,8 +1,8 @@
-"""State dicts in host memory, from there on disk, and back.
+"""Copy state dicts to host memory, write them to disk, and read them back.
 
-All ranks copy together. Rank 0 writes alone, without OneFlow, so that training can go on.
-``flow.save`` does both at once, tensor by tensor: when the disk fails in the middle, rank 0 raises
-and the others wait forever.
+All ranks copy together. Rank 0 writes alone, without OneFlow, so that training can continue.
+``flow.save`` does both at once, tensor by tensor: if the disk fails, rank 0 raises and the others
+wait forever.
 
 All ranks read together, with the reader that executes no code. ``flow.load`` gives the same
 tensors, but executes code that a checkpoint names.
@@ -35,8 +35,8 @@ class HostTensor:
 
     @property  # type: ignore[misc]  # it can be set in object
     def __class__(self):
-        """Pickled as a Tensor: OneFlow fills a tensor that ``Tensor.__new__`` made without
-        arguments, and pickle allows that for this class only."""
+        """Pickled as a Tensor: ``Tensor.__new__`` makes an empty one that OneFlow fills, and pickle
+        allows this call for tensors only."""
         return flow.Tensor
 
 
@@ -64,7 +64,7 @@ def write(state: Any, folder: str | os.PathLike[str]) -> None:
     """Write the result of :func:`gather` on rank 0, as ``oneflow.save`` does.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: writing fails.
     """
     os.mkdir(folder)
     with open(os.path.join(folder, PICKLE), "wb") as file:
@@ -125,12 +125,12 @@ def describe(folder: str | os.PathLike[str], tensors: list[TensorInfo]) -> Any:
 def restore(description: Any, tensors: list[TensorInfo | None]) -> Any:
     """Replace each SavedTensor of :func:`describe` by its tensor; all ranks call it.
 
-    The tensors are on the CPU of rank 0, as those of ``flow.load(folder, global_src_rank=0)``;
+    The tensors are on the CPU of rank 0, as after ``flow.load(folder, global_src_rank=0)``;
     ``load_state_dict`` distributes them.
 
     Args:
         description: the same on all ranks.
-        tensors: the list, on rank 0; each tensor is dropped after reading.
+        tensors: on rank 0, the list; each tensor is dropped after reading.
     """
 
     def convert(leaf: Any) -> Any:

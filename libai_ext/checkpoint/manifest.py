@@ -1,6 +1,6 @@
 """The list of a checkpoint's files and checksums: written last, verified on load.
 
-One line a file: CRC-32 in hexadecimal, size in bytes, path. CRC-32 detects damage by disks, not
+One line per file: CRC-32 in hexadecimal, size in bytes, path. CRC-32 detects damage by disks, not
 intended changes.
 """
 
@@ -63,7 +63,7 @@ def _read(folder: Path) -> list[str]:
 
 
 def _files(folder: Path) -> list[str]:
-    """Paths relative to ``folder``, the manifest left out."""
+    """Paths relative to ``folder``, without the manifest."""
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(path for path in files if path != MANIFEST)
 

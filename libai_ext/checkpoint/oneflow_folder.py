@@ -1,8 +1,8 @@
-"""Reading and writing the folders of `oneflow.save`, without OneFlow and without running them.
+"""Read and write the folders of `oneflow.save`, without OneFlow and without executing them.
 
-A folder holds `pickled_data`, a pickle whose tensors name sub-folders, and those sub-folders with
-`out` (the elements) and `meta` (a protobuf message as text). LiBai's checkpointer keeps one such
-folder, `model`, inside each of its checkpoints.
+A folder holds `pickled_data`, a pickle in which each tensor names a sub-folder. The sub-folder
+holds `out` (the elements) and `meta` (a protobuf message as text). Each checkpoint of LiBai has one
+such folder, `model`.
 
 Source of the format: `oneflow/framework/check_point_v2.py` of OneFlow 0.9.
 """
@@ -55,7 +55,7 @@ def _model_folder(path: str | os.PathLike[str]) -> str:
 
 
 def inspect(path: str | os.PathLike[str]) -> Any:
-    """What was saved, with a `TensorInfo` in the place of every tensor: nothing is read.
+    """What was saved, with a `TensorInfo` for each tensor; no tensor is read.
 
     Raises:
         CheckpointError: the folder is not one of `oneflow.save`, or is damaged.
@@ -66,7 +66,7 @@ def inspect(path: str | os.PathLike[str]) -> Any:
         saved = PickleReader(content).load()
         if type(saved) is not dict or saved.get("protocol_version") != PROTOCOL_VERSION:
             raise CheckpointError("not a pickle of oneflow.save")
-        tensors: dict[str, TensorInfo] = {}  # of each sub-folder
+        tensors: dict[str, TensorInfo] = {}  # by sub-folder
         tree = map_leaves(saved.get("data"), lambda leaf: _leaf(folder, leaf, tensors))
         check_growth(tree, len(content) + sum(tensor.nbytes for tensor in tensors.values()))
         return tree
@@ -75,7 +75,7 @@ def inspect(path: str | os.PathLike[str]) -> Any:
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """What was saved, with read-only arrays in the place of tensors.
+    """What was saved, with a read-only array for each tensor.
 
     Raises:
         CheckpointError: the folder is not one of `oneflow.save`, or is damaged.
@@ -109,7 +109,7 @@ def _tensor(folder: str, name: str) -> TensorInfo:
     if not os.path.isfile(elements) or os.path.getsize(elements) != storage.nbytes:
         raise CheckpointError(f"{name}/out does not have {storage.nbytes} bytes")
     if storage.numel:
-        # Without the storage itself: the map ends with the last array that views it.
+        # It does not refer to the storage: the map closes with the last array that views it.
         storage.fetch = lambda: memoryview(map_file(elements))
     else:
         storage.fetch = bytes
@@ -126,11 +126,11 @@ def save(
     `oneflow.load(path + "/model")` and LiBai's `Checkpointer.load(path)` open it.
 
     Args:
-        texts: name -> content of files beside the model.
+        texts: name -> content of other files of the checkpoint.
 
     Raises:
-        CheckpointError: an array's type has no place there, `path` is not empty, or the disk
-            refuses.
+        CheckpointError: the format has no such type of array, `path` is not empty, or writing
+            fails.
     """
     with writing(path), atomic_folder(path) as temporary:
         model = os.path.join(temporary, MODEL)
@@ -155,14 +155,14 @@ def write_tensor(array: np.ndarray, folder: str) -> None:
     """Make the folder of one tensor.
 
     Raises:
-        KeyError: the array's type has no place there.
-        OSError: the disk refuses.
+        KeyError: the format has no such type of array.
+        OSError: writing fails.
     """
     array = np.asarray(array, order="C")
     kind = META_NAMES[array.dtype]
     os.mkdir(folder)
     with open(os.path.join(folder, "out"), "wb") as file:
-        file.write(array.data)  # array.tofile names no reason when the disk refuses
+        file.write(array.data)  # array.tofile gives no reason when writing fails
     dimensions = "".join(f"  dim: {dimension}\n" for dimension in array.shape)
     with open(os.path.join(folder, "meta"), "w") as file:
         file.write(f"shape {{\n{dimensions}}}\ndata_type: {kind}\n")

@@ -1,4 +1,4 @@
-"""The opcodes of the binary pickle protocols, each in terms of the reader's stack and memo."""
+"""The opcodes of the binary pickle protocols: what each does to the reader's stack and memo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _frozen_set(reader: PickleReader) -> None:
 
 
 HANDLERS: dict[int, Callable[[PickleReader], Any]] = {
-    0x80: lambda r: r.number("<B"),  # PROTO: what it announces shows in the opcodes
+    0x80: lambda r: r.number("<B"),  # PROTO: the opcodes show the protocol
     0x95: lambda r: r.number("<Q"),  # FRAME: a hint for streams
     # Constants and numbers
     ord("N"): lambda r: r.push(None),

@@ -5,8 +5,8 @@ protect memory and time: a memo index of 2**31 allocates gigabytes, and a tuple 
 twice, fifty levels deep, takes forever to hash. This interpreter imports and calls nothing, and has
 one budget for all steps and copies.
 
-Format: the `pickletools` module documents every opcode. Supported are those of the binary protocols
-(1 to 5, Python 2 included), which `torch.save` writes.
+Format: the `pickletools` module documents every opcode. This module supports those of the binary
+protocols (1 to 5, Python 2 included), which `torch.save` writes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from libai_ext.checkpoint.plain import (
 
 STOP = ord(".")
 
-# A ViT-H with its optimizer state takes 60,000 steps. Each costs a microsecond or a few.
+# A ViT-H with its optimizer state takes 60,000 steps, of one or a few microseconds each.
 MAX_STEPS = 300_000
-# Longer numbers take super-linear time to parse or to hash, and no checkpoint has them.
+# Longer numbers take too long to parse or to hash, and no checkpoint has them.
 MAX_INTEGER_BYTES = 256
 MAX_LINE = 512
 PLACEHOLDER_COST = 5
@@ -40,11 +40,11 @@ class PickleReader:
     Args:
         data: bytes or a memory map.
         position: where the pickle starts; after `load`, where it ended.
-        constructors: (module, name) -> function to call for that global, besides those of plain
+        constructors: (module, name) -> function to call for that global, added to those of plain
             containers; every other global becomes a `Placeholder`.
         persistent_load: builds the object of a persistent id.
         steps: the limit; :data:`COPIED_PER_STEP` copied bytes count as one step.
-        python2_bytes: read a Python 2 str as bytes, not as text (as torch.load does).
+        python2_bytes: read a Python 2 str as bytes; else as text, as torch.load does.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class PickleReader:
             raise self._malformed(str(error)) from None
 
     def charge(self, cost: int) -> None:
-        """Pay for `cost` steps or copied elements."""
+        """Take `cost` steps or copied elements off the budget."""
         self._budget -= cost
         if self._budget < 0:
             raise CheckpointError(
@@ -117,11 +117,11 @@ class PickleReader:
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def text(self, length_layout: str) -> str:
-        """The next text, which its length precedes."""
+        """The next text; its length comes first."""
         return self.take(self.number(length_layout)).decode("utf-8", "surrogatepass")
 
     def python2_str(self, length_layout: str) -> str | bytes:
-        """The next str of Python 2, which its length precedes."""
+        """The next str of Python 2; its length comes first."""
         content = self.take(self.number(length_layout))
         return content if self._python2_bytes else content.decode("utf-8", "surrogatepass")
 
@@ -193,7 +193,7 @@ class PickleReader:
     # Objects
 
     def reduce(self) -> None:
-        """Call what a file names: a known constructor builds, all else is recorded."""
+        """Call a known constructor; only record any other call."""
         args = self.pop()
         callee = self.pop()
         if type(args) is not tuple or type(callee) is not Placeholder:
@@ -213,7 +213,7 @@ class PickleReader:
         self.build()
 
     def old_style_instance(self) -> None:
-        """OBJ, which Python 2 wrote for classes without a metaclass."""
+        """OBJ: an instance of an old-style class of Python 2."""
         callee, *args = self.pop_to_mark()
         self.push(callee)
         self.push(tuple(args))
@@ -226,7 +226,7 @@ class PickleReader:
         self.push_placeholder(module, name)
 
     def build(self) -> None:
-        """Record the state of a placeholder; a dictionary's attributes are not data."""
+        """Record the state of a placeholder; the attributes of a dictionary are ignored."""
         state = self.pop()
         target = self.top()
         if type(target) is Placeholder and target.args is not None:

@@ -1,4 +1,4 @@
-"""Emitting pickle opcodes of protocol 2, for what must be named but cannot be imported here."""
+"""Write pickle opcodes of protocol 2: they can name classes that cannot be imported here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def text(value: str) -> bytes:
 
 
 def integer(value: int) -> bytes:
-    """LONG1, which holds what any checkpoint counts."""
+    """LONG1; large enough for any number in a checkpoint."""
     value = int(value)
     encoded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
     return b"\x8a" + struct.pack("<B", len(encoded)) + encoded

@@ -1,4 +1,4 @@
-"""What a pickle gives besides tensors: plain containers, and placeholders for other objects."""
+"""What a pickle holds other than tensors: plain containers, placeholders for other objects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from libai_ext.checkpoint.pickle_reader import PickleReader
 
 MAX_NESTING = 64
-COPIED_PER_STEP = 64  # bytes that a reader copies for the price of one step
+COPIED_PER_STEP = 64  # copied bytes that count as one step
 
 Constructor = Callable[["PickleReader", Tuple[Any, ...]], Any]
 
@@ -81,7 +81,7 @@ def map_leaves(tree: Any, convert: Callable[[Any], Any]) -> Any:
     return _build(tree, 0, convert, {})
 
 
-# Not a nested function: that would refer to itself and keep its data for the garbage collector.
+# Not a nested function: it would refer to itself, and its data would wait for garbage collection.
 def _build(node: Any, depth: int, convert: Callable[[Any], Any], built: dict[int, Any]) -> Any:
     if id(node) in built:
         return built[id(node)]

@@ -13,7 +13,7 @@ POINTER = "last_checkpoint"
 
 
 def read(run: str | os.PathLike[str]) -> Path:
-    """The folder that it names; it may be missing.
+    """The folder that the file names; the folder may be missing.
 
     Raises:
         CheckpointError: there is no such file, or it names no folder of ``run``.
@@ -26,5 +26,5 @@ def read(run: str | os.PathLike[str]) -> Path:
 
 
 def write(run: str | os.PathLike[str], name: str) -> None:
-    """Let it name another checkpoint, at once and on disk."""
+    """Make the file name another checkpoint, atomically and synced to disk."""
     atomic.write_text(Path(run, POINTER), name)

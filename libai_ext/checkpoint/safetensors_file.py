@@ -1,7 +1,7 @@
-"""Reading and writing `.safetensors` files as NumPy arrays.
+"""Read and write `.safetensors` files as NumPy arrays.
 
-The safetensors library checks the file; its NumPy face has no bfloat16 and copies every tensor,
-so the arrays are views of a memory map here, as they are of a `.pth` file.
+The safetensors library checks the file. Its NumPy interface has no bfloat16 and copies every
+tensor, so here the arrays are views of a memory map, as for a `.pth` file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ DTYPES = {
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
-    """Names, shapes, types and places of the tensors; nothing is read.
+    """Names, shapes, types and positions of the tensors; no tensor is read.
 
     Raises:
         CheckpointError: the file is not a safetensors file, or is damaged.
@@ -52,7 +52,7 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
 
 
 def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The texts that a file holds besides its tensors.
+    """The texts in the header of a file.
 
     Raises:
         CheckpointError: the file is not a safetensors file, or is damaged.
@@ -61,7 +61,7 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _open(path: str) -> tuple[dict[str, Any], memoryview]:
-    """The header, checked by the library, and what follows it."""
+    """The header, checked by the library, and the bytes after it."""
     data = map_file(path)
     header_end = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
     if header_end > min(len(data), MAX_HEADER):
@@ -102,10 +102,10 @@ def save(
     """Write arrays by name, atomically, marked as PyTorch's so that transformers opens the file.
 
     Args:
-        metadata: texts to be kept beside them.
+        metadata: texts for the header.
 
     Raises:
-        CheckpointError: an array's type has no place in such a file, or the disk refuses.
+        CheckpointError: the format has no such type of array, or writing fails.
     """
     with writing(path), atomic_file(path) as temporary:
         try:

@@ -17,15 +17,15 @@ MAX_SHARDS = 1000
 
 
 def is_index(path: str) -> bool:
-    """By its name: an index is a JSON file like others."""
+    """Whether a file has the name of an index; its content is ordinary JSON."""
     return os.path.basename(path) in INDEXES
 
 
 def inspect(path: str | os.PathLike[str]) -> dict[str, TensorInfo]:
-    """The tensors of all shards by name; nothing is read.
+    """The tensors of all shards by name; no tensor is read.
 
     Args:
-        path: an index; its shards lie beside it.
+        path: an index; its shards are in the same folder.
 
     Raises:
         CheckpointError: the index or a shard is damaged, or they contradict each other.

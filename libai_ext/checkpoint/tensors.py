@@ -13,7 +13,7 @@ from libai_ext.checkpoint.plain import total
 
 BFLOAT16 = "bfloat16"
 
-# Element types as they lie in a file. NumPy has no bfloat16: its bits are read as uint16.
+# Element types as files store them. NumPy has no bfloat16: its bits are read as uint16.
 NUMPY_TYPES: dict[str, np.dtype] = {
     "float64": np.dtype("<f8"),
     "float32": np.dtype("<f4"),
@@ -28,13 +28,13 @@ NUMPY_TYPES: dict[str, np.dtype] = {
 }
 
 MAX_DIMENSIONS = 32  # NumPy's own limit
-MAX_ELEMENTS = 1 << 48  # what NumPy can address, whatever the type, an empty dimension aside
+MAX_ELEMENTS = 1 << 48  # NumPy can address so many of any type
 # An expanded tensor (stride 0) may have more elements than its storage. A file of a few bytes
 # must not declare terabytes that the first copy would then allocate.
 MAX_EXPANDED_ELEMENTS = 1 << 20
 
-# Storages may be shared, and zip archives compressed. Weights hardly are: what grows by more than
-# this is a bomb.
+# Storages may be shared, and zip archives compressed, but weights hardly shrink: a file that grows
+# by more than this factor is a decompression bomb.
 MAX_GROWTH = 16
 MIN_GROWN = 16 << 20  # bytes that any file may grow to
 
@@ -69,10 +69,10 @@ class Storage:
         return self.numel * NUMPY_TYPES[self.dtype].itemsize
 
     def array(self) -> np.ndarray:
-        """All elements, [numel]: a read-only view of the file where its bytes serve as they are.
+        """All elements, [numel], read-only: a view of the file where possible.
 
-        bfloat16 is widened to float32, and an unaligned run is copied: once per storage, however
-        many tensors share it, so that memory stays bounded by the size of the file.
+        bfloat16 is widened to float32, and an unaligned storage is copied. This happens once, even
+        if many tensors share the storage, so that the size of the file limits the memory.
         """
         if self._array is None:
             data = self.fetch()
@@ -99,7 +99,7 @@ class TensorInfo:
     """A tensor that has not been read: a strided view of a storage.
 
     Attributes:
-        storage: where its elements lie.
+        storage: holds its elements.
         offset: index of its first element in the storage.
         shape: its dimensions.
         stride: step along each dimension, in elements.
@@ -149,7 +149,7 @@ class TensorInfo:
         return self.numel * NUMPY_TYPES[self.dtype].itemsize
 
     def array(self) -> np.ndarray:
-        """The tensor, read-only, sharing memory with the other views of its storage."""
+        """The tensor, read-only; it shares memory with the other views of its storage."""
         elements = self.storage.array()
         if self.numel == 0:
             return np.empty(self.shape, elements.dtype)
@@ -163,13 +163,13 @@ class TensorInfo:
 
 
 def check_growth(tree: Any, stored: int) -> None:
-    """Compare the tensors in a tree, each copied wherever it is named, with what is stored.
+    """Compare the size of a tree's tensors, counted each time they occur, with the stored bytes.
 
     Args:
         stored: bytes of all files.
 
     Raises:
-        CheckpointError: they are many times larger.
+        CheckpointError: the tensors are many times larger.
     """
     grown = total(tree, lambda leaf: leaf.nbytes if type(leaf) is TensorInfo else 0)
     if grown > max(MAX_GROWTH * stored, MIN_GROWN):
@@ -177,7 +177,7 @@ def check_growth(tree: Any, stored: int) -> None:
 
 
 def contiguous(storage: Storage, shape: tuple[int, ...]) -> TensorInfo:
-    """The tensor that is all of `storage` in row-major order."""
+    """The whole `storage` as a tensor in row-major order."""
     stride = []
     step = 1
     for dimension in reversed(shape):

@@ -1,9 +1,9 @@
-"""Reading `torch.save` files (`.pth`, `.pt`, `.bin`) without PyTorch and without running them.
+"""Read `torch.save` files (`.pth`, `.pt`, `.bin`) without PyTorch and without executing them.
 
-Both formats are read: the zip one, and the legacy one from before PyTorch 1.6. Tensors and plain
-containers come out (dict, OrderedDict, list, tuple, str, bytes, numbers, bool, None). Anything
-else, such as an `argparse.Namespace`, becomes an inert `Placeholder`. The file is mapped, not
-read: its arrays are read-only views that share the page cache between processes.
+Both formats are read: the zip one, and the legacy one from before PyTorch 1.6. The result holds
+tensors and plain containers (dict, OrderedDict, list, tuple, str, bytes, numbers, bool, None).
+Anything else, such as an `argparse.Namespace`, becomes an inert `Placeholder`. The file is mapped,
+not read: its arrays are read-only views, and processes share the page cache.
 
 Source of the formats: `torch/serialization.py`.
 """
@@ -30,7 +30,7 @@ MAX_PICKLE = 64 << 20  # tensors are outside it; a ViT-H with its optimizer stat
 
 
 def inspect(path: str | os.PathLike[str]) -> Any:
-    """What `load` returns, with a `TensorInfo` in the place of every array: nothing is read.
+    """As `load`, with a `TensorInfo` for each array; no tensor is read.
 
     Raises:
         CheckpointError: the file is not a `torch.save` file, or is damaged or hostile.
@@ -54,9 +54,9 @@ def load(path: str | os.PathLike[str]) -> Any:
     """Read a `torch.save` file.
 
     Returns:
-        The saved object. Tensors are read-only arrays of their own shape and type, sharing memory
-        where the tensors did; bfloat16, which NumPy lacks, is exactly widened to float32. What a
-        `Placeholder` holds is left as the file describes it.
+        The saved object. Tensors become read-only arrays of the same shape and type, which share
+        memory if the tensors did; bfloat16, which NumPy lacks, becomes float32 exactly. The content
+        of a `Placeholder` stays as the file describes it.
 
     Raises:
         CheckpointError: the file is not a `torch.save` file, or is damaged or hostile.

@@ -1,6 +1,6 @@
-"""Writing files that `torch.load(weights_only=True)` opens, without PyTorch.
+"""Write files that `torch.load(weights_only=True)` opens, without PyTorch.
 
-The format is the zip one, as PyTorch 1.6 and later read it; equal weights give equal bytes.
+The format is the zip one, which PyTorch 1.6 and later read. Equal weights give equal bytes.
 Source: `torch/serialization.py` and `caffe2/serialize/inline_container.cc`.
 """
 
@@ -31,7 +31,7 @@ from libai_ext.files.atomic import atomic_file
 FOLDER = "archive"
 ALIGNMENT = 64
 LOCAL_HEADER_SIZE = 30
-CHUNK = 1 << 18  # small enough that the checksum leaves it in the cache for the write
+CHUNK = 1 << 18  # small enough to stay in the cache from the checksum to the write
 STORAGE_NAMES = {
     NUMPY_TYPES[dtype]: name for name, dtype in STORAGE_TYPES.items() if dtype != BFLOAT16
 }
@@ -46,7 +46,7 @@ def save(tree: dict[str, Any], path: str | os.PathLike[str]) -> None:
         path: the file; replaced when the new one is complete and on disk.
 
     Raises:
-        CheckpointError: a value has no place in such a file, or the disk refuses.
+        CheckpointError: the format cannot hold a value, or writing fails.
     """
     pickler = _Pickler()
     try:

@@ -1,7 +1,7 @@
-"""Reading the zip archives that `torch.save` writes, as views of a memory map.
+"""Read the zip archives that `torch.save` writes, as views of a memory map.
 
 Python's `zipfile` loads the whole directory before a limit can be set, and copies what it reads.
-Nothing is ever extracted to disk.
+Nothing is extracted to disk.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ class ZipReader:
                 if entry.name in self.entries:
                     raise CheckpointError(f"the archive has two entries named {entry.name!r:.80}")
                 self.entries[entry.name] = entry
-            # Entries that overlap can multiply a file without any compression.
+            # Overlapping entries can multiply a file without compression.
             if sum(entry.compressed_size for entry in self.entries.values()) > len(data):
                 raise CheckpointError("the zip entries are larger than the file")
         except (struct.error, OverflowError, UnicodeDecodeError):
             raise CheckpointError("the zip directory is damaged") from None
 
     def read(self, name: str) -> bytes | memoryview:
-        """The bytes of an entry, checked against its checksum: a view where it is stored."""
+        """The bytes of an entry, checked against its checksum; a view if it is not compressed."""
         entry = self.entries.get(name)
         if entry is None:
             raise CheckpointError(f"the archive has no entry {name!r:.80}")
@@ -83,7 +83,7 @@ class ZipReader:
             raise CheckpointError(
                 f"the zip entry {name!r:.80} has {len(content)} bytes, not {entry.size}"
             )
-        # 0 is what torch.serialization.set_crc32_options(False) leaves.
+        # After torch.serialization.set_crc32_options(False), PyTorch writes 0.
         if entry.crc not in (0, zlib.crc32(content)):
             raise CheckpointError(f"the zip entry {name!r:.80} does not match its checksum")
         return content
@@ -109,7 +109,7 @@ class ZipReader:
                 f"the zip entry {entry.name!r:.80} would inflate to {entry.size:,} bytes"
             )
         self._inflatable -= entry.size
-        # One byte more than announced shows an entry that lies about its size.
+        # One byte more shows an entry that is larger than it says.
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, entry.size + 1)
 
     def _central_directory(self) -> Iterator[Entry]:
@@ -155,7 +155,7 @@ def _check_name(name: str) -> None:
 
 
 def _zip64_sizes(extra: bytes, sizes: list[int]) -> list[int]:
-    """`sizes`, with those that do not fit 32 bits from the zip64 extra field."""
+    """`sizes`; the zip64 extra field gives those that do not fit into 32 bits."""
     position = 0
     while position + 4 <= len(extra):
         tag, length = struct.unpack_from("<2H", extra, position)
