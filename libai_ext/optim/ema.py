@@ -11,11 +11,11 @@ from libai_ext.errors import ConfigError
 
 
 class WeightAverage:
-    """After each step ``average = decay * average + (1 - decay) * weight``, of what is trained.
+    """After each step ``average = decay * average + (1 - decay) * weight``, for trained weights.
 
-    The averages lie where the weights lie, in graph and in eager mode; where ZeRO has cut the
-    weights, they are cut alike. A step that a loss scaler leaves out on a GPU counts as one that
-    changed no weight, since it is known of later.
+    The averages have the layout of the weights, in graph and eager mode, also if ZeRO splits them.
+    A step that a loss scaler skips on a GPU counts as a step without change: the skip is known only
+    later.
 
     Raises:
         ConfigError: a decay outside of [0, 1).
@@ -44,7 +44,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def in_model(self):
-        """Within it the model has the averaged weights."""
+        """Inside the block the model has the averaged weights."""
         held = {name: weight.clone() for name, weight in self._weights().items()}
         self._copy(self.averages)
         try:

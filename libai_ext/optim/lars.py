@@ -9,18 +9,18 @@ from libai_ext.errors import ConfigError
 
 
 class LARS(Optimizer):
-    """As the official MAE's linear probe uses it (``util/lars.py``).
+    """LARS as in the official MAE's linear probe (``util/lars.py``).
 
-    For a parameter w of more than one dimension and its gradient g::
+    For a parameter w with more than one dimension and its gradient g::
 
         g = g + weight_decay * w
         g = trust_coefficient * |w| / |g| * g       (1 where a norm is 0)
 
     then, for every parameter, ``m = momentum * m + g`` and ``w = w - lr * m``. Parameters of one
-    dimension are neither scaled nor decayed. Norms are of whole tensors, split or not.
+    dimension are neither scaled nor decayed. Norms are those of whole tensors, also if split.
 
-    Eager mode only: OneFlow's graph form of LARS has the rate inside the momentum, another curve
-    as soon as the rate changes.
+    Eager mode only: OneFlow's graph form of LARS puts the rate inside the momentum, so the loss
+    differs as soon as the rate changes.
     """
 
     def __init__(

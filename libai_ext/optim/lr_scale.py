@@ -9,10 +9,10 @@ import oneflow as flow
 
 @contextlib.contextmanager
 def scaled(optimizer: flow.optim.Optimizer):
-    """Within it each group's rate is the scheduled one times its ``lr_scale``.
+    """Inside the block each group's rate is the scheduled one times its ``lr_scale``.
 
-    The schedule works on the unscaled rate, so that its minimum is scaled too: as in nn.Graph and
-    in the official code.
+    The schedule works on the unscaled rate, so its minimum is scaled too, as in nn.Graph and in the
+    official code.
     """
     groups = [group for group in optimizer.param_groups if "lr_scale" in group]
     scheduled = [group["lr"] for group in groups]

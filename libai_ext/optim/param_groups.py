@@ -8,12 +8,12 @@ from oneflow import nn
 def decay_matrices_only(
     model: nn.Module, weight_decay: float, clip_grad_max_norm: float | None = None
 ) -> list[dict]:
-    """Two groups, as timm's and the official MAE's optimizer: parameters of one dimension
-    (biases, normalisation scales) undecayed, all others decayed, tokens included.
+    """Two groups, as in timm and the official MAE: parameters of one dimension (biases,
+    normalisation scales) without decay, all others, also tokens, with decay.
 
     Args:
-        clip_grad_max_norm: largest L2 norm of a group's gradients; OneFlow clips each group by
-            itself, in graph and in eager mode alike.
+        clip_grad_max_norm: largest L2 norm of a group's gradients; OneFlow clips each group
+            separately, in graph and in eager mode.
     """
     groups = [
         {"params": [], "weight_decay": 0.0},
@@ -31,13 +31,13 @@ def layer_decay(
     """Groups by layer and decay: layer i of n learns at ``decay ** (n - i)`` times the rate, as
     in the official MAE's fine-tuning (``util/lr_decay.py``; BEiT, arXiv:2106.08254).
 
-    The factor is the group's ``lr_scale``, which graphs honour by themselves; in eager mode see
+    The factor is the group's ``lr_scale``, which graphs apply by themselves; in eager mode see
     :func:`libai_ext.optim.lr_scale.scaled`.
 
     Args:
-        model: has ``layer_number(name)``, 0 for embeddings, and ``num_layers``, the n of
-            whatever follows the last block; ``undecayed``, names that are not decayed beside
-            those of one dimension.
+        model: has ``layer_number(name)``, 0 for embeddings; ``num_layers``, the layer number n of what
+            follows the last block; ``undecayed``, names that get no decay, in addition to
+            parameters of one dimension.
     """
     groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
@@ -58,7 +58,7 @@ def layer_decay(
 
 
 def _clipped(groups: list[dict], max_norm: float | None) -> list[dict]:
-    """Have OneFlow clip each group's gradients to an L2 norm of ``max_norm``."""
+    """Make OneFlow clip each group's gradients to an L2 norm of ``max_norm``."""
     if max_norm is not None:
         for group in groups:
             group.update(clip_grad_max_norm=max_norm, clip_grad_norm_type=2.0)
