@@ -1,4 +1,4 @@
-"""``libai.utils.distributed.ttol`` gathers to a CUDA placement whatever the device.
+"""``libai.utils.distributed.ttol`` gathers to a CUDA placement on every device.
 
 Symptom: without a GPU, the first logged loss ends the process
 (``tton(loss, ranks=[0])`` asks for ``flow.placement("cuda", [0])``).
@@ -18,7 +18,7 @@ def ttol(tensor: flow.Tensor, pure_local: bool = False, ranks=None) -> flow.Tens
 
     Args:
         pure_local: return this rank's shard; else the whole tensor.
-        ranks: gather onto these ranks only, on the tensor's own device type.
+        ranks: gather to these ranks only, on the tensor's own device type.
     """
     if not tensor.is_global:
         return tensor

@@ -1,12 +1,12 @@
 """LiBai's ``Linear`` copies and moves activations without need.
 
-Symptom: ``x.to_global(grad_sbp=x.sbp)`` in ``Linear.forward`` is two copies of an activation, also
-where every rank holds the whole weight and there is nothing to say about the gradient's layout.
-Under tensor parallelism such a layer spreads its batch over the tensor-parallel ranks, which have
-it already: they gather its output, and exchange its gradient; and OneFlow's graph compiler aborts
-(``separated_header_mem_ptr``) unless the next layer undoes the spreading at once.
+Symptom: ``x.to_global(grad_sbp=x.sbp)`` in ``Linear.forward`` copies an activation twice, also if
+every rank holds the whole weight and the gradient's layout needs no change. With tensor parallelism
+such a layer splits its batch over the tensor-parallel ranks, which already have all of it: they
+gather its output and exchange its gradient. OneFlow's graph compiler aborts
+(``separated_header_mem_ptr``) unless the next layer undoes the split at once.
 Affected: OneFlow 0.9.0, LiBai 0.1.1. Retire when such a ``to_global`` copies nothing, and a layer
-with a whole weight leaves the layout of its input alone.
+with a whole weight keeps the layout of its input.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import libai.data.data_utils as data_utils
 
 
 def compile_helper() -> None:
-    """Do nothing where pip built the helper.
+    """Do nothing if pip built the helper.
 
     Raises:
         ImportError: the helper is missing, so LiBai was not installed by pip.

@@ -1,7 +1,7 @@
 """``flow.placement`` leaks memory at each call, and LiBai calls it at each use.
 
-Symptom: memory grows by about 100 bytes for each placement made: 2 KB a step of a one-layer model
-in eager mode, 40 KB a checkpoint.
+Symptom: memory grows by about 100 bytes per placement: 2 KB per step of a one-layer model in eager
+mode, 40 KB per checkpoint.
 Affected: OneFlow 0.9.0, LiBai 0.1.1. Retire when a loop of ``flow.placement("cpu", [0])`` no longer
 grows.
 """
@@ -18,7 +18,7 @@ _made: dict[tuple, flow.placement] = {}
 
 
 def placement(device_type: str, ranks) -> flow.placement:
-    """``flow.placement``, one for each device type and (nested) list of ranks."""
+    """``flow.placement``, made once for each device type and (nested) list of ranks."""
     array = np.asarray(ranks)
     key = (device_type, array.shape, array.tobytes())
     if key not in _made:
@@ -27,8 +27,8 @@ def placement(device_type: str, ranks) -> flow.placement:
 
 
 def get_layer_placement(layer_idx: int, device_type: str = "cuda") -> flow.placement:
-    """Where the layers of a pipeline stage are, on the device that was chosen: LiBai's layers ask
-    for ``"cuda"`` throughout."""
+    """The placement of a pipeline stage's layers, on the chosen device: LiBai's layers always ask
+    for ``"cuda"``."""
     if device.current().type == "cpu":
         device_type = "cpu"
     return placement(device_type, dist.get_dist_util().get_layer_ranks(layer_idx))
