@@ -10,16 +10,16 @@ from libai_ext.placement import broadcast_sbp, layer_placement
 
 
 class BatchNorm(nn.Module):
-    """Of features [B, D], without affine parameters; the head of MAE's linear probe.
+    """Normalises features [B, D], without affine parameters; for the head of MAE's linear probe.
 
-    Statistics are those of the whole batch, however many processes share it. Running statistics
-    as PyTorch's: momentum 0.1, the unbiased variance.
+    Statistics are those of the whole batch, for any number of processes. Running statistics are
+    PyTorch's: momentum 0.1, the unbiased variance.
 
     Args:
         layer_idx: decides the pipeline stage.
 
     Raises:
-        ConfigError: trained in a graph, where running statistics cannot be updated, or on a batch
+        ConfigError: it is trained in a graph, which cannot update running statistics, or on a batch
             of one.
     """
 

@@ -1,4 +1,4 @@
-"""Stochastic depth whose decisions are inputs: they depend on the sample, not on the layout."""
+"""Stochastic depth with decisions as inputs: they depend on the sample, not on the layout."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class DropPathNoise:
 
 class DropPathLayer(TransformerLayer):
     """LiBai's pre-norm transformer layer with stochastic depth (Huang et al., 2016). The
-    noise is an input; LiBai's own layer draws per shard, and its decisions depend on the layout.
+    noise is an input; LiBai's own layer draws per shard, so its decisions depend on the layout.
 
     Args:
-        drop_rates: probability that a residual branch (attention, MLP) is dropped for a sample.
+        drop_rates: probability that each residual branch (attention, MLP) of a sample is dropped.
     """
 
     def __init__(self, *args, drop_rates: tuple[float, float] = (0.0, 0.0), **keywords):
@@ -35,7 +35,7 @@ class DropPathLayer(TransformerLayer):
         self.drop_rates = drop_rates
 
     def forward(self, hidden_states: flow.Tensor, noise: flow.Tensor | None = None) -> flow.Tensor:
-        """[B, N, D] to [B, N, D]; ``noise`` [B, 2] in [0, 1), None to drop nothing."""
+        """[B, N, D] to [B, N, D]; ``noise`` [B, 2] in [0, 1); None: drop nothing."""
         stage = layer_placement(self.layer_idx)
         x = hidden_states.to_global(placement=stage)
         attention, mlp = self.self_attention, self.mlp

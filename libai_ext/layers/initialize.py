@@ -15,7 +15,7 @@ Initializer = Callable[[np.random.Generator, tuple], np.ndarray]
 
 
 def no_init(tensor: flow.Tensor) -> flow.Tensor:
-    """``init_method`` for LiBai layers whose weights :func:`initialize` fills afterwards."""
+    """``init_method`` for LiBai layers whose weights :func:`initialize` fills later."""
     return tensor
 
 
@@ -24,7 +24,7 @@ def initialize(module: nn.Module, rule: Callable[[str, flow.Tensor], Initializer
 
     The engine's own generators draw per shard, so a tensor-parallel weight would differ from
     the same weight on one process. Here each rank draws the whole tensor in NumPy and keeps
-    its shard. Building a module twice after one seed gives the same weights twice.
+    its shard. A module that is built twice with one seed gets the same weights twice.
 
     Args:
         rule: gives the initializer of a parameter from its name and the parameter.
@@ -52,8 +52,8 @@ def xavier_uniform(rng: np.random.Generator, shape: tuple) -> np.ndarray:
 
 
 def normal(std: float) -> Initializer:
-    """N(0, std). The official MAE's ``trunc_normal_`` of the same ``std`` draws from this too: it
-    cuts at -2 and 2, which are 100 of its deviations."""
+    """N(0, std). The official MAE's ``trunc_normal_`` is the same in effect: it cuts at -2 and 2,
+    which are 100 standard deviations at its ``std`` of 0.02."""
     return lambda rng, shape: rng.normal(0.0, std, shape)
 
 

@@ -26,8 +26,8 @@ def grid_of(img_size, patch_size: int) -> tuple[int, int]:
 
 
 def patchify(images: flow.Tensor, patch_size: int, channels_last: bool) -> flow.Tensor:
-    """[B, C, H, W] to [B, L, p*p*C]; within a patch pixels run (row, column, channel) with
-    ``channels_last`` (the order of MAE's targets), else (channel, row, column)."""
+    """[B, C, H, W] to [B, L, p*p*C]. The order in a patch is (row, column, channel) with
+    ``channels_last`` (as MAE's targets), else (channel, row, column)."""
     batch, channels, height, width = images.shape
     p = patch_size
     x = images.reshape(batch, channels, height // p, p, width // p, p)
@@ -38,9 +38,9 @@ def patchify(images: flow.Tensor, patch_size: int, channels_last: bool) -> flow.
 class PatchEmbedding(nn.Module):
     """Linear projection of non-overlapping patches.
 
-    The weight keeps the shape of the equivalent convolution, [D, C, p, p], as in PyTorch's
-    checkpoints; the product is a matrix product because OneFlow's CPU convolution is 4 to 7
-    times slower.
+    The weight has the shape of the equivalent convolution, [D, C, p, p], as in PyTorch's
+    checkpoints. It is applied as a matrix product: OneFlow's CPU convolution is 4 to 7 times
+    slower.
 
     Args:
         img_size: (H, W) in pixels.
@@ -57,7 +57,7 @@ class PatchEmbedding(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.patch_size = patch_size
         self.in_chans = in_chans
-        # Bound of PyTorch's initial weight and bias of the convolution.
+        # Bound of the initial weight and bias of PyTorch's convolution.
         self.default_bound = (in_chans * patch_size**2) ** -0.5
         self.layer_idx = layer_idx
         self.proj = _Projection((embed_dim, in_chans, patch_size, patch_size), layer_idx)
@@ -74,7 +74,7 @@ class PatchEmbedding(nn.Module):
 
 
 class _Projection(nn.Module):
-    """Holds ``weight`` and ``bias`` under the names a convolution gives them."""
+    """Holds ``weight`` and ``bias`` under the names that a convolution would give them."""
 
     def __init__(self, shape, layer_idx: int):
         super().__init__()
