@@ -1,4 +1,4 @@
-"""Evaluations of a model during training, besides that of the task."""
+"""Evaluations of a model during training, in addition to the task's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Evaluator:
             both unset: never. ``epoch`` takes precedence.
 
     Attributes:
-        metrics: the better direction of each result, "min" or "max"; None: those of the task.
+        metrics: whether each result is better at its "min" or "max"; None: as for the task.
     """
 
     metrics: Mapping[str, str] | None = None
@@ -43,7 +43,7 @@ class Evaluator:
             The results on rank 0, an empty dict elsewhere.
 
         Raises:
-            DataUnavailable: on all ranks, if one cannot read its data for the present.
+            DataUnavailable: on all ranks, if one cannot read its data for now.
         """
         raise NotImplementedError
 

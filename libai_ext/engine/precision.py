@@ -1,7 +1,7 @@
 """Mixed precision, ``train.amp.enabled``: a loss scale on GPUs, bfloat16 products on CPU.
 
 On CPU the kernels round the factors of each product to bfloat16; weights, activations, sums and the
-optimizer remain float32. bfloat16 has the range of float32, so no loss scale is needed.
+optimizer stay float32. bfloat16 has the range of float32, so it needs no loss scale.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def scales_loss(train: DictConfig) -> bool:
 
 
 def cpu_problem() -> str | None:
-    """Why this CPU has no mixed precision, as the end of a sentence; None if it has."""
+    """Why this CPU has no mixed precision, as the end of a sentence; None if it has it."""
     status = kernels.load()
     if not status.loaded:
         return f"need the native kernels; {status.message}"
