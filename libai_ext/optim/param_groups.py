@@ -35,8 +35,8 @@ def layer_decay(
     :func:`libai_ext.optim.lr_scale.scaled`.
 
     Args:
-        model: has ``layer_number(name)``, 0 for embeddings; ``num_layers``, the layer number n of what
-            follows the last block; ``undecayed``, names that get no decay, in addition to
+        model: has ``layer_number(name)``, 0 for embeddings; ``num_layers``, the layer number n of
+            what follows the last block; ``undecayed``, names that get no decay, in addition to
             parameters of one dimension.
     """
     groups: dict[tuple[int, bool], dict] = {}
