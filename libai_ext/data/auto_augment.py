@@ -1,6 +1,6 @@
 """RandAugment (arXiv:1909.13719) with the operations and levels of timm 0.3.2.
 
-timm's ``rand-m9-mstd0.5-inc1`` is ``RandAugment(mean)``: what the official fine-tuning uses.
+timm's ``rand-m9-mstd0.5-inc1`` is ``RandAugment(mean)``; the official fine-tuning uses it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_LEVEL = 10.0
 
 
 class Paint(NamedTuple):
-    """How geometric operations resample, and the colour of pixels from outside the image."""
+    """How geometric operations resample, and the colour of pixels outside the image."""
 
     resample: int
     fillcolor: Any  # a number for one channel, a tuple for more
@@ -29,7 +29,7 @@ class Paint(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """``argument`` translates a level in [0, 10] and a sign; ``apply`` takes the result."""
+    """``argument`` converts a level in [0, 10] and a sign; ``apply`` takes the result."""
 
     name: str
     argument: Callable[[float, int], Any]
@@ -131,18 +131,18 @@ def operations(increasing: bool = True) -> list[Operation]:
         Operation("Sharpness", factor, partial(_enhance, ImageEnhance.Sharpness)),
         Operation("ShearX", partial(_signed, 0.3), _shear_x),
         Operation("ShearY", partial(_signed, 0.3), _shear_y),
-        # Shares of the image's own size. timm's "translate_const" belongs to AutoAugment's
-        # absolute translations, which RandAugment does not use.
+        # Shares of the image's size. timm's "translate_const" is for AutoAugment's absolute
+        # translations, which RandAugment does not use.
         Operation("TranslateX", partial(_signed, 0.45), _translate_x),
         Operation("TranslateY", partial(_signed, 0.45), _translate_y),
     ]
 
 
 class RandAugment:
-    """``num_ops`` operations, drawn with replacement and each applied with a probability.
+    """``num_ops`` operations, drawn with replacement; each is applied with a probability.
 
     Args:
-        mean: of the data, per channel, in [0, 1]: the colour of pixels from outside the image.
+        mean: of the data, per channel, in [0, 1]: the colour of pixels outside the image.
         magnitude: level of the operations, 0 to 10.
         magnitude_std: each use of an operation draws its level from N(magnitude, magnitude_std).
         increasing: the variants whose strength grows with the level (timm's ``inc1``).

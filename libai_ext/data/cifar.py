@@ -18,7 +18,7 @@ from libai_ext.data.fingerprint import of_labels
 from libai_ext.errors import DataError
 
 _BYTES_PER_IMAGE = 3 * 32 * 32
-# The largest batch, CIFAR-100's training data, takes half as many.
+# The largest batch, CIFAR-100's training data, takes half of it.
 _MAX_STEPS = 500_000
 # Arguments of numpy.dtype for it, as Python 2 and 3 write them.
 _UINT8 = (("u1", 0, 1), (b"u1", 0, 1))
@@ -55,7 +55,7 @@ class Cifar:
         self.pixels, self.labels = self._load()
 
     def __reduce__(self):
-        # Another process reads the files again; sending would be 150 MB.
+        # Another process reads the files again: pickled pixels would be 150 MB.
         return type(self), (self.root, self.split, False, self.mode)
 
     def identity(self) -> Iterator[bytes]:
@@ -122,10 +122,10 @@ def _text(value: Any) -> str:
 
 
 def _read(path: Path, **entries: Callable[[Any], Any]) -> dict[str, Any]:
-    """The named entries of a pickled dictionary, each as its function makes it.
+    """The named entries of a pickled dictionary, each converted by its function.
 
     Raises:
-        DataError: not such a pickle, or one that takes more work than a batch of CIFAR.
+        DataError: it is not such a pickle, or takes more work than a batch of CIFAR.
     """
     try:
         data = map_file(path)

@@ -1,4 +1,4 @@
-"""Class numbers: each data set uses those of the training data, which checkpoints keep."""
+"""Class numbers: every data set uses those of the training data; checkpoints keep them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def use_class_numbers(source: SkipUnreadable, classes: Sequence[str], key: str) 
     """Use the positions in ``classes`` as the class numbers of a source, which may lack classes.
 
     Args:
-        key: of the data, for the messages.
+        key: the config key of the data, for the messages.
 
     Raises:
         DataError: a sample has no class, or one that is not in ``classes``.
@@ -73,10 +73,10 @@ def _read(path: Path) -> list[str] | None:
 
 
 def read_names(file: str, key: str = "task.classes") -> list[str]:
-    """Read class names from a file, one a line, in the order of their numbers.
+    """Read class names from a file, one per line, in the order of their numbers.
 
     Args:
-        key: that names the file, for the messages.
+        key: the config key that names the file, for the messages.
 
     Raises:
         DataError: the file cannot be read, is empty, or names a class twice.

@@ -13,7 +13,7 @@ from PIL import Image
 class Concat:
     """The samples of the parts, one part after the other.
 
-    Classes are matched by name. Their order is that of the part that has all of them, else
+    Classes are matched by name. Their order is that of a part that has all of them, else
     alphabetical, as in :class:`ImageFolder` with several roots.
     """
 

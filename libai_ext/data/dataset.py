@@ -1,4 +1,4 @@
-"""From a source of images to samples whose randomness is keyed by (seed, epoch, index)."""
+"""Samples from a source of images; their randomness is keyed by (seed, epoch, index)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRANSFORM_STREAM, _FIELD_STREAM = 0, 1
 
 
 class Field(Protocol):
-    """A further model input of a sample, such as the noise that decides its mask.
+    """Another model input of a sample, such as the noise that decides its mask.
 
     Attributes:
         name: of the model's argument.
@@ -27,12 +27,12 @@ class Field(Protocol):
         """An array of the same shape and type for every sample; called in the data workers.
 
         Args:
-            rng: the field's own, of (seed, epoch, sample index). Nothing else may be drawn from,
-                or the run would depend on its layout.
+            rng: the field's own, of (seed, epoch, sample index). Use no other randomness, or the
+                run would depend on its layout.
             key: epoch and index of the sample.
 
         Raises:
-            DataError: the run cannot go on.
+            DataError: the run cannot continue.
         """
 
 
@@ -42,8 +42,8 @@ class KeyedDataset:
     Args:
         source: see :class:`libai_ext.data.sources.Source`.
         transform: (image, generator) -> float32 [C, H, W].
-        fields: further model inputs of a sample, each with a generator of its own: they do not
-            change with the augmentation.
+        fields: other model inputs of a sample. Each has its own generator, so they do not change
+            with the augmentation.
         labels: give the class number as ``labels`` too.
         mixer: mixes the samples of a micro-batch, see :class:`libai_ext.data.mixup.Mixer`.
         seed: of the run.
@@ -92,7 +92,7 @@ class KeyedDataset:
 
 
 def stack(samples: Sequence[dict], empty: Callable = np.empty) -> dict[str, np.ndarray]:
-    """Arrays [N, ...] of what the samples hold by name, in memory from ``empty(shape, dtype)``."""
+    """The samples' values by name, as arrays [N, ...] in memory from ``empty(shape, dtype)``."""
     batch = {}
     for name in samples[0]:
         rows = [np.asarray(sample[name]) for sample in samples]

@@ -5,11 +5,11 @@
 | empty, truncated, corrupt, not of :data:`FORMATS` | :class:`BadImage` |
 | more than ``max_pixels`` pixels (decompression bomb) | :class:`BadImage`, nothing is decoded |
 | a side of more than 65,535 pixels | the same: Pillow may fail on it on some machines |
-| a JPEG of more scans or more work than programs write | the same |
+| a JPEG with more scans or more work than programs write | the same |
 | pixels of 32 bits, signed or floating-point (of unknown range) | :class:`BadImage` |
 | grey of 9 to 16 bits | its highest 8 bits; Pillow alone would clip at 255 |
 | colours of 16 bits | their highest 8 bits, by Pillow |
-| either, if that leaves at most 16 levels (12 bits in a file of 16) | :class:`BadImage` |
+| either, if at most 16 levels remain (12 bits in a file of 16) | :class:`BadImage` |
 | palette, CMYK, bilevel, alpha | converted by Pillow; alpha is dropped, as in torchvision |
 | animated, several pages | the first frame |
 | rotated or mirrored by an EXIF tag | transposed upright; an unreadable tag counts as none |
@@ -37,7 +37,7 @@ from PIL import Image, UnidentifiedImageError
 from libai_ext.errors import DataError
 
 MODES = ("RGB", "L")
-# Recognised by content, not by name. Pillow knows more, and starts Ghostscript for EPS.
+# Recognised by content, not by name. Pillow knows more formats; for EPS it starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF", "JPEG2000", "TGA", "PSD")
 
 # Of a file. The largest allowed image takes less, even uncompressed.
@@ -80,7 +80,7 @@ class Decoder:
         mode: Pillow mode of the result, ``"RGB"`` or ``"L"``.
         max_pixels: larger images are bad; None: Pillow's limit, 179 million.
         draft_size: smallest (height, width) that is needed. Larger JPEG files are decoded at 1/2,
-            1/4 or 1/8, not below this size: faster, with slightly different pixels.
+            1/4 or 1/8 of their size, not below this one: faster, with slightly different pixels.
         as_torchvision: see the head of this module.
     """
 
@@ -107,7 +107,7 @@ class Decoder:
                 return self._convert(self._load(image))
 
     def convert(self, image: Image.Image, name: str = "that was given") -> Image.Image:
-        """By the same rules, of an image that Pillow has opened or made; it stays as it was.
+        """The same for an image that Pillow has opened or made; the image is not changed.
 
         Raises:
             BadImage: see the table.
@@ -129,7 +129,7 @@ class Decoder:
             return image
         if deep_colours:
             _check_brightness(np.asarray(image.convert("RGB")).max())
-        # After load: some plug-ins (TIFF) turn the image themselves, and drop the tag.
+        # After load: some plug-ins (TIFF) turn the image themselves and drop the tag.
         turn = _UPRIGHT.get(_orientation(image))
         if image.mode.startswith("I"):
             image = _eight_bits(image)
@@ -194,7 +194,7 @@ def _orientation(image: Image.Image) -> int:
 @contextlib.contextmanager
 def _bad_image_for_errors(name: str) -> Iterator[None]:
     """For corrupt files, Pillow's plug-ins raise KeyError, struct.error, zlib.error and more.
-    The bytes are in memory, so that only MemoryError can be the machine's fault."""
+    The bytes are in memory, so only a MemoryError can be the machine's fault."""
     try:
         yield
     except MemoryError:
@@ -209,7 +209,7 @@ def _bad_image_for_errors(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _pixel_limit(pixels: int | None) -> Iterator[None]:
-    """Set Pillow's global limit: it refuses images of more than twice as many pixels."""
+    """Set Pillow's global limit: Pillow refuses images with more than twice as many pixels."""
     if pixels is None:
         yield
         return

@@ -33,7 +33,7 @@ class Archive:
 
     Args:
         folder: the folder inside it that holds the files.
-        files: those that are needed.
+        files: the needed ones.
     """
 
     url: str
@@ -45,8 +45,8 @@ class Archive:
 def provide(archive: Archive, root: str, download: bool) -> Path:
     """The folder ``root/<archive.folder>`` with all files of the archive.
 
-    One process downloads and unpacks, the others of this machine wait. The folder appears when
-    it is complete.
+    One process downloads and unpacks; the others of this machine wait. The folder appears when it
+    is complete.
 
     Raises:
         DataError: the files are missing and ``download`` is not set, or the download failed.
@@ -77,10 +77,10 @@ def _complete(folder: Path, archive: Archive) -> bool:
 
 
 def fetch(url: str, path: Path, md5: str) -> None:
-    """Download to ``path``, which appears when the checksum is verified.
+    """Download to ``path``; the file appears when its checksum is verified.
 
-    Received bytes are in ``path.part``. A later attempt requests the rest, or starts over if the
-    server does not send ranges.
+    Received bytes are in ``path.part``. A later attempt requests the rest, or starts again if the
+    server cannot send a part.
 
     Raises:
         DataError: the server cannot be reached, or sends other bytes (which are removed).
@@ -105,10 +105,10 @@ def fetch(url: str, path: Path, md5: str) -> None:
 
 
 def _receive_persistently(url: str, part: Path) -> None:
-    """``_receive``, repeated while the connection breaks.
+    """``_receive``, repeated if the connection breaks.
 
     Raises:
-        DataError: it breaks each time, or the server returns an error.
+        DataError: it breaks every time, or the server returns an error.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -128,7 +128,7 @@ def _receive_persistently(url: str, part: Path) -> None:
 
 
 def _receive(url: str, part: Path) -> None:
-    """Append what is missing of ``url`` to ``part``."""
+    """Append the missing bytes of ``url`` to ``part``."""
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -164,10 +164,10 @@ def _md5(path: Path) -> str:
 
 
 def _unpack(path: Path, folder: Path, archive: Archive) -> None:
-    """Unpack the needed files, and nothing else, into a new folder.
+    """Unpack only the needed files, into a new folder.
 
     Raises:
-        DataError: the archive is damaged or lacks one.
+        DataError: the archive is damaged or lacks a file.
     """
     wanted = {f"{archive.folder}/{name}": name for name in archive.files}
     try:

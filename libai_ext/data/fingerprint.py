@@ -8,13 +8,13 @@ from typing import Any, Iterator, Sequence
 
 import numpy as np
 
-# How many files' sizes count: on a network drive, all of them take minutes.
+# How many file sizes are read: on a network drive, all of them take minutes.
 _ASKED = 200
 
 
 def fingerprint(source: Any) -> str | None:
-    """Twelve hexadecimal digits of ``source.identity()``; None if the source has no such method.
-    The folder of the samples does not count."""
+    """A hash of ``source.identity()``, twelve hexadecimal digits; None if the source has no such
+    method. It does not depend on the folder of the samples."""
     if not hasattr(source, "identity"):
         return None
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Batches in pinned memory, which GPUs copy from."""
+"""Batches in pinned memory, for copies to GPUs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from libai_ext.placement import device_type
 
 def host_tensor(array: np.ndarray) -> flow.Tensor:
     """A tensor on the host. With a GPU it is a copy in pinned memory, else it shares the array's
-    memory. CUDA copies from other memory through a buffer of its own, and waits.
+    memory. CUDA copies from unpinned memory through its own buffer, and waits.
 
     OneFlow may reuse pinned memory before a copy to the GPU is complete. It makes the stream of
     that memory wait for the copy, and ``numpy()`` waits for that stream.

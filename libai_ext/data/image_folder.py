@@ -1,4 +1,4 @@
-"""Images in folders: one class a sub-folder, one or several roots read as one data set."""
+"""Images in folders: one class per sub-folder, one or several roots read as one data set."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class ImageFolder(ImageFiles):
         mode, decoding: arguments of :class:`Decoder`.
 
     Raises:
-        DataError: a root is missing, has no image, or has images both directly and in sub-folders:
-            whether those are classes is unknown.
+        DataError: a root is missing, has no image, or has images both directly and in sub-folders,
+            which may or may not be classes.
     """
 
     def __init__(self, roots: Sequence[str], mode: str = "RGB", **decoding):

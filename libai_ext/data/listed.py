@@ -25,8 +25,8 @@ class ListedImages(ImageFiles):
 
         ILSVRC2012_val_00000001.JPEG n01751748
 
-    A header such as ``image,label`` and further columns are skipped. Classes are the sorted names;
-    if all are numbers, 0 to the largest, as in tar shards.
+    A header such as ``image,label`` and other columns are skipped. Classes are the sorted names;
+    if all are numbers, they are 0 to the largest, as in tar shards.
 
     Args:
         file: the list.
@@ -66,7 +66,7 @@ class ListedImages(ImageFiles):
 
 def _by_name(paths: list[str], root: str) -> dict[str, str]:
     """Paths by their names in a list: relative to the root, with the extension, or without it if
-    that is unique."""
+    only one image has that name."""
     named = {os.path.relpath(path, root): path for path in paths}
     stems = Counter(os.path.splitext(name)[0] for name in named)
     short = {os.path.splitext(name)[0]: path for name, path in named.items()}

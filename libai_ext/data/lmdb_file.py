@@ -1,8 +1,8 @@
-"""Reading values from the ``data.mdb`` of an LMDB, without mapping it.
+"""Read values from the ``data.mdb`` of an LMDB, without mapping it.
 
-LMDB's own library maps the file and trusts it: a truncated file kills the process by a bus error,
+LMDB's own library maps the file and trusts it: a truncated file kills the process with a bus error,
 and a damaged one may do anything. Here every page is read and checked, and these faults raise
-errors. Processes may share a reader across a fork.
+exceptions. Processes may share a reader across a fork.
 
 Source of the format: ``mdb.c`` of LMDB 0.9 (``MDB_meta``, ``MDB_page``, ``MDB_node``), 64 bits,
 little-endian.
@@ -21,7 +21,7 @@ _META = struct.Struct("<IIQQ" + 2 * "IHHQQQQQ" + "QQ")
 _NODE = struct.Struct("<HHHH")  # size or child, low and high; flags or child; length of the key
 _MAGIC, _VERSION = 0xBEEFC0DE, 1
 _BRANCH, _LEAF, _OVERFLOW, _METAPAGE = 1, 2, 4, 8
-_ELSEWHERE = 1  # a node's value lies in pages of its own
+_ELSEWHERE = 1  # a node's value is in pages of its own
 _NO_PAGE = 2**64 - 1
 _MAX_DEPTH = 32
 _PAGE_SIZES = [1 << power for power in range(8, 17)]
@@ -37,7 +37,7 @@ class _Meta(NamedTuple):
     transaction: int
     page_size: int
     flags: int  # of the main database
-    used: int  # its pages, the two with the metas included
+    used: int  # its pages, including the two with the metas
     last_page: int
     root: int
 
@@ -77,7 +77,7 @@ class LmdbFile:
 
         Raises:
             OSError: the file cannot be read.
-            LmdbError: it is damaged, or the value has more than ``limit`` bytes.
+            LmdbError: the file is damaged, or the value has more than ``limit`` bytes.
         """
         meta = self._meta()  # read again: another process may have written
         number = meta.root
@@ -140,9 +140,9 @@ class LmdbFile:
     def _read(self, start: int, count: int) -> bytes:
         """
         Raises:
-            LmdbError: the file ends before.
+            LmdbError: the file ends earlier.
         """
-        # pread first makes room for all that it is asked for.
+        # pread allocates all of ``count`` first.
         if count > _MAX_PAGE and start + count > self.size():
             data = b""
         else:
@@ -158,7 +158,7 @@ def _key(page: bytes, node: int) -> bytes:
 
 
 def _last_not_after(page: bytes, nodes: tuple, key: bytes, first: int) -> int:
-    """Place of the last node whose key is not after ``key``, ``first - 1`` where all are."""
+    """Index of the last node whose key is not after ``key``; ``first - 1`` if all are after."""
     low, high = first, len(nodes)
     while low < high:
         middle = (low + high) // 2
@@ -170,6 +170,6 @@ def _last_not_after(page: bytes, nodes: tuple, key: bytes, first: int) -> int:
 
 
 def _child(page: bytes, nodes: tuple, key: bytes) -> int:
-    """The page to go on in. The first node of a branch has no key: it is before all others."""
+    """The next page to search. The first node of a branch has no key: it is before all others."""
     low, high, more, _ = _NODE.unpack_from(page, nodes[_last_not_after(page, nodes, key, 1)])
     return low | high << 16 | more << 32

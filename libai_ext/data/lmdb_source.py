@@ -1,4 +1,4 @@
-"""Images in an LMDB with the keys of text recognition: ``num-samples``, ``image-%09d`` from 1."""
+"""Images in an LMDB with text recognition's keys: ``num-samples``, ``image-%09d`` from 1."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_DIGITS = 12  # of num-samples
 
 
 class LmdbImages:
-    """All images of one class: ``label-%09d`` holds a line's text, not a class.
+    """Images of a single class: ``label-%09d`` holds a line's text, not a class.
 
     Args:
         root: the folder of the ``data.mdb``.
@@ -51,7 +51,7 @@ class LmdbImages:
                 f"{self.path} has no usable key num-samples (its value: {count!r:.40}); "
                 "expected: num-samples and image-000000001, image-000000002 and so on"
             )
-        # A key takes more bytes than these.
+        # A sample takes more than 16 bytes.
         if int(count) > file.size() // 16:
             raise DataError(
                 f"{self.path}: num-samples is {int(count)}, more than its bytes can hold"

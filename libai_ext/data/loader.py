@@ -1,4 +1,4 @@
-"""Data loaders: batches in the project's sampling order, with worker processes or without."""
+"""Data loaders: batches in the project's sampling order, with or without worker processes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from libai_ext.placement import data_parallel_rank, local_process_count
 
 
 class Loader:
-    """The batches of a sampler, in order. Workers live for one pass.
+    """The batches of a sampler, in order. Workers run for one pass.
 
     Args:
-        num_workers: processes that prefetch; 0: none, None: by the number of cores.
+        num_workers: processes that prefetch; 0: none; None: see :func:`default_workers`.
     """
 
     def __init__(self, dataset: KeyedDataset, batch_sampler, num_workers: int | None = None):
@@ -55,7 +55,7 @@ def build_train_loader(
     start_iter: int,
     num_workers: int | None = None,
 ) -> Loader:
-    """Endless loader of this rank's share, from iteration ``start_iter`` on."""
+    """Endless loader of this rank's share, starting at iteration ``start_iter``."""
     sampler = TrainSampler(order, data_parallel_rank(), data_parallel_size, start_iter, micro_steps)
     return Loader(dataset, sampler, num_workers)
 

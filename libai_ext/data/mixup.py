@@ -1,9 +1,9 @@
 """Mixup (arXiv:1710.09412) and CutMix (arXiv:1905.04899): decisions, images and soft targets.
 
-A decision is keyed by (seed, iteration, group), never by rank. timm mixes a batch with the
-same batch in reverse; here each sample is mixed with its neighbour in the global batch. The batch
-is a random permutation, so that both have the same distribution. Neighbours are on the same rank
-and in the same micro-batch: nothing is sent or decoded twice.
+A decision is keyed by (seed, iteration, group), never by rank. timm mixes a batch with the same
+batch in reverse order; here each sample is mixed with its neighbour in the global batch. The batch
+is a random permutation, so both have the same distribution. Neighbours are on the same rank and in
+the same micro-batch: nothing is sent or decoded twice.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from libai_ext.errors import ConfigError
 
-# Another stream than those of the samples, see KeyedDataset.
+# A stream of random numbers other than those of the samples, see KeyedDataset.
 _MIX_STREAM = 1
 
 
@@ -52,7 +52,7 @@ def decide(
         probability: of mixing.
         switch_probability: of CutMix, if both are on.
         group: number of a group of samples in the global batch. Each group has its own decision,
-            as each GPU has in timm.
+            like each GPU in timm.
     """
     rng = np.random.default_rng(
         np.random.SeedSequence([seed, iteration, group], spawn_key=(_MIX_STREAM,))
@@ -70,8 +70,8 @@ def decide(
 
 
 def cutmix(height: int, width: int, lam: float, center: tuple[int, int]) -> Mix:
-    """A box of share ``1 - lam`` of the area around ``center``, clipped at the borders. The mix's
-    ``lam`` is the share of the image that remains."""
+    """A box around ``center`` with a share ``1 - lam`` of the area, clipped at the borders. The
+    mix's ``lam`` is the share of the image that remains."""
     side = math.sqrt(1 - lam)
     # Half sides are rounded down, as in the timm of the official code (newer ones do not).
     half_height, half_width = int(height * side) // 2, int(width * side) // 2
@@ -87,7 +87,7 @@ def partner(position: int) -> int:
 
 
 def mix_images(images: np.ndarray, partners: np.ndarray, mix: Mix) -> np.ndarray:
-    """Images [N, C, H, W] (or one, [C, H, W]) mixed with their partners; inputs are kept."""
+    """Images [N, C, H, W] (or one, [C, H, W]) mixed with their partners; inputs do not change."""
     if mix.box is None:
         if mix.lam == 1.0:
             return images
@@ -134,8 +134,8 @@ class Mixer:
     Args:
         num_classes: length of the soft targets.
         smoothing: of the labels.
-        group_size: samples of the global batch that share a decision; None: all of them. The
-            official runs draw one on each GPU, for 32 samples.
+        group_size: samples of the global batch that share a decision; None: all of them. Official
+            runs draw one on each GPU, for 32 samples.
         options: of :func:`decide`.
 
     Raises:
@@ -162,7 +162,7 @@ class Mixer:
         """The samples with mixed ``images``, and soft targets [K] in place of ``labels``.
 
         Args:
-            samples: with ``images`` [C, H, W] and ``labels``; they are left as they are.
+            samples: with ``images`` [C, H, W] and ``labels``; they do not change.
             seed: of the run.
             positions: of the samples in the global batch of the iteration.
 

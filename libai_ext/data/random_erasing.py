@@ -10,7 +10,7 @@ ATTEMPTS = 10
 
 
 class RandomErasing:
-    """Fill one rectangle of a normalised array [C, H, W] with normal noise; after ToArray.
+    """Fill one rectangle of a normalised array [C, H, W] with normal noise; use it after ToArray.
 
     Args:
         probability: of erasing in an image.

@@ -1,4 +1,4 @@
-"""Reading again while a disk or server is unavailable."""
+"""Repeat reads while a disk or server is unavailable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 60
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 # Errors of a disk, a network file system or FUSE that is unavailable for now. Not those that a user
-# has to mend, such as no permission or no such file.
+# has to fix, such as no permission or no such file.
 _TEMPORARY = {
     getattr(errno, name)
     for name in (
@@ -30,11 +30,11 @@ _TEMPORARY = {
 
 
 def read_with_retry(read: Callable[[], T], what: str, retriable: Callable[[Exception], bool]) -> T:
-    """Call ``read()``; after a retriable error again, for up to ``RETRY_SECONDS``.
+    """Call ``read()``; after a retriable error call it again, for up to ``RETRY_SECONDS``.
 
     Args:
-        what: is read; for messages.
-        retriable: which errors are, see :func:`is_temporary` and :func:`is_unavailable`.
+        what: name of the data, for messages.
+        retriable: whether to retry, see :func:`is_temporary` and :func:`is_unavailable`.
 
     Raises:
         DataUnavailable: the last try failed with a retriable error.
@@ -71,8 +71,8 @@ def is_temporary(error: Exception) -> bool:
 
 
 def is_unavailable(error: Exception) -> bool:
-    """The same for a file that existed before. It may also be missing with all of its folder, as
-    when a file system is not mounted."""
+    """The same for a file that existed before. It may also be missing together with its folder, if
+    a file system is not mounted."""
     if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR):
         return _is_gone(os.path.dirname(os.path.realpath(error.filename)))
     return is_temporary(error)

@@ -30,8 +30,8 @@ class GlobalOrder:
     Args:
         num_samples: size of the data set.
         global_batch: samples per optimizer step over all processes.
-        remainder: ``"carry"``: the stream runs on, a batch may hold the end of one epoch and the
-            start of the next; ``"drop"``: an epoch ends with its last whole batch.
+        remainder: ``"carry"``: the stream continues, a batch may hold the end of one epoch and the
+            start of the next; ``"drop"``: an epoch ends with its last full batch.
 
     Raises:
         ConfigError: the data set is empty, or ``drop`` would leave nothing.
@@ -78,9 +78,9 @@ class GlobalOrder:
 class TrainSampler:
     """Batch sampler of one data-parallel rank: contiguous shares of each global batch.
 
-    Rank r takes samples [r * G / D, (r + 1) * G / D) of the G in a batch, the share that a
-    global tensor split over D ranks holds, in ``micro_steps`` pieces (gradient accumulation of
-    eager mode; ``nn.Graph`` cuts the whole share in the same way itself).
+    Rank r of D takes samples [r * G / D, (r + 1) * G / D) of the G in a batch, as a global tensor
+    split over D ranks does. It takes them in ``micro_steps`` pieces (gradient accumulation of eager
+    mode; ``nn.Graph`` splits the whole share itself, in the same way).
     """
 
     def __init__(
@@ -104,8 +104,8 @@ class TrainSampler:
 class EvalSampler:
     """Batch sampler of one data-parallel rank: every sample once, in order.
 
-    The last global batch is padded with repetitions of the last sample: the first ``valid(i)`` rows
-    of batch i are real samples, on any number of ranks.
+    The last global batch is padded with copies of the last sample: the first ``valid(i)`` rows of
+    batch i are real samples, on any number of ranks.
     """
 
     def __init__(self, num_samples: int, micro_batch: int, rank: int, ranks: int):

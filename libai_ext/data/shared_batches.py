@@ -2,8 +2,8 @@
 
 OneFlow's DataLoader makes tensors in the workers. That runs the engine in forked processes, leaves
 files in /dev/shm when a rank is killed, and frees each batch by Python code on a thread of the
-engine. Here workers make NumPy arrays in anonymous memory, which the kernel frees with the last
-process that uses it.
+engine. Here workers make NumPy arrays in anonymous memory; the kernel frees it when the last
+process that uses it ends.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Packed(NamedTuple):
     worker: int
     slot: int
     size: int
-    # Name, and (shape, type, offset), of each array.
+    # Name and (shape, type, offset) of each array.
     arrays: list[tuple[str, tuple]]
 
 
 class SharedBatches:
     """The shared memory of a loader's workers. Make it before the workers are forked.
 
-    Each worker has ``PREFETCH + 1`` slots in turn: one is read while the others are filled.
+    Each worker uses ``PREFETCH + 1`` slots in turn: one is read while the others are filled.
 
     Args:
         collate: (samples, empty) -> arrays by name, each made by ``empty(shape, dtype)``.

@@ -18,20 +18,20 @@ from libai_ext.files.anonymous import anonymous_file
 
 logger = logging.getLogger(__name__)
 
-# Fewer bad samples never stop a run: one of the first ten is no reliable share.
+# Fewer bad samples never stop a run: one bad sample in the first ten says little.
 MIN_BAD = 10
 # So many bad samples in a row mean a wrong folder.
 MAX_RUN = 1000
 
 
 class SkipUnreadable:
-    """A source that replaces each unreadable sample by the next readable one, label included.
+    """A source that replaces each unreadable sample, and its label, by the next readable one.
 
     The replacement depends on the index alone: it is the same in every process and every layout.
-    After the last sample comes the first.
+    The first sample follows the last.
 
-    Each process counts the share that stops a run by itself, and logs each bad sample once.
-    :meth:`totals` adds the processes up.
+    Each process computes by itself the share that stops a run, and logs each bad sample once.
+    :meth:`totals` adds up the processes.
 
     Args:
         source: gives (image, label); raises :class:`BadImage` for an unreadable sample.
@@ -143,7 +143,7 @@ class SkipUnreadable:
 class _SharedCounts:
     """Counters shared by a process and its forks. A pickled copy starts from 0.
 
-    The lock is the kernel's, on a file: it is released when its process is killed.
+    The lock is the kernel's lock on a file: the kernel releases it when its process is killed.
     """
 
     def __init__(self, count: int):

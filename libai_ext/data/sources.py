@@ -26,17 +26,17 @@ NAMED = {"cifar10": Cifar10, "cifar100": Cifar100, "stl10": Stl10}
 
 
 class Source(Protocol):
-    """Labelled images by number. In a config, one of the user's own stands inside
-    :class:`libai_ext.data.skip_unreadable.SkipUnreadable`, which replaces unreadable images
-    and numbers classes.
+    """Labelled images by number. A config wraps a user's own source in
+    :class:`libai_ext.data.skip_unreadable.SkipUnreadable`, which replaces unreadable images and
+    numbers classes.
 
-    It is opened once in each process; data workers are forks of it, and the state that they share
-    with it must survive that: an open file has one position for all of them (read by ``os.pread``,
-    or open it anew where the process id has changed), and a lock may be held by nobody. The order
-    of the samples must be the same in every process, on every machine and at every start.
+    Each process opens it once, and then forks data workers, which share its state. An open file has
+    one position for all of them: read with ``os.pread``, or open it again if the process id has
+    changed. No lock may be held during the fork. The order of the samples must be the same in every
+    process, on every machine and at every start.
 
     Attributes:
-        classes: names, by class number; a single empty name where there are no classes.
+        classes: names, by class number; a single empty name if there are no classes.
         labels: int64 [N], the class numbers of all samples, without reading images.
     """
 
@@ -49,20 +49,20 @@ class Source(Protocol):
         """The decoded image, "RGB" or "L" as ``data.mode`` says, and its class number.
 
         Raises:
-            BadImage: this sample is no image; another one stands in for it.
+            BadImage: this sample is no image; another one replaces it.
             DataError: the source itself cannot be used: the run ends.
-            DataUnavailable: it cannot be read for the present: the run saves and ends with status
-                74, to be started again.
+            DataUnavailable: it cannot be read for now: the run saves and ends with status 74, and
+                can be resumed.
         """
         ...
 
     def name(self, index: int) -> str:
-        """The path of a sample or what else tells it, for messages and ``predictions.csv``."""
+        """The path or another name of a sample, for messages and ``predictions.csv``."""
         ...
 
     def identity(self) -> Iterator[bytes]:
-        """What tells these data from others when a run is resumed, without where they lie; see
-        :mod:`libai_ext.data.fingerprint`."""
+        """Bytes that differ for other data, so that a resumed run notices; they do not depend on
+        the folder. See :mod:`libai_ext.data.fingerprint`."""
         ...
 
 
@@ -81,7 +81,7 @@ def open_source(
 
     - a folder ``root/class/image`` or ``root/image``;
     - a folder that holds the ``data.mdb`` of an LMDB;
-    - tar shards: a path that ends in ``.tar``, with braces for several, ``{000000..000999}``;
+    - tar shards: a path that ends in ``.tar``; braces name several, ``{000000..000999}``;
     - ``labels:FILE:FOLDER``: images of a folder with a list of their classes
       (:class:`ListedImages`);
     - ``cifar10:SPLIT:FOLDER``, ``cifar100:SPLIT:FOLDER`` (train, test) or ``stl10:SPLIT:FOLDER``
@@ -91,7 +91,7 @@ def open_source(
         roots: in this order.
         mode, max_pixels, draft_size, as_torchvision: arguments of :class:`Decoder`.
         max_bad_share: see :class:`SkipUnreadable`.
-        download: fetch CIFAR and STL-10 where they are missing.
+        download: fetch CIFAR and STL-10 if they are missing.
 
     Raises:
         DataError: there is no root, or a root cannot be used.
@@ -104,7 +104,7 @@ def open_source(
         as_torchvision=as_torchvision,
     )
     roots = [roots] if isinstance(roots, str) else list(roots or [])
-    # After a restart every error is retried: the roots could be used when the run began.
+    # After a restart every error is retried: the roots were usable when the run began.
     retriable = (lambda error: True) if restarted() else is_temporary
     parts = [
         read_with_retry(partial(_open_root, str(root), download, decoding), str(root), retriable)
@@ -116,11 +116,11 @@ def open_source(
 
 
 def open_images(paths: Sequence[str], mode: str = "RGB") -> Concat:
-    """Image files and roots, read in this order, as one source that raises :class:`BadImage` for
-    a bad image: for what looks at each image once.
+    """Image files and roots, in this order, as one source that raises :class:`BadImage` for a bad
+    image: for programs that read each image once.
 
     Args:
-        paths: files of images; all else is a root, see :func:`open_source`.
+        paths: image files; any other path is a root, see :func:`open_source`.
 
     Raises:
         DataError: see :func:`open_source`.

@@ -61,7 +61,7 @@ class Stl10:
             self._read_labels()
 
     def __reduce__(self):
-        # A memory map would be sent as the pixels that it maps.
+        # A memory map would be pickled as its pixels.
         return type(self), (self.root, self.split, False, self.mode)
 
     def identity(self) -> Iterator[bytes]:

@@ -1,17 +1,17 @@
 """Find the samples of a tar file by its headers.
 
-Members of a sample share their folder and their name up to the first dot:
+Members of a sample have the same folder, and the same name up to the first dot:
 
 | member | rule |
 |---|---|
 | ``000123.jpg``: an extension of :mod:`libai_ext.data.walk` | the image, the first of several |
 | ``000123.input.jpg`` | the image, if it is the only one of its sample |
 | ``000123.cls``, ``000123.label.cls`` | the class number, as text |
-| other members, hidden ones, further images | skipped |
+| other members, hidden ones, other images | skipped |
 | a link with an image's name, an unreadable image format | error |
 
-They follow each other, as WebDataset writes them. A class apart from its image is matched by its
-key, if no other sample has this key. A class without an image is an error.
+They are consecutive, as WebDataset writes them. If a class is not next to its image, it is matched
+by its key, if no other sample has this key. A class without an image is an error.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def scan(shard: str) -> ShardIndex:
 
 class _Headers:
     """A file with reads limited to the size of a header: tarfile trusts the length of a name in a
-    header, and a sparse file has terabytes."""
+    header, and a sparse file may have terabytes."""
 
     def __init__(self, file: BinaryIO):
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
@@ -166,7 +166,7 @@ class _Scan:
             self.labels.setdefault(sample.key, []).append(sample.label)
 
     def _join(self) -> None:
-        """Match classes that lie apart with their images."""
+        """Match the other classes with their images."""
         for key, labels in self.labels.items():
             rows = self.images.get(key, [])
             name = f"{self.shard}:{os.path.join(*key)}.cls"

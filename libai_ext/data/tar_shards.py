@@ -35,7 +35,7 @@ _OPEN_FILES = 128  # of one process; shards may be thousands
 class TarShards:
     """The samples of all shards, one shard after the other.
 
-    The headers of a shard are scanned once. The index goes into a cache folder and is valid while
+    The headers of a shard are scanned once. The index is kept in a cache folder and is valid while
     the shard's path, size and modification time stay the same. Images are read by their offset.
 
     Args:
@@ -75,7 +75,7 @@ class TarShards:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """
         Raises:
-            BadImage: the member is cut off or no readable image.
+            BadImage: the member is truncated or no readable image.
             DataError: the shard cannot be read.
             DataUnavailable: the disk or server did not come back.
         """
@@ -124,7 +124,7 @@ class TarShards:
 
     def _descriptor(self, shard: int) -> int:
         pid, files = self._files
-        if pid != os.getpid():  # the files are the parent's, which may close them
+        if pid != os.getpid():  # the files belong to the parent, which may close them
             files = OrderedDict()
             self._files = (os.getpid(), files)
         if shard not in files:
@@ -146,7 +146,7 @@ def _skipped(parts: Sequence[ShardIndex]) -> Skipped:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expand ``a-{08..10}.tar`` and ``{train,val}.tar`` like the shell.
+    """Expand ``a-{08..10}.tar`` and ``{train,val}.tar`` as the shell does.
 
     >>> expand_braces("a-{08..10}.tar")
     ['a-08.tar', 'a-09.tar', 'a-10.tar']

@@ -24,8 +24,8 @@ INTERPOLATIONS = {
 class Compose:
     """Apply transforms in turn.
 
-    A random crop, a random flip and the conversion to an array in this order run in one pass, with
-    the same draws and the same bits.
+    A random crop, a random flip and the conversion to an array, in this order, run in one pass,
+    with the same draws and the same bits.
     """
 
     def __init__(self, transforms: Sequence):
@@ -34,7 +34,7 @@ class Compose:
         for i in range(len(self._steps) - 2):
             if _CropFlipToArray.joins(*self._steps[i : i + 3]):
                 self._steps[i : i + 3] = [_CropFlipToArray(*self._steps[i : i + 3])]
-                break  # nothing crops an array
+                break  # arrays are not cropped
 
     def __call__(self, image: Image.Image, rng: np.random.Generator):
         for step in self._steps:
@@ -73,10 +73,10 @@ class EvalCrop:
     """The official evaluation: a bicubic resize with a margin, then a central crop.
 
     The margin is that of 256 pixels around 224 for inputs up to 224, and none above. A square input
-    is the centre of the image in its own aspect ratio, as published. For other inputs, the crop has
-    the image's aspect ratio, limited to the range between a square's and the input's. It is then
-    resized to the input, as in a random resized crop. So no more of the image is cut off than by a
-    square, or by the input's aspect ratio.
+    is the centre of the image, not distorted, as published. For other inputs, the crop has the
+    image's aspect ratio, limited to the range between a square's and the input's. It is then
+    resized to the input, as in a random resized crop. So it loses no more of the image than a
+    square crop or a crop of the input's aspect ratio.
     """
 
     def __init__(self, size, interpolation: str = "bicubic"):
@@ -119,7 +119,7 @@ class RandomResizedCrop:
         ratio: range of its width / height.
         clip: draw once and clip the crop at the borders, as the official linear probe (after the
             TPU code of BYOL and MAE). Else, as torchvision, draw up to ten times until the crop
-            fits into the image, then take the largest central crop of an allowed ratio.
+            fits into the image; if none fits, take the largest central crop of an allowed ratio.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class _CropFlipToArray:
 
     @staticmethod
     def joins(*transforms) -> bool:
-        """Whether this does the same as these three."""
+        """Whether this class can replace these transforms."""
         return (
             tuple(map(type, transforms)) == (RandomResizedCrop, RandomHorizontalFlip, ToArray)
             and transforms[0].interpolation == Image.Resampling.BICUBIC

@@ -7,7 +7,7 @@
 | a link | treated as its target |
 | a hidden name (``.ipynb_checkpoints``, ``._1.jpg``), a system folder (``__MACOSX``) | skipped |
 | a file of another extension, a pipe, a socket, a device | skipped |
-| a link to a folder around it | skipped: its images are found already |
+| a link to a folder that contains it | skipped: its images are found already |
 | a file with one of :data:`UNREAD` | error: the image would be lost |
 | an unreadable folder, a broken link | error: a class or images would be lost |
 
@@ -77,7 +77,7 @@ class Walk:
     """Finds the images below one root, and counts what it skips.
 
     Attributes:
-        skipped: so far.
+        skipped: what was skipped so far.
     """
 
     def __init__(self, root: str):

@@ -2,8 +2,8 @@
 
 OneFlow's DataLoader raises at any place in the training process when a worker is killed. It notices
 after five seconds that a worker has exited with status 0, and never that one is stopped. A worker
-that is killed while it writes to the common queue blocks the others. Here each worker has a pipe of
-its own. A batch depends on nothing but its request, so a new worker makes the same batches.
+that is killed while it writes to the common queue blocks the others. Here each worker has its own
+pipe. A batch depends only on its request, so a new worker makes the same batches.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from libai_ext.launch.stop_signals import STOP_SIGNALS
 
 logger = logging.getLogger(__name__)
 
-# Starts of a worker for one batch; after that the batch is to blame.
+# Starts of a worker for one batch. After that the batch is probably the cause.
 MAX_STARTS = 4
-# A worker found stopped so often in a row, once a second, is replaced. A debugger, or a cluster
-# that suspends a job, continues it earlier or stops this process too.
+# A worker that is found stopped so often in a row, once a second, is replaced. A debugger, or a
+# cluster that suspends a job, continues it earlier or stops this process too.
 LOOKS = 10
 _LOOK_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1
@@ -78,7 +78,7 @@ class _Worker:
         # Open requests, each with its number.
         self.asked: deque = deque()
         self.count = itertools.count()
-        # How the processes died that worked on the first of these.
+        # How the processes that worked on the first request died.
         self.ends: list[str] = []
         self.parent = os.getpid()
         self._start()
@@ -158,7 +158,7 @@ def _name(number: int) -> str:
 def _work(number: int, make: Callable, connection, theirs, parent: int) -> None:
     """Runs in the worker."""
     theirs.close()
-    # A signal to the job reaches its workers too; the rank decides and kills this one.
+    # A signal to the job reaches its workers too: only the rank decides, and kills this one.
     for stop in STOP_SIGNALS:
         signal.signal(stop, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
