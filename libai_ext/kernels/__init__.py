@@ -1,4 +1,4 @@
-"""Native CPU kernels behind OneFlow's own ops: environment, build and loading.
+"""Native CPU kernels for OneFlow's own ops: environment, build and loading.
 
 Importing this package does not import oneflow, so that `threads` can set the environment first.
 """

@@ -1,8 +1,8 @@
 """Compile the native kernels for this machine, once: `python -m libai_ext.kernels.build`.
 
-The library lies in `$LIBAI_EXT_CACHE`, else `$XDG_CACHE_HOME/libai_ext`, else
-`~/.cache/libai_ext`, in a directory named after all that it depends on: the source, the compiler,
-OneFlow, and the instructions of the CPU. Another machine or version gets another directory.
+The library is in `$LIBAI_EXT_CACHE`, else `$XDG_CACHE_HOME/libai_ext`, else `~/.cache/libai_ext`,
+in a directory named after all that it depends on: the source, the compiler, OneFlow, and the
+instructions of the CPU. Another machine or version gets another directory.
 :mod:`libai_ext.kernels.cache` says which library may be loaded.
 """
 
@@ -36,12 +36,12 @@ from libai_ext.kernels.cache import (
 SOURCE_DIR = Path(__file__).resolve().parent.parent / "csrc"
 MAX_SECONDS = 600  # of one compilation
 _SLOWER = "OneFlow's own CPU kernels are used, several times slower"
-# Runs a command and kills the process group when the input ends, that is when the parent is gone.
+# Runs a command and kills the process group when the input ends, that is when the parent has ended.
 # A parent-death signal would reach the compiler, but not its children.
 _WITH_PARENT = 'exec 3<&0; { read -r _ <&3; kill -9 0; } & "$@" 3<&- </dev/null'
 
-# What the arithmetic is compiled with, the same in the library and under the sanitizers. Exceptions
-# from strict IEEE arithmetic stop where NaN or infinity would be lost.
+# How the arithmetic is compiled, in the library and under the sanitizers. The flags relax strict
+# IEEE arithmetic only where NaN and infinity are not lost.
 ARITHMETIC_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -56,7 +56,7 @@ ARITHMETIC_FLAGS = [
 _PLUGIN_FLAGS = [
     "-fPIC",
     "-shared",
-    # half.hpp of OneFlow includes it too late for -march=native.
+    # OneFlow's half.hpp includes it too late for -march=native.
     "-include",
     "immintrin.h",
     "-D_GLIBCXX_USE_CXX11_ABI=0",  # as the OneFlow wheel is compiled
@@ -70,7 +70,7 @@ class BuildError(RuntimeError):
 
 @dataclass(frozen=True)
 class OneFlowWheel:
-    """The parts of an installed OneFlow to compile and link with."""
+    """The parts of an installed OneFlow that the compiler and linker need."""
 
     version: str
     include: Path
@@ -90,14 +90,14 @@ class OneFlowWheel:
         )
 
     def library(self, pattern: str) -> str:
-        """The name of a library of the wheel; it carries a hash, hence the pattern."""
+        """The name of a library in the wheel; it contains a hash, so a pattern is needed."""
         found = sorted(self.libraries.glob(pattern))
         if not found:
             raise BuildError(f"no {pattern} in {self.libraries}: not an official OneFlow wheel")
         return found[0].name
 
     def compile_flags(self) -> list[str]:
-        # The folder holds copies of system headers too, so it must come after the system's own.
+        # The folder also holds copies of system headers, so it must come after the system's own.
         folders = [self.include, self.include / "glog-build", self.include / "eigen3"]
         return [flag for folder in folders for flag in ("-idirafter", str(folder))]
 
@@ -179,10 +179,10 @@ def _compile(compiler: str, wheel: OneFlowWheel, library: Path, log: Path) -> No
 
 
 def _run(command: list[str], output: IO[str]) -> int:
-    """Exit status of a command, which ends with this process, however that ends.
+    """Exit status of a command, which never outlives this process.
 
     Raises:
-        BuildError: it takes longer than any compiler.
+        BuildError: it takes longer than :data:`MAX_SECONDS`.
     """
     with subprocess.Popen(
         ["/bin/sh", "-c", _WITH_PARENT, "sh", *command],
@@ -201,9 +201,9 @@ def _run(command: list[str], output: IO[str]) -> int:
 
 
 def build() -> tuple[Path, str]:
-    """Build the library unless a whole one exists.
+    """Build the library unless a valid one exists.
 
-    Returns its path, and a line about what was done.
+    Returns its path, and a line that says what was done.
 
     Raises:
         BuildError: there is no compiler, or it failed; the cache is not the user's own.
@@ -241,7 +241,7 @@ def _build(cache: Path) -> tuple[Path, str]:
 
 
 def _fault(library: Path) -> str | None:
-    """What is wrong with a library: "" for nothing; None if it is missing."""
+    """What is wrong with a library; "" if nothing is, None if it is missing."""
     try:
         verify(library)
     except FileNotFoundError:
@@ -252,7 +252,7 @@ def _fault(library: Path) -> str | None:
 
 
 def _built_elsewhere(cache: Path, content: str) -> tuple[Path, str]:
-    """Find a library built for this machine and source by a compiler that is gone."""
+    """Find a library for this machine and source whose compiler no longer exists."""
     faults = []
     for library in sorted(cache.glob(f"{content}-*/{LIBRARY_NAME}")):
         fault = _fault(library)

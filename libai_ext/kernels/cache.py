@@ -1,5 +1,5 @@
-"""The folder of built libraries. A library is code: it is loaded only if it is whole and if nobody
-but the user and root can have written it."""
+"""The folder of built libraries. A library is code: it is loaded only if its checksum is right and
+only the user and root can have written it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_private(folder: Path) -> None:
 def check_owner(path: Path, status: os.stat_result) -> None:
     """
     Raises:
-        Untrusted: others than the user and root can write to it.
+        Untrusted: users other than this one and root can write to it.
     """
     if status.st_uid not in (os.geteuid(), 0):
         raise Untrusted(f"{path} belongs to another user (number {status.st_uid})")
@@ -68,7 +68,7 @@ def verify(library: Path) -> None:
 
     Raises:
         FileNotFoundError: the library is missing.
-        Untrusted: others can have written it, or it has changed.
+        Untrusted: other users can have written it, or it has changed.
     """
     if not os.path.lexists(library):
         raise FileNotFoundError(library)
@@ -94,7 +94,7 @@ def building(library: Path) -> Iterator[Path]:
     its checksum. The caller holds the lock.
 
     Raises:
-        OSError: the disk refuses.
+        OSError: writing fails.
     """
     cache = library.parent.parent
     with tempfile.TemporaryDirectory(dir=cache, prefix=_BUILDING) as work:

@@ -1,4 +1,4 @@
-"""Put the native kernels in the place of OneFlow's own."""
+"""Replace OneFlow's own kernels by the native ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Status:
-    """What became of the native kernels."""
+    """Whether the native kernels are loaded, and why."""
 
     loaded: bool
     message: str  # one line for the log
@@ -25,22 +25,22 @@ def is_loaded() -> bool:
 
 
 def library() -> ctypes.CDLL | None:
-    """The loaded library, for the functions in it that are no kernels of OneFlow's."""
+    """The loaded library, for its functions that are not OneFlow kernels."""
     return _library
 
 
 def bfloat16_instructions() -> str:
-    """The CPU's instructions for products of bfloat16 that the kernels are compiled with: "AMX",
-    "AVX-512", or an empty text for none."""
+    """The CPU instructions that the kernels use for bfloat16 products: "AMX", "AVX-512", or an
+    empty text for none."""
     return "" if _library is None else _library.libai_ext_bfloat16_instructions().decode()
 
 
 def use_bfloat16_products(on: bool) -> None:
-    """Say whether all products of float32 matrices on CPU, from now on, round both factors to
-    bfloat16; sums stay float32. Call it between runs: it holds for the whole process.
+    """From now on, all products of float32 matrices on CPU round both factors to bfloat16, or not;
+    sums stay float32. Call it between runs: it holds for the whole process.
 
     Raises:
-        RuntimeError: there are no instructions for it.
+        RuntimeError: the CPU has no instructions for it.
     """
     if on and not bfloat16_instructions():
         raise RuntimeError("no instructions for products of bfloat16")
@@ -55,8 +55,8 @@ def load() -> Status:
     second call does nothing and returns the first one's status.
 
     Raises:
-        RuntimeError: OneFlow has made a tensor, run an op or seeded a generator already. It keeps
-            pointers to the kernels it has looked up, and new ones would leave those dangling.
+        RuntimeError: OneFlow has already made a tensor, run an op or seeded a generator. It keeps
+            pointers to the kernels it has used; after new ones they would be invalid.
     """
     global _status
     if _status is None:
@@ -87,7 +87,7 @@ def _load() -> Status:
         )
     message = ctypes.create_string_buffer(1024)
     if library.libai_ext_register(message, ctypes.c_int64(len(message))) != 0:
-        # Some kernels may be registered by now: no state to go on from.
+        # Some kernels may be registered already, so the run cannot continue.
         raise RuntimeError(f"OneFlow refused the native kernels: {message.value.decode()}")
     global _library
     _library = library

@@ -2,7 +2,7 @@
 
 OneFlow itself cannot run under them, so this compiles `csrc/check/sanitize.cpp`, which calls the
 arithmetic directly, with the address and undefined-behaviour sanitizers of g++. A flag such as
-`-mno-avx512bf16` leaves instructions out: the loops that take their place are looked at closer.
+`-mno-avx512bf16` leaves out instructions: ordinary loops replace them and are checked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> int:
     if compiler is None:
         print("no C++ compiler found", file=sys.stderr)
         return 1
-    # Optimized less, it compiles in a third of the time.
+    # With less optimization it compiles in a third of the time.
     flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
     source = SOURCE_DIR / "check" / "sanitize.cpp"
     with tempfile.TemporaryDirectory() as work:

@@ -1,6 +1,6 @@
 """The environment variables that decide how fast OneFlow runs on CPU.
 
-They are read once, while libraries load: call `configure_environment` before `import oneflow`.
+Libraries read them once, when they load: call `configure_environment` before `import oneflow`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def _read_quota(directory: Path) -> float | None:
-    """CPUs that the control group of this directory may use, None for no limit."""
+    """CPUs that the control group of this directory may use; None: no limit."""
     try:
         if (directory / "cpu.max").exists():  # version 2
             quota, period = (directory / "cpu.max").read_text().split()
@@ -27,7 +27,7 @@ def _read_quota(directory: Path) -> float | None:
 
 
 def _cgroup_quota() -> float | None:
-    """The tightest CPU limit of this process's control group and those around it."""
+    """The lowest CPU limit of this process's control group and its parents."""
     directories = {_CGROUP_ROOT, _CGROUP_ROOT / "cpu"}
     try:
         for line in Path("/proc/self/cgroup").read_text().splitlines():
@@ -47,7 +47,7 @@ def _cgroup_quota() -> float | None:
 
 
 def available_cpus() -> int:
-    """CPUs this process may use: its affinity mask, cut to its control group's quota."""
+    """CPUs this process may use: its affinity mask, limited by its control group's quota."""
     cpus = len(os.sched_getaffinity(0))
     quota = _cgroup_quota()
     return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
@@ -56,30 +56,29 @@ def available_cpus() -> int:
 def configure_environment(
     local_processes: int = 1, environ: MutableMapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """Set what is not set yet, and return the values in force.
+    """Set the variables that are not set, and return the values in use.
 
     Args:
         local_processes: processes of this job on this machine; they share its CPUs evenly.
-        environ: the environment to complete; a launcher passes the one of its children.
+        environ: the environment to complete; a launcher passes that of its children.
     """
     if local_processes < 1:
         raise ValueError(f"local_processes must be at least 1, not {local_processes}")
     defaults = {
-        # Without a worker thread, no scheduler thread spins on a core that the kernels need.
+        # Without a worker thread, no scheduler thread keeps a core busy that the kernels need.
         "ONEFLOW_VM_COMPUTE_ON_WORKER_THREAD": "0",
-        # Threads that wait for the next kernel spin for about 0.1 ms, then sleep: kernels follow
-        # each other closely, but for longer the cores belong to the other processes and to
-        # OneFlow's own threads.
+        # Threads that wait for the next kernel spin for about 0.1 ms, then sleep: the next kernel
+        # usually comes soon, else the other processes and OneFlow's own threads need the cores.
         "OMP_WAIT_POLICY": "passive",
         "GOMP_SPINCOUNT": "10000",
         "OMP_NUM_THREADS": str(max(1, available_cpus() // local_processes)),
-        # Entries that each eager op remembers of its shapes and attributes before it forgets all:
-        # a learning rate that changes at each step is a new entry, and by OneFlow's default of
-        # 131,072 a run leaks 40 KB a step and more.
+        # How many combinations of shapes and attributes each eager op remembers before it forgets
+        # all. A learning rate that changes at each step adds an entry: with OneFlow's default of
+        # 131,072, a run leaks 40 KB per step and more.
         "ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE": "512",
     }
     if "OMP_WAIT_POLICY" in environ:
-        del defaults["GOMP_SPINCOUNT"]  # it would overrule the policy
+        del defaults["GOMP_SPINCOUNT"]  # it would override the policy
     for name, value in defaults.items():
         environ.setdefault(name, value)
     return {name: environ[name] for name in defaults}
