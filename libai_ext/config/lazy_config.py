@@ -1,4 +1,4 @@
-"""Lazy configs: load, share, override, dump. LiBai's LazyConfig, with safe YAML and strict keys."""
+"""Load, share, override and dump lazy configs: LiBai's LazyConfig with safe YAML, strict keys."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def load(path: str) -> DictConfig:
     """Read a ``.py`` lazy config or a ``.yaml`` dump of one.
 
     LiBai reads YAML with the unsafe loader and resolves every interpolation: both run code. Here
-    :mod:`libai_ext.config.safe_yaml` reads YAML, and :mod:`libai_ext.config.targets` says what it
-    may call.
+    :mod:`libai_ext.config.safe_yaml` reads YAML, and :mod:`libai_ext.config.targets` decides what
+    it may call.
 
     Raises:
-        ConfigError: no such file, or not a config.
+        ConfigError: there is no such file, or it is not a config.
     """
     if not Path(path).is_file():
         raise ConfigError(f"config file {path} does not exist")
@@ -67,7 +67,7 @@ def _load_python(path: str) -> DictConfig:
 def get_config(name: str) -> DictConfig:
     """A fresh copy of a shared node, for example ``get_config("common/train.py").train``.
 
-    The folder ``configs`` lies beside the package in a checkout, inside it when installed.
+    The folder ``configs`` is next to the package in a checkout, inside it when installed.
     """
     for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs"):
         if (folder / name).is_file():
@@ -81,7 +81,7 @@ def override(
     """Apply ``key=value`` strings in place; every key must exist already.
 
     Args:
-        rules: by key; may say how its text is read, see :class:`libai_ext.config.rules.Rule`.
+        rules: by key; they may say how to read its text, see :class:`libai_ext.config.rules.Rule`.
 
     Raises:
         ConfigError: not an assignment, a value of another type, or an unknown key (the message
@@ -175,7 +175,7 @@ def keys_of(cfg, prefix: str = "") -> list[str]:
     keys = []
     for name in names:
         key = f"{prefix}{name}"
-        # _get_node: an interpolation is a key like any other, whatever it points to.
+        # _get_node does not follow interpolations: they are keys like others.
         keys += [key] + keys_of(cfg._get_node(name), key + ".")
     return keys
 
@@ -216,7 +216,7 @@ def _referring(node, key):
 
 
 def fresh(node):
-    """A deep copy to instantiate, so that the objects do not enter the config."""
+    """A deep copy to instantiate, so that no objects get into the config."""
     return copy.deepcopy(node)
 
 

@@ -1,4 +1,4 @@
-"""Suggestions for unknown keys: the name of another program's key here, or the nearest spelling."""
+"""Suggestions for unknown keys: the key here for another program's key, or the nearest spelling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def register_names(whose: str, names: Mapping[str, str]) -> None:
     """Register the key names of another program.
 
     Args:
-        names: name there -> a key or an option here, or a sentence if there is neither.
+        names: name there -> a key or an option here, or a sentence if neither exists.
     """
     for dotted, here in names.items():
         for name in {dotted, dotted.rpartition(".")[2]}:
@@ -34,7 +34,7 @@ def from_elsewhere(name: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """The end of a message about an unknown key ``prefix.name`` beside ``known`` ones."""
+    """The end of a message about an unknown key ``prefix.name``; ``known`` are the others there."""
     told = from_elsewhere(f"{prefix}.{name}" if prefix else str(name))
     close = nearest(str(name), known)
     if told or close is None:
@@ -43,12 +43,12 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def question(name: str) -> str:
-    """The end of a message about an unknown name, when ``name`` was probably meant."""
+    """The end of a message about an unknown name; ``name`` was probably meant."""
     return f": did you mean '{name}'?"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is spelt most like ``name``; None where none is similar."""
+    """The known name with the spelling nearest to ``name``; None if none is similar."""
     # Names from files may be long, and the time grows with the square of the length.
     close = difflib.get_close_matches(name[:120], list(known), n=1)
     return close[0] if close else None

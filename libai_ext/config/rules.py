@@ -1,4 +1,4 @@
-"""Allowed values of config keys: one line a key."""
+"""Allowed values of config keys: one line per key."""
 
 from __future__ import annotations
 
@@ -159,8 +159,8 @@ _CALLED = (
 
 
 def complete(cfg: DictConfig) -> list[str]:
-    """Add missing keys of ``train`` with their defaults: an older run's ``config.yaml`` lacks keys
-    that came later.
+    """Add missing keys of ``train`` with their defaults: an older run's ``config.yaml`` lacks newer
+    keys.
 
     Returns:
         A sentence that names them, if there are any.
@@ -192,7 +192,7 @@ def check(
     """Refuse a config with unknown keys or unusable values.
 
     Args:
-        called: further nodes that a project instantiates.
+        called: other nodes that a project instantiates.
         rules: of a project's own keys, added to :data:`RULES`; missing keys are not checked.
 
     Raises:
@@ -227,7 +227,7 @@ _PERIODS = {"period": whole(1, unset=True), "epoch": number(0, unset=True, above
 
 
 def _evals(cfg: DictConfig) -> list[str]:
-    """Keys of the evaluators that are not switched off by null."""
+    """Keys of the evaluators that are not null."""
     evals = OmegaConf.select(cfg, _EVALS) or {}
     return [f"{_EVALS}.{name}" for name, node in evals.items() if node is not None]
 
@@ -241,7 +241,7 @@ def _check_called(cfg: DictConfig, key: str) -> None:
 
 
 def _check_data(cfg: DictConfig) -> None:
-    """Refuse keys of ``data`` that no other node refers to."""
+    """Refuse keys of ``data`` to which no other node refers."""
     used = set(re.findall(r"\$\{data\.(\w+)\}", " ".join(_references(cfg)))) | {"train", "test"}
     for name in cfg.get("data") or ():
         if name not in used:

@@ -20,7 +20,7 @@ MAX_TEXT = 4096
 # Values and characters after every reference is replaced by its value.
 MAX_RESOLVED = 2**16
 _REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}")
-# Not the surrogates that stand for bytes of file names that are no UTF-8.
+# Without the surrogates that stand for bytes of file names that are not UTF-8.
 _UNUSABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udc7f\udd00-\udfff]")
 
 
@@ -39,7 +39,7 @@ def read(path: str) -> dict[str, Any]:
 
 
 def read_plain(path: str) -> dict[str, Any]:
-    """The same where no text in it will be resolved, whatever it refers to.
+    """The same for a file whose texts are never resolved: references are not checked.
 
     Raises:
         ConfigError: it cannot be read or holds something else; names the file.
@@ -53,7 +53,7 @@ def read_plain(path: str) -> dict[str, Any]:
 
 def check_texts(value: Any, key: str) -> None:
     """Refuse interpolations other than ``${key}``, control characters, and ``???`` (OmegaConf's
-    mark of a missing value), also inside of a value.
+    mark of a missing value), also inside a value.
 
     Raises:
         ConfigError: names the key.

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from libai_ext.config.names import did_you_mean
 from libai_ext.errors import ConfigError
 
-# Modules of the classes and functions that a text config may name: those of the recipes.
+# Modules whose classes and functions a text config may name: those of the recipes.
 _RECIPES = re.compile(
     r"oneflow\.nn\.optimizer\.adamw"
     r"|libai_ext\.data\.(auto_augment|dataset|mixup|random_erasing|skip_unreadable|sources|transforms)"
@@ -47,8 +47,8 @@ def _allowed(module: str) -> bool:
 
 
 def calls(node, key: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Every node with a ``_target_``, and its dotted key. References are followed, as in
-    ``instantiate``."""
+    """Every node with a ``_target_``, and its dotted key. It follows references, as
+    ``instantiate`` does."""
     for place, value in _nodes(node, key):
         if isinstance(value, DictConfig) and "_target_" in value:
             yield place, value
@@ -67,8 +67,8 @@ def _nodes(node, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def check_targets(cfg: DictConfig | ListConfig) -> None:
-    """Refuse targets that a text config may not call, and texts that would be interpolations when
-    resolved again.
+    """Refuse targets that a text config may not call, and texts that would become interpolations if
+    they were resolved again.
 
     Raises:
         ConfigError: the target is missing, or not defined in an allowed module.
@@ -92,10 +92,10 @@ def check_targets(cfg: DictConfig | ListConfig) -> None:
 
 
 def check_arguments(cfg: DictConfig) -> None:
-    """Compare the keys beside each ``_target_`` with the parameters of what it names.
+    """Compare the other keys of each node with the parameters of its ``_target_``.
 
     Raises:
-        ConfigError: a key that the target does not take.
+        ConfigError: the target does not take a key.
     """
     for key, node in calls(cfg):
         known = parameters(node, key)
@@ -110,8 +110,8 @@ def check_arguments(cfg: DictConfig) -> None:
 
 
 def parameters(node: DictConfig, key: str) -> dict[str, inspect.Parameter]:
-    """The parameters of a node's target. One with ``**keywords`` also has those of the class in its
-    return annotation."""
+    """The parameters of a node's target. A target with ``**keywords`` also has those of the class
+    in its return annotation."""
     found = _found(node, key)
     signature = inspect.signature(found)
     known = dict(signature.parameters)
@@ -142,7 +142,7 @@ def _locate(path: str, key: str) -> Any:
         found = None
     if found is None:
         raise ConfigError(f"{key} '{path}' does not exist")
-    # An allowed module may import others: the object must be defined in an allowed module, too.
+    # An allowed module may import others: the object itself must come from an allowed module, too.
     defined = getattr(found, "__module__", None) or ""
     if not (inspect.isclass(found) or inspect.isfunction(found)) or not _allowed(defined):
         raise refused

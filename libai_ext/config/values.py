@@ -14,7 +14,7 @@ _OPENING, _CLOSING = "{[(", ")]}"
 
 
 def text(value: str) -> str | list[str] | None:
-    """The text without its quotes; ``~/`` is the home folder, ``null`` is None, and brackets
+    """The text without its quotes. ``~/`` is the home folder, ``null`` is None, and brackets
     without quotes make a list.
     """
     if value == "null":
