@@ -76,7 +76,7 @@ class Encoder:
         ``last_hidden_state`` of transformers. Without it, the result is the
         ``hidden_states[layer + 1]`` of transformers, and that of timm's ``forward_intermediates``.
 
-        A model that was fine-tuned on the mean of its patches has a norm for the mean only. Its
+        A model that was fine-tuned on the mean of its patches has a norm only for the mean. Its
         class token and patch tokens get no norm, as in timm.
 
         Args:

@@ -3,8 +3,9 @@
     bash tools/train.sh projects/MAE/train_net.py projects/MAE/configs/mae_cifar10_finetune.py 1 \
         finetune.path=output/cifar10 model.n_partial=0
 
-n_partial = 0 trains only the head (linear probe), 0.5 also the MLP of the last block, k also the
-last k blocks; if unset, everything: the protocols of MAE-code (github.com/liujiyuan13/MAE-code).
+n_partial = 0 trains only the head (linear probe), 0.5 the head and the last block's MLP, k the head
+and the last k blocks; if unset, everything. These are the protocols of MAE-code
+(github.com/liujiyuan13/MAE-code).
 """
 
 from libai.config import LazyCall

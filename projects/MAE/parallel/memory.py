@@ -156,7 +156,7 @@ def _activations(layers, remaining: int, training: Training, data: int, tensor: 
     if several or sent:  # added to the sums, or sent, at once
         gradients = [0.0] * len(layers)
     if training.amp and not several and training.zero < 3:
-        # Each layer's copy in 2 bytes lives as long as its activations.
+        # Each layer's copy in 2 bytes is kept together with its activations.
         kept = [values + 2 * number for values, number in zip(kept, parameters)]
     loss = sum(kept) + width * layers[-1].loss
     passes = max(loss, _backward_peak(kept, backward, gradients, training))

@@ -149,7 +149,7 @@ def _compare_archive(path: Path, tree: Any) -> None:
         ours = {name: bytes(archive.read(name)) for name in archive.entries}
         with zipfile.ZipFile(path) as other:
             theirs = {name: other.read(name) for name in other.namelist()}
-    except Exception:  # an entry without a tensor is damaged, or zipfile is stricter
+    except Exception:  # an unused entry is damaged, or zipfile is stricter
         return
     if all(name.isascii() for name in ours):
         expect(ours == theirs, "zipfile finds other entries in it")
