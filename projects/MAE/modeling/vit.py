@@ -42,7 +42,7 @@ class ViTClassifier(nn.Module):
             The rest gets no gradient, and no drop path. (He et al., section 4.3; MAE-code's name.)
 
     Raises:
-        ConfigError: ``pooling`` or ``n_partial`` has another value.
+        ConfigError: ``pooling`` or ``n_partial`` has none of these values.
     """
 
     # No weight decay, like 1-D parameters; see libai_ext.optim.param_groups.layer_decay.

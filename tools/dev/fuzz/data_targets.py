@@ -152,7 +152,7 @@ TAR_CACHE = Target(
         b"PK\1\2", b"PK\3\4", b"PK\5\6", b"\x93NUMPY\1\0", b"'descr'", b"'<i8'", b"'|S", b"'|O'",
         b"'fortran_order'", b"'shape'", b"(3,)", b"(99999999999,)", b"offset.npy", b"passed.npy",
     ),
-    may=("compile",),  # of literals: NumPy reads an array's header so
+    may=("compile",),  # of literals, by NumPy for an array's header
 )  # fmt: skip
 
 
