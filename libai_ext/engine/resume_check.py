@@ -104,8 +104,8 @@ def check(
     lines = "".join(f"\n  {text}" for text in wrong)
     raise ConfigError(
         f"the config contradicts {path}:{lines}\n"
-        "Set these keys as in the checkpoint. For more epochs or another learning rate, set another "
-        f"train.output_dir and train.extend_from={path}; for another model or other data, "
+        "Set these keys as in the checkpoint. For more epochs or another learning rate, set "
+        f"another train.output_dir and train.extend_from={path}; for another model or other data, "
         "train.load_weight in its place"
     )
 
