@@ -214,6 +214,9 @@ def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
         return
     if args.resume and not args.eval_only:
         logger.warning(f"no checkpoint yet in {train.output_dir}: the run starts again")
+    if train.extend_from and not args.eval_only:
+        trainer.extend(train.extend_from)
+        return
     trainer.task.start_from(trainer.model, trainer.cfg)
     if trainer.average is not None:
         trainer.average.reset()

@@ -48,6 +48,10 @@ def starting_point(cfg: DictConfig, go_on: bool = False, evaluate: bool = False)
     if go_on or (evaluate and not train.load_weight):
         if from_rank_0(lambda: bool(_checkpoints(train.output_dir))):
             return Start(train.output_dir, own=True, evaluate=evaluate)
+    if train.extend_from and not evaluate:
+        if train.load_weight:
+            raise ConfigError("set train.extend_from or train.load_weight, not both")
+        return Start(train.extend_from)
     if train.load_weight:
         return Start(train.load_weight, evaluate=evaluate)
     if finetune is not None and finetune.enable and finetune.path and not evaluate:
