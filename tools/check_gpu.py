@@ -2,9 +2,9 @@
 
     .venv/bin/python tools/check_gpu.py [--output check_gpu.json]
 
-Ops and the first training steps are compared with the CPU in float32 and with mixed precision;
-saving, resuming, evaluation and ZeRO are tried; with several GPUs, each layout; ViT-B/16 is timed,
-and its memory compared with the plan. Exit status 1 where a check fails.
+It compares ops and the first training steps with the CPU, in float32 and with mixed precision. It
+tries saving, resuming, evaluation and, with several GPUs, each layout and ZeRO. It times ViT-B/16
+and compares its memory with the plan. Exit status 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from projects.MAE.commands import TOOLS, TRAIN_NET
 
 DIGITS = "mae_digits"
 STEPS, SAVED_AT = 20, 10
-# Of a loss, relative: kernels that sum in another order; float16 products; the same kernels.
+# Limits of a loss's relative difference: other order of sums; float16 products; the same kernels.
 FLOAT32, AMP, SAME = 1e-3, 2e-2, 1e-5
-# ViT-B/16, for its speed and memory.
+# Speed and memory are measured with ViT-B/16.
 BATCH, TIMED_STEPS, IMAGES = 64, 30, 128
 MEMORY = 0.15
-# A layout: data, tensor, pipeline.
+# Number of GPUs -> layouts: data, tensor, pipeline.
 LAYOUTS = {2: [(2, 1, 1), (1, 2, 1), (1, 1, 2)], 4: [(2, 2, 1)], 8: [(2, 2, 2)]}
-# Tensor cores round the inputs of float32 products; a comparison cannot have that.
+# Tensor cores round the inputs of float32 products; for a comparison this must be off.
 EXACT = {"ONEFLOW_EP_CUDA_ENABLE_TF32_EXECUTION": "0"}
 
 
 class Checks:
-    """What was checked, shown at once."""
+    """The results of the checks, each printed at once."""
 
     def __init__(self):
         self.rows: list[dict] = []
@@ -50,11 +50,11 @@ class Checks:
         print(f"{'ok  ' if passed else 'FAIL'}  {name}: {detail}", flush=True)
 
     def compare(self, name: str, found, expected, limit: float) -> None:
-        """Two lists of losses, none of which can be zero."""
+        """Compare two lists of losses; all must be above zero."""
         error = float("inf")
         if len(found) == len(expected) > 0 and min(*found, *expected) > 0:
             error = float(np.abs(np.asarray(found) / np.asarray(expected) - 1).max())
-        passed = error <= limit  # not for NaN
+        passed = error <= limit  # false for NaN
         detail = f"largest relative difference {error:.1e}, limit {limit:.0e}"
         self.add(name, passed, detail, error=error, limit=limit)
 
@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def check_ops(checks: Checks) -> dict | None:
-    """The GPU's facts; None where there is none that can be used."""
+    """The GPU's properties; None if no GPU can be used."""
     result = run([sys.executable, str(TOOLS / "gpu_ops.py")])
     lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     if not lines:
@@ -103,7 +103,7 @@ def check_ops(checks: Checks) -> dict | None:
 
 
 def check_training(checks: Checks, folder: Path, gpus: int) -> None:
-    """The digits on CPU and GPU: the same losses."""
+    """Training on the digits has the same losses on CPU and GPU."""
     on_cpu, on_gpu = Run(checks, folder / "cpu", "train.device=cpu"), Run(checks, folder / "gpu")
     on_cpu.train("20 steps on CPU")
     if on_gpu.train("20 steps on GPU", f"train.checkpointer.period={SAVED_AT}"):
@@ -117,7 +117,7 @@ def check_training(checks: Checks, folder: Path, gpus: int) -> None:
 
 
 def check_saved(checks: Checks, trained: Run) -> None:
-    """Going on from the middle, and evaluation of the end on CPU and GPU."""
+    """Resuming from the middle, and evaluating the result on CPU and GPU."""
     whole = trained.losses()
     (trained.folder / "last_checkpoint").write_text(f"model_{SAVED_AT - 1:07d}")
     if trained.train("resume", "--resume"):
@@ -127,7 +127,7 @@ def check_saved(checks: Checks, trained: Run) -> None:
 
 
 def check_layout(checks: Checks, folder: Path, sizes, on_gpu: Run) -> None:
-    """A layout in float32, and ZeRO where there is something to divide."""
+    """A layout in float32, also with ZeRO if there are several data-parallel ranks."""
     names = [f"{kind}_parallel_size" for kind in ("data", "tensor", "pipeline")]
     options = [f"train.dist.{name}={size}" for name, size in zip(names, sizes)]
     text = " x ".join(map(str, sizes))
@@ -142,7 +142,7 @@ def check_layout(checks: Checks, folder: Path, sizes, on_gpu: Run) -> None:
 
 
 def check_speed(checks: Checks, folder: Path) -> None:
-    """ViT-B/16 pre-training at batch 64 with mixed precision: images/s, memory beside the plan."""
+    """ViT-B/16 pre-training, batch 64, mixed precision: images/s, and memory against the plan."""
     write_images(folder / "images")
     timed = Run(
         checks,
@@ -171,14 +171,14 @@ def check_speed(checks: Checks, folder: Path) -> None:
 
 
 class Run:
-    """A training run in a folder of its own."""
+    """A training run in its own folder."""
 
     def __init__(self, checks, folder: Path, *options, processes=1, config=DIGITS, env=EXACT):
         self.checks, self.folder, self.processes = checks, folder, processes
         self.config, self.options, self.env = config, options, env
 
     def train(self, name: str, *options: str) -> bool:
-        """Whether it came to its end."""
+        """Train; returns whether the run succeeded."""
         small = (
             []
             if self.config != DIGITS
@@ -190,7 +190,7 @@ class Run:
         return not end
 
     def evaluate(self, device: str) -> float:
-        """The loss on the test images of the checkpoint saved last."""
+        """The last checkpoint's loss on the test images."""
         out = self._launch("--eval-only", f"train.device={device}").stdout
         found = re.search(r"evaluation on \d+ samples: loss ([\d.e+-]+)", out)
         return float(found[1]) if found else float("nan")
@@ -212,7 +212,7 @@ class Run:
 
 
 def write_images(folder: Path) -> None:
-    """JPEGs that cost what photographs cost to read."""
+    """Write JPEGs that take as long to read as photographs."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for number in range(IMAGES):

@@ -6,9 +6,9 @@
 SRC is a `.pth`, `.bin` or `.safetensors` file, a Hugging Face folder, a checkpoint, or the output
 folder of a run for its last checkpoint; its style is recognised by tensor names. DST is a `.pth`
 (`.bin` for hf) or `.safetensors` file, a new folder for `from_pretrained` (hf), or a new checkpoint
-(oneflow). What SRC says of its model (heads, image size, loss, mean and deviation, classes) is
-kept if DST's format has a place for it. Neither PyTorch nor OneFlow is needed, and nothing in SRC
-is executed.
+(oneflow). What SRC says about its model (heads, image size, loss, mean and deviation, classes) is
+kept if DST's format has a place for it. Neither PyTorch nor OneFlow is needed. No code in SRC is
+executed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from projects.MAE.weights.mapping import find_state_dict, from_ours, recognise, 
 from projects.MAE.weights.names import ROWS_BY_OURS, split_number, without_alias
 from projects.MAE.weights.packing import Heads
 
-TARGETS = {"fb": "fb", "timm": "fb", "hf": "hf", "oneflow": "ours"}  # target -> style of its names
+TARGETS = {"fb": "fb", "timm": "fb", "hf": "hf", "oneflow": "ours"}  # target -> style of names
 
-MAX_LINES = 20_000  # a hostile file can share one dictionary among many
+MAX_LINES = 20_000  # a hostile file can contain one dictionary many times
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status: 0, or 2 for errors of the user or the file."""
+    """Run the command; returns the exit status: 0, or 2 for an error in the command or the file."""
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
@@ -84,7 +84,7 @@ def convert(options: argparse.Namespace) -> None:
     """Read, write, read again and compare every bit.
 
     Raises:
-        CheckpointError: SRC cannot be read, DST cannot be written, or a round trip is not exact.
+        CheckpointError: SRC cannot be read, DST cannot be written, or the round trip is not exact.
     """
     source_path, target_path = options.source, options.target
     located = formats.locate(source_path)
@@ -119,7 +119,7 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def _say_what_is_lost(source: files.Source, options: argparse.Namespace) -> None:
-    """What is known of the model and DST has no room for, or what is not known and DST wants."""
+    """Print what is known but has no place in DST, and what DST needs but is not known."""
     known = source.record
     bare = os.path.splitext(options.target)[1] in files.TORCH_SUFFIXES and options.to != "fb"
     if bare:
@@ -169,14 +169,14 @@ def _write(
 
 
 def _say(line: str) -> None:
-    """Print a line; names come from files."""
+    """Print a line, made printable: names come from files."""
     print(printable(line))
 
 
 def _print_table(
     weights: dict[str, np.ndarray], source: str, target: str, dropped: Sequence[str]
 ) -> None:
-    """What went where: a line for each kind of tensor, its blocks counted together."""
+    """Print a line for each kind of tensor, with its new name; all blocks count as one."""
     counts: dict[str, int] = {}
     for name in weights:
         template = split_number(name)[0]
@@ -195,7 +195,7 @@ def _print_table(
 
 
 def _joined(names: tuple[str, ...]) -> str:
-    """Shortens three names: "a.{query,key,value}.bias"."""
+    """Several names as one: "a.{query,key,value}.bias"."""
     if len(names) == 1:
         return names[0]
     start = os.path.commonprefix(names)
@@ -210,11 +210,11 @@ def _check_round_trip(
 ) -> None:
     """Translate DST back into the style of SRC and compare with what SRC holds, bit for bit.
 
-    One tensor at a time, so that it takes no more memory than the conversion.
+    One tensor at a time, so that it needs no more memory than the conversion.
 
     Args:
         dropped: names in SRC that DST has no place for.
-        changed: our names of what was computed anew.
+        changed: our names of tensors with new values.
     """
     state, _ = find_state_dict(formats.inspect(source.located))
     remaining = {without_alias(name): tensor for name, tensor in state.items()}
@@ -269,7 +269,7 @@ def inspect(path: str) -> None:
 
 
 def _leaves(tree: Any, prefix: str = "", depth: int = 0) -> Any:
-    """(name, description) of what a checkpoint holds, containers entered to the depth of models."""
+    """(name, description) of each value in a checkpoint; opens dictionaries three levels deep."""
     if not isinstance(tree, dict) or depth > 2:
         yield prefix, _description(tree)
         return

@@ -28,7 +28,7 @@ def write(folder: Path) -> None:
         split = "test" if number % 3 == 2 else "train"
         target = folder / split / str(label) / f"{number:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        # 16 grey levels, 0 to 16 ink.
+        # The source has grey levels from 0 to 16.
         Image.fromarray(np.uint8(np.clip(image * 16, 0, 255))).save(target)
 
 

@@ -1,11 +1,11 @@
-"""Write an encoder, with its class head where there is one, as an ONNX file.
+"""Write an encoder, with its class head if there is one, as an ONNX file.
 
     .venv/bin/python tools/export_onnx.py WEIGHTS OUT.onnx
 
-WEIGHTS: a run, or a file or folder of the official code, timm or Hugging Face, whatever the layout
-of its training was. The input `images` [batch, channels, height, width] is normalised: mean,
-deviation and the names of the classes are in the file's metadata, as JSON under `record`. Outputs:
-`tokens` [batch, 1 + patches, width], class token first, and `logits` [batch, classes].
+WEIGHTS: a run with any layout, or a file or folder of the official code, timm or Hugging Face. The
+input `images` [batch, channels, height, width] must be normalised: mean, deviation and class names
+are in the file's metadata, as JSON under `record`. Outputs: `tokens` [batch, 1 + patches, width],
+class token first, and `logits` [batch, classes].
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     args = parser.parse_args()
     if importlib.util.find_spec("onnx") is None:
         raise ConfigError("the package onnx is not installed: pip install onnx==1.17.0")
-    # It imports onnx.
+    # Imported here: it imports onnx.
     from projects.MAE.weights import onnx_graph
 
     heads = Heads(args.encoder_heads, args.decoder_heads)

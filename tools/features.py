@@ -1,12 +1,12 @@
-"""Write the features of images, by the encoder in a run or a file of weights.
+"""Compute the features of images with the encoder of a run or a weights file, and save them.
 
     .venv/bin/python tools/features.py WEIGHTS IMAGES_OR_DATA ... -o features.npz
 
-IMAGES_OR_DATA: image files, and whatever data.train can name (folders, LMDBs, tar shards,
+IMAGES_OR_DATA: image files, and everything that data.train can name (folders, LMDBs, tar shards,
 labels:FILE:FOLDER, cifar10:test:FOLDER). The file holds `features`, `names` and `labels` (numbers
-in `classes`, -1 where an image has no class) of all images that can be read, in their order, the
-same to the bit for any number of processes; and `unreadable`, what is wrong with the others. What
-is computed stays in features.npz.parts: after an interruption, the same command goes on.
+in `classes`, -1 for an image without a class) of all images that can be read, in their order; and
+`unreadable`, what is wrong with the others. Any number of processes gives the same bits. Results
+are saved in features.npz.parts: after an interruption, the same command continues.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main() -> None:
     parent = os.getppid()
     with other_processes(args) as others:
         extraction = prepared(args)
-        shown = None if args.share == 0 else True  # None: on a terminal
+        shown = None if args.share == 0 else True  # None: only on a terminal
         with tqdm(total=len(extraction.source), unit="image", disable=shown) as bar:
             for done in extraction.run(args.share, args.processes):
                 bar.update(done - bar.n)
@@ -81,9 +81,9 @@ def main() -> None:
 
 def prepared(args: argparse.Namespace):
     if args.share:
-        logging.disable(logging.WARNING)  # the first process says it
+        logging.disable(logging.WARNING)  # the first process logs them
     encoder = load(args)
-    # OneFlow must be up before anything that imports it.
+    # OneFlow must be initialised before anything that imports it.
     from libai_ext.data.sources import open_images
     from projects.MAE.evaluation.extract import Extraction
 
@@ -95,7 +95,7 @@ def prepared(args: argparse.Namespace):
 
 @contextlib.contextmanager
 def other_processes(args: argparse.Namespace) -> Iterator[list[subprocess.Popen]]:
-    """Starts the same command for the other shares; each is an engine of its own."""
+    """Start the same command for the other shares; each process has its own engine."""
     others: list[subprocess.Popen] = []
     if args.share:
         yield others
@@ -117,7 +117,7 @@ def other_processes(args: argparse.Namespace) -> Iterator[list[subprocess.Popen]
 
 
 def visible_gpus(wanted: str | None) -> list[str]:
-    """What ``CUDA_VISIBLE_DEVICES`` has to name for one GPU each; none where none is used."""
+    """A value of ``CUDA_VISIBLE_DEVICES`` for each GPU; empty if no GPU is used."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted == "cpu" or not device.hardware():
         return []
@@ -127,7 +127,7 @@ def visible_gpus(wanted: str | None) -> list[str]:
 
 
 def check(others: list[subprocess.Popen]) -> None:
-    """End as the first one that has failed."""
+    """Exit if a process has failed, with its exit status."""
     for other in others:
         if other.poll():
             raise SystemExit(other.returncode if other.returncode > 0 else 1)

@@ -1,9 +1,9 @@
-"""Compare each op of the models on a GPU with the CPU, forward and backward: a line of JSON each.
+"""Compare each op of the models on GPU and CPU, forward and backward: a line of JSON each.
 
     .venv/bin/python tools/gpu_ops.py
 
 tools/check_gpu.py runs it. The first line describes the GPU. An error is the largest difference
-over the largest value of the CPU's float32 result.
+divided by the largest value of the CPU's float32 result.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from libai_ext.engine import cli as entry
 from libai_ext.startup import start
 
-# Sums in another order; rounding to eleven bits of an input and of the result.
+# Other order of sums; rounding of inputs and results to eleven bits.
 LIMITS = {"float32": 1e-5, "float16": 1e-2}
 B, L, D, HEADS = 8, 49, 96, 3
 
@@ -25,15 +25,15 @@ B, L, D, HEADS = 8, 49, 96, 3
 class Case(NamedTuple):
     name: str
     function: Callable
-    # Of the inputs, drawn from a normal distribution.
+    # Shapes of the inputs, which have a normal distribution.
     shapes: tuple
-    # False where mixed precision keeps the op in float32.
+    # False if mixed precision keeps the op in float32.
     half: bool = True
 
 
 def main() -> None:
-    # Tensor cores round the inputs of float32 products to eleven bits, which training may do and
-    # a comparison must not.
+    # Tensor cores round the inputs of float32 products to eleven bits. Training may do so, a
+    # comparison must not.
     os.environ.setdefault("ONEFLOW_EP_CUDA_ENABLE_TF32_EXECUTION", "0")
     start()
     import oneflow as flow
@@ -112,7 +112,7 @@ def cases() -> list[Case]:
 
 
 def check(case: Case, precision: str) -> dict:
-    """Forward result and the gradients of the inputs, of a weighted sum of the result."""
+    """Compare the forward result, and the inputs' gradients from a weighted sum of the result."""
     import oneflow as flow
 
     rng = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def compare(name: str, precision: str, expected, found) -> dict:
     error = max(
         float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-6)) for a, b in zip(expected, found)
     )
-    # Not a number is no agreement.
+    # NaN counts as a difference.
     error = error if np.isfinite(error) else float("inf")
     return {"op": name, "precision": precision, "error": error, "limit": LIMITS[precision]}
 

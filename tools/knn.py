@@ -3,8 +3,8 @@
     .venv/bin/python tools/knn.py projects/MAE/configs/mae_digits.py
 
 Nothing is trained. The feature of an image is its mean patch token, or the input of a classifier's
-head. Training samples vote, weighted by cosine similarity. The weights are those of
-train.load_weight, else of the run in train.output_dir, else of finetune.path.
+head. Training samples vote, weighted by cosine similarity. The weights come from train.load_weight,
+else from the run in train.output_dir, else from finetune.path.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
     args = parser.parse_args()
     start()
-    # OneFlow must be up before anything that imports it.
+    # OneFlow must be initialised before anything that imports it.
     from projects.MAE.evaluation.probe import load_run, nearest_neighbours
 
     results = nearest_neighbours(load_run(args.config, args.opts), args.neighbours)

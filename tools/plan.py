@@ -1,8 +1,8 @@
-"""List the parallel layouts of a model on given devices, fastest first, by a cost model.
+"""List the parallel layouts of a model on given devices, fastest first, from a cost model.
 
     .venv/bin/python tools/plan.py --arch mae_vit_large_patch16 --devices 64 --memory 40
 
-Memory is that of the fullest GPU, training in a graph. The cost model is described in
+Memory is that of the fullest GPU, for training in a graph. For the cost model see
 projects/MAE/parallel/planner.py and projects/MAE/parallel/memory.py.
 """
 

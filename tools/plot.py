@@ -1,8 +1,8 @@
-"""Plot the loss, learning rate, accuracy and speed of one run, or of several to compare them.
+"""Plot the loss, learning rate, accuracy and speed of one run, or compare several runs.
 
     .venv/bin/python tools/plot.py RUN_DIR ... [--output FILE.png]
 
-RUN_DIR is an output directory; the suffix of FILE chooses its format (png, pdf, svg).
+RUN_DIR is an output directory; the suffix of FILE sets its format (png, pdf, svg).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from libai_ext.engine.run_folder import Series, read_metrics
 from libai_ext.errors import ConfigError
 from libai_ext.text import printable
 
-# Panel -> metrics drawn in it with the style of their line; there is no panel without metrics.
+# Panel -> its metrics, each with a line style. Panels without metrics are not drawn.
 PANELS = {
     "loss": {metric_names.TRAINING_LOSS: "-", metric_names.EVALUATION_LOSS: "o--"},
     "learning rate": {metric_names.LEARNING_RATE: "-"},
@@ -31,7 +31,7 @@ PANELS = {
     "memory, GiB": {metric_names.MEMORY: "-"},
 }
 FROM_ZERO = ("images/s", "memory, GiB")
-# What the legend says where a panel shows two metrics.
+# Names in the legend if a panel shows two metrics.
 NOTES = {
     metric_names.TRAINING_LOSS: "training",
     metric_names.EVALUATION_LOSS: "evaluation",
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def labels(runs: Sequence[str]) -> dict[str, str]:
-    """Short name, fit to be shown -> folder: the last part of the path where these differ."""
+    """Printable name -> folder. The name is the path's last part if these differ, else the path."""
     whole = [os.path.normpath(run) for run in runs]
     if len(set(whole)) < len(whole):
         raise ConfigError("the same run is given twice")
@@ -67,11 +67,11 @@ def labels(runs: Sequence[str]) -> dict[str, str]:
 
 
 def draw(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
-    """Panels below each other in two columns, iterations along, a colour a run."""
+    """Panels in two columns, with iterations on the x axis and one colour per run."""
     found = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
     shown = {}
     for panel, own in PANELS.items():
-        # Evaluators of one's own call their results name/metric.
+        # Other evaluators' results have names like name/metric.
         others = {
             name: own[name.rpartition("/")[2]]
             for name in found
@@ -102,8 +102,8 @@ def draw(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
 
 
 def _add_legend(axes) -> None:
-    """As text, whatever a run is called: matplotlib takes ``$`` for a formula, and leaves out
-    what begins with ``_``."""
+    """Show all names as plain text: by default matplotlib reads ``$`` as a formula, and leaves out
+    names that begin with ``_``."""
     legend = axes.legend(axes.lines, ["line"] * len(axes.lines), fontsize="small", frameon=False)
     for text, line in zip(legend.get_texts(), axes.lines):
         text.set(text=line.get_label(), parse_math=False)

@@ -1,9 +1,9 @@
-"""Name the classes that a fine-tuned model sees in images.
+"""Predict the classes of images with a fine-tuned model.
 
     .venv/bin/python tools/predict.py WEIGHTS IMAGES_OR_DATA ... [-o predictions.csv|.jsonl]
 
 WEIGHTS: a run of fine-tuning or probing, or a file of the official code, timm or Hugging Face with
-a class head. IMAGES_OR_DATA: image files, and whatever data.test can name; folders need no classes.
+a class head. IMAGES_OR_DATA: image files, and all that data.test can name; folders need no classes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> None:
     if Path(args.output).suffix not in _SUFFIXES:
         raise ConfigError(f"--output {args.output}: the name must end in .csv or .jsonl")
     encoder = load(args)
-    # OneFlow must be up before anything that imports it.
+    # OneFlow must be initialised before anything that imports it.
     from libai_ext.data.sources import open_images
     from libai_ext.files.atomic import atomic_file
 
@@ -77,7 +77,7 @@ def main() -> None:
 def class_names(encoder, file: str | None) -> list[str]:
     """
     Raises:
-        ConfigError: a file of names beside weights that name their classes, or of another number.
+        ConfigError: the file's names differ from those in the weights, or their number is wrong.
     """
     from libai_ext.data.classes import read_names
 
@@ -95,8 +95,8 @@ def class_names(encoder, file: str | None) -> list[str]:
 
 
 def predictions(encoder, source, bad: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and probabilities [N] of each image that can be read; what is wrong with the others
-    goes to ``bad``."""
+    """Number and probabilities [N] of each image that can be read; for each other image, a sentence
+    on what is wrong is added to ``bad``."""
     from libai_ext.data.decode import BadImage
 
     for start in tqdm(range(0, len(source), _BATCH), unit="batch", disable=None):

@@ -48,7 +48,7 @@ def run(*command: str) -> None:
 
 def report(output: str, opts) -> None:
     """Draw reconstructions, probe the encoder, and print the paths of the results."""
-    # OneFlow must be up before anything that imports it.
+    # OneFlow must be initialised before anything that imports it.
     from projects.MAE.evaluation.probe import accuracies, load_run, reconstruction_picture
 
     trained = load_run(CONFIG, opts)
@@ -73,8 +73,8 @@ Next:""")
 
 
 def next_steps(output: str) -> dict[str, str]:
-    """What to try after a quickstart into ``output``: heading -> command, each into a folder of
-    its own."""
+    """What to try after a quickstart in ``output``: heading -> command. Each command has its own
+    output folder."""
     train = "bash tools/train.sh projects/MAE/train_net.py"
     beside = [shlex.quote(f"train.output_dir={output}_{name}") for name in ("2", "half", "own")]
     return {

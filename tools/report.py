@@ -2,7 +2,7 @@
 
     .venv/bin/python tools/report.py RUN_DIR [--output FILE.html]
 
-FILE is RUN_DIR/report.html when not given.
+By default, FILE is RUN_DIR/report.html.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ HEADINGS = {
     f"ema_{metric_names.EVALUATION_LOSS}": "evaluation loss of averages",
     f"ema_{metric_names.TOP1}": "top 1 of averages, %",
 }
-# The first of these that a run has is its result.
+# A run's result is the first of these metrics that it has.
 BEST = (metric_names.TOP1, metric_names.EVALUATION_LOSS)
 # Metric -> heading, factor, unit.
 COSTS = {
@@ -46,7 +46,7 @@ COSTS = {
     metric_names.DATA_WAIT: ("waiting for data", 100, "%"),
     metric_names.MEMORY: ("memory", 1, "GiB"),
 }
-# Spread evenly over the run.
+# Pictures are spread evenly over the run.
 MAX_PICTURES = 6
 
 STYLE = """
@@ -87,7 +87,7 @@ def page(run: str) -> str:
     """The HTML of a run's output directory.
 
     Raises:
-        DataError: it is none, or a file in it cannot be read.
+        DataError: ``run`` is no output directory, or a file in it cannot be read.
     """
     metrics = read_metrics(run)
     (name,) = labels([run])
@@ -121,8 +121,8 @@ def page(run: str) -> str:
 
 
 def summary(metrics: Mapping[str, Series]) -> dict[str, str]:
-    """The numbers one asks for first, as (heading, text)."""
-    # Evaluators of one's own call their results name/metric.
+    """The most important numbers: heading -> text."""
+    # Other evaluators' results have names like name/metric.
     headings = {**HEADINGS, **{name: name for name in metrics if "/" in name}}
     found = {name: _finite(metrics[name]) for name in (*headings, *COSTS) if name in metrics}
     found = {name: series for name, series in found.items() if series.values}
@@ -158,14 +158,14 @@ def _best(name: str, series: Series) -> str:
 
 
 def when(started: object, events: EventAccumulator) -> dict[str, str]:
-    """Date and duration of a run, as far as its files tell: from its start, the last one if it
-    was resumed and began no earlier, to its last logging step."""
+    """Date and duration of a run, if known: from the earliest time in its files to the last logging
+    step."""
     tags = events.Tags()["scalars"]
     times = [event.wall_time for tag in tags for event in events.Scalars(tag)]
     try:
         times.append(datetime.datetime.fromisoformat(str(started)).timestamp())
     except ValueError:
-        pass  # version 0.1 did not keep it
+        pass  # version 0.1 did not save it
     if not times:
         return {"date": "unknown"}
     first, last = (datetime.datetime.fromtimestamp(pick(times)) for pick in (min, max))
@@ -174,9 +174,9 @@ def when(started: object, events: EventAccumulator) -> dict[str, str]:
 
 
 def _events(run: str) -> EventAccumulator:
-    """Scalars and pictures of TensorBoard's files, of none where there is none."""
+    """Scalars and pictures of TensorBoard's files, empty if there are none."""
     with tempfile.TemporaryDirectory() as scratch:
-        # TensorBoard reads no folder whose path is no UTF-8.
+        # TensorBoard cannot read a folder whose path is not UTF-8.
         link = Path(scratch, "tensorboard")
         link.symlink_to(Path(run, "tensorboard").absolute())
         events = EventAccumulator(str(link), {"images": 0, "scalars": 0})
@@ -219,7 +219,7 @@ def _confusion(path: Path) -> str:
 
 
 def _picture(tag: str, event) -> str:
-    """Enlarged by a whole number to about half the page."""
+    """A picture, enlarged by a whole factor to about half the page's width."""
     width = event.width * max(1, round(520 / event.width))
     data = base64.b64encode(event.encoded_image_string).decode()
     caption = f"{escape(tag)}, iteration {event.step:,}"
@@ -233,7 +233,7 @@ def _svg(figure) -> str:
     out = io.StringIO()
     figure.savefig(out, format="svg")
     text = out.getvalue()
-    return text[text.index("<svg") :]  # without the XML prologue
+    return text[text.index("<svg") :]  # without the XML header
 
 
 def _section(title: str, content: str) -> str:

@@ -5,8 +5,8 @@
     .venv/bin/python tools/visualize.py WEIGHTS IMAGE ... --attention heads|rollout
 
 WEIGHTS is a run's output folder, one of its checkpoints, or a file or folder of the official code,
-timm or Hugging Face. Sizes, heads, loss, mean and deviation are read from the files beside the
-weights; what no file says is logged, or must be given as an option.
+timm or Hugging Face. Sizes, heads, loss, mean and deviation are read from the files next to the
+weights; a missing value is logged, or must be given as an option.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _size(text: str) -> tuple[int, int]:
 def main() -> None:
     args = parse_args()
     start()
-    # OneFlow must be up before anything that imports it.
+    # OneFlow must be initialised before anything that imports it.
     from projects.MAE.pictures import visualize as vis
     from projects.MAE.pictures.figure import image_grid, magnification
     from projects.MAE.pictures.panels import TITLES

@@ -32,10 +32,14 @@ train = DictConfig(
         epoch_remainder="carry",
         # Weights to start from: a file or folder of any known style. --resume goes first.
         load_weight=None,
+        # A run, or a checkpoint of one, to continue in a new output directory under another
+        # schedule: its weights, its optimizer state and its iterations.
+        extend_from=None,
         # [rows, columns]: the grid of its position tables, where the file does not say.
         load_grid=None,
         log_period=20,
-        checkpointer=dict(period=5000, max_to_keep=5),
+        # Every so many iterations, or epochs if they are set.
+        checkpointer=dict(period=5000, epoch=None, max_to_keep=5),
         # Steps that may be left out because their loss or gradients are not finite; one more ends
         # the run. The state without these steps is saved.
         max_nonfinite_steps=0,

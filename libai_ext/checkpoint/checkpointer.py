@@ -243,6 +243,18 @@ class Checkpointer(LiBaiCheckpointer):
         return self.progress(path)
 
 
+def latest_checkpoint(path: str) -> str:
+    """The checkpoint itself, or the latest whole one of a run; all ranks call it.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    if from_rank_0(lambda: os.path.isfile(os.path.join(path, PROGRESS))):
+        from_rank_0(lambda: manifest.verify(Path(path)))
+        return path
+    return Checkpointer(None, path).get_checkpoint_file()
+
+
 def _is_flat(state: Any) -> bool:
     """Whether it is a dictionary of tensors by name."""
     return isinstance(state, dict) and all(

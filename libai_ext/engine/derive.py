@@ -149,5 +149,7 @@ def derive_schedule(cfg: DictConfig, order: GlobalOrder) -> None:
         train.warmup_iter = order.iterations(train.warmup_epoch)
     if train.evaluation.eval_epoch is not None:
         train.evaluation.eval_period = order.iterations(train.evaluation.eval_epoch)
+    if train.checkpointer.epoch is not None:
+        train.checkpointer.period = order.iterations(train.checkpointer.epoch)
     train.scheduler.max_iter = train.train_iter
     train.scheduler.warmup_iter = train.warmup_iter

@@ -26,6 +26,8 @@ _VALUES = (
     "graph.enabled",
 )
 _DATA = "training data"
+# What a run that extends another one may change.
+SCHEDULE = ("train.train_iter", "train.warmup_iter", "train.scheduler.", "optim.lr")
 _FREE = (
     "num_workers",
     "source.roots",
@@ -69,29 +71,42 @@ def _flatten(key: str, value: Any, flat: dict[str, Any]) -> None:
         flat[key] = _convert_target_to_string(value) if callable(value) else value
 
 
-def check(saved: dict[str, Any], present: dict[str, Any], path: str, prefix: str = "") -> None:
+def check(
+    saved: dict[str, Any],
+    present: dict[str, Any],
+    path: str,
+    prefix: str = "",
+    free: tuple[str, ...] = (),
+) -> list[str]:
     """Compare the settings of checkpoint ``path`` with those of a config.
 
     Args:
         prefix: compare only keys with it.
+        free: beginnings of keys that may differ.
+
+    Returns:
+        A sentence for each key that may differ and does.
 
     Raises:
         ConfigError: they differ; each key is named with both values.
     """
     keys = [key for key in {**saved, **present} if key.startswith(prefix) and key != _DATA]
-    differing = [key for key in keys if saved.get(key) != present.get(key)]
-    if not differing:
-        _compare_data(saved.get(_DATA), present.get(_DATA), path)
-        return
-    lines = "".join(
-        f"\n  {key}: {saved.get(key, 'unset')} in the checkpoint, "
+    differing = {
+        key: f"{key}: {saved.get(key, 'unset')} in the checkpoint, "
         f"{present.get(key, 'unset')} in the config"
-        for key in differing
-    )
+        for key in keys
+        if saved.get(key) != present.get(key)
+    }
+    wrong = [text for key, text in differing.items() if not key.startswith(free)]
+    if not wrong:
+        _compare_data(saved.get(_DATA), present.get(_DATA), path)
+        return list(differing.values())
+    lines = "".join(f"\n  {text}" for text in wrong)
     raise ConfigError(
         f"the config contradicts {path}:{lines}\n"
-        "Set these keys as in the checkpoint. For a longer run, another learning rate or another "
-        f"model, start a new run: set another train.output_dir, and train.load_weight={path}"
+        "Set these keys as in the checkpoint. For more epochs or another learning rate, set "
+        f"another train.output_dir and train.extend_from={path}; for another model or other data, "
+        "train.load_weight in its place"
     )
 
 

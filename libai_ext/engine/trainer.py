@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from typing import Any
@@ -12,7 +13,7 @@ from libai.engine.trainer import TrainerBase
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
-from libai_ext.checkpoint.checkpointer import Checkpointer
+from libai_ext.checkpoint.checkpointer import Checkpointer, latest_checkpoint
 from libai_ext.config.lazy_config import fresh, instantiate
 from libai_ext.config.targets import check_targets
 from libai_ext.data.loader import build_eval_loader, build_train_loader
@@ -187,6 +188,40 @@ class Trainer(DefaultTrainer):
         if self.optimizer is not None:
             self.steps.load_state_dict(progress.get("steps", {}), self.lr_scheduler.last_step)
             self.means.load_state_dict(progress.get("since_last_line", {}))
+
+    def extend(self, run: str) -> None:
+        """Continue a run of another output directory under the schedule of this one: with its
+        weights, optimizer state and iterations.
+
+        Args:
+            run: its output directory, or one of its checkpoints.
+
+        Raises:
+            ConfigError: the runs differ in more than their schedules, or this one is not longer.
+            CheckpointError: there is no checkpoint, or it is damaged.
+        """
+        checkpointer = self.checkpointer
+        path = latest_checkpoint(run)
+        progress = checkpointer.progress(path)
+        settings = progress.get("settings", {}), checkpointer.plain["settings"]
+        changed = resume_check.check(*settings, path, free=resume_check.SCHEDULE)
+        done = progress["iteration"] + 1
+        if done >= self.max_iter:
+            raise ConfigError(
+                f"train.extend_from: {path} has {done} iterations, this run {self.max_iter}: set "
+                "train.train_epoch or train.train_iter to the length of both together"
+            )
+        schedule = copy.deepcopy(self.lr_scheduler.state_dict())
+        checkpointer.load(path)
+        refuse_nonfinite(self.model, path)
+        taken = self.lr_scheduler.last_step
+        self.lr_scheduler.load_state_dict(schedule)
+        set_schedule(self.lr_scheduler, taken)
+        self.start_iter = done
+        self.steps.load_state_dict(progress.get("steps", {}), taken)
+        logger.info(f"extends {path}, from iteration {done} to {self.max_iter}")
+        for text in changed:
+            logger.info(f"extends {path}: {text}")
 
     def train(self) -> None:
         """Run from ``start_iter`` to ``max_iter``.

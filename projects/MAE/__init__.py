@@ -1,4 +1,4 @@
-"""Masked autoencoders. ``load_encoder`` is for one's own programs; see docs/encoder.md."""
+"""Masked autoencoders. ``load_encoder`` is for use in other programs; see docs/encoder.md."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ def load_encoder(weights, **options):
     """The encoder of a run, a checkpoint, or a file or folder of the official code, timm or
     Hugging Face.
 
-    Brings OneFlow up when it is first called: in a process that has not computed anything with
-    OneFlow before, and was not started by the launcher.
+    Initialises OneFlow at its first call. The process must not have computed anything with OneFlow
+    before, and the launcher must not have started it.
 
     Args:
-        weights: a path; of a run its last checkpoint is taken.
+        weights: a path; for a run, its last checkpoint is used.
         options: ``device``, ``img_size``, ``heads``, ``grid``, see
             :func:`projects.MAE.encoder.open_encoder`.
 
@@ -20,9 +20,9 @@ def load_encoder(weights, **options):
 
     Raises:
         ConfigError: the device cannot be used, or OneFlow is in use already.
-        CheckpointError: the weights cannot be used; like the other one a ``UserError``.
+        CheckpointError: the weights cannot be used. Both errors are a ``UserError``.
     """
-    # Not at the top: recipes and the launcher import this package without the engine.
+    # Imported here: recipes and the launcher import this package without the engine.
     from libai_ext.errors import ConfigError
     from libai_ext.startup import start
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 _HERE = Path(__file__).resolve().parent
-# Beside this file once installed, at the top of a checkout.
+# Next to this file in an installed package, at the top of a checkout.
 TOOLS = next(path for path in (_HERE / "tools", _HERE.parents[1] / "tools") if path.is_dir())
 TRAIN_NET = _HERE / "train_net.py"
 

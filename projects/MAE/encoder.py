@@ -1,4 +1,4 @@
-"""The encoder of any weights, for one's own programs: images in, NumPy out.
+"""The encoder of any weights, for use in other programs: images in, NumPy out.
 
 B images, C channels, H x W pixels, L patches, D width, N classes.
 """
@@ -32,14 +32,14 @@ class Encoder:
     """Made by :func:`projects.MAE.load_encoder`.
 
     Attributes:
-        source: what is known of the weights, and where from.
-        preprocess: brings a path, a Pillow image or a uint8 array [H, W] or [H, W, 3] to float32
+        source: what is known about the weights, and where it was found.
+        preprocess: turns a path, a Pillow image or a uint8 array [H, W] or [H, W, 3] into float32
             [C, H, W]: a :class:`projects.MAE.weights.preprocessing.Preprocessing`.
-        shape: (C, H, W) of an image that the model takes.
+        shape: (C, H, W) of the model's input.
         grid: (rows, columns) of patches.
         patch_size, width, depth, heads: of the transformer.
         num_classes: N, 0 without a class head.
-        classes: their names in order, None where the weights do not name them.
+        classes: their names in order, None if the weights do not name them.
     """
 
     def __init__(self, model: ViTClassifier, source: Source, preprocess: Preprocessing):
@@ -68,31 +68,31 @@ class Encoder:
         norm: bool = True,
         batch_size: int = 64,
     ) -> np.ndarray:
-        """What a block makes of whole images, nothing masked.
+        """The output of one block for whole images, nothing masked.
 
         Blocks are counted from 0, or by negative numbers from the last, as in timm and DINOv2.
-        With ``norm`` their output goes through the model's last norm, as DINOv2's
-        ``get_intermediate_layers`` has it by default: ``layer=-1`` is the encoder's output, the
-        ``last_hidden_state`` of transformers. Without, it is the ``hidden_states[layer + 1]`` of
-        transformers, and what timm's ``forward_intermediates`` gives.
+        With ``norm`` their output goes through the model's last norm, the default of DINOv2's
+        ``get_intermediate_layers``: ``layer=-1`` is the encoder's output, the
+        ``last_hidden_state`` of transformers. Without it, the result is the
+        ``hidden_states[layer + 1]`` of transformers, and that of timm's ``forward_intermediates``.
 
-        A model that was fine-tuned on the mean of its patches has a norm for the mean alone:
-        there class token and tokens stay without one, as in timm.
+        A model that was fine-tuned on the mean of its patches has a norm only for the mean. Its
+        class token and patch tokens get no norm, as in timm.
 
         Args:
             images: a sequence or iterator of images, each as ``preprocess`` takes or gives it; or
                 float32 [B, C, H, W]; or a single path or Pillow image.
             pool: ``"cls"``, the class token; ``"mean"`` of the patch tokens; or ``"tokens"``, all
                 of them, class token first.
-            batch_size: how many are computed, and read, at a time.
+            batch_size: how many images are read and computed at a time.
 
         Returns:
-            float32 [B, D], of tokens [B, 1 + L, D].
+            float32 [B, D]; for ``"tokens"`` [B, 1 + L, D].
 
         Raises:
-            BadImage: one is no readable image.
+            BadImage: an image cannot be read.
             ConfigError: no such layer or pool.
-            DataError: there is no image, or one of another shape or kind.
+            DataError: there are no images, or one has another shape or type.
         """
         self.check(layer, pool)
         blocks = layer % self.depth + 1
@@ -112,7 +112,7 @@ class Encoder:
             )
 
     def logits(self, images: Any, batch_size: int = 64) -> np.ndarray:
-        """float32 [B, N]: what the class head says of images; arguments as of :meth:`features`.
+        """float32 [B, N]: output of the class head; for the arguments see :meth:`features`.
 
         Raises:
             ConfigError: the weights have no class head.
@@ -164,7 +164,7 @@ class Encoder:
             yield np.stack(batch)
 
     def _checked(self, image: Any) -> np.ndarray:
-        """float32 [C, H, W] of an image that may be so already."""
+        """float32 [C, H, W] of an image that may have this form already."""
         if not (isinstance(image, np.ndarray) and image.dtype == np.float32):
             image = self.preprocess(image)
         if image.shape != self.shape:
@@ -182,16 +182,16 @@ def open_encoder(
     heads: int | None = None,
     grid: Sequence[int] | None = None,
 ) -> Encoder:
-    """See :func:`projects.MAE.load_encoder`; OneFlow must be up. What the file does not say and is
-    taken instead is a warning in the log.
+    """See :func:`projects.MAE.load_encoder`; OneFlow must be initialised. A warning in the log
+    names each value that the file does not give, and what is used instead.
 
     Args:
         weights: a run, a checkpoint, a file or a folder.
-        device: ``"cpu"`` or ``"cuda"``; None: a GPU where there is one.
-        img_size: (height, width) of the images to take, where it is not that of the weights; their
+        device: ``"cpu"`` or ``"cuda"``; None: a GPU if there is one.
+        img_size: (height, width) of the input images, if it differs from that of the weights; their
             position table is interpolated.
-        heads: number of attention heads, where nothing says it.
-        grid: (rows, columns) of patches in the weights' position table, where nothing says it.
+        heads: number of attention heads, if the file does not give it.
+        grid: (rows, columns) of patches in the position table, if the file does not give it.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ConfigError(

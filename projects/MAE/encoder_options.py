@@ -9,7 +9,7 @@ from projects.MAE import load_encoder
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """What nothing in a file of weights may say; see ``projects.MAE.load_encoder``."""
+    """Values that a weights file may not give; see ``projects.MAE.load_encoder``."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="unset: a GPU where there is one")
     parser.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the model's input")
     parser.add_argument("--encoder-heads", type=int, metavar="N", help="where nothing tells")
@@ -25,7 +25,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def load(args: argparse.Namespace):
-    """The encoder as the options say; OneFlow comes up."""
+    """The encoder that the options ask for; initialises OneFlow."""
     return load_encoder(
         args.weights,
         device=args.device,

@@ -1,4 +1,4 @@
-"""Key names of other programs for masked autoencoders, and the key or option here, or the reason
+"""Keys of other programs for masked autoencoders, each with the key or option here, or the reason
 why there is none. MIGRATING.md shows these tables; messages about unknown keys use them."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What values the keys of MAE configs may have, beside those of every run."""
+"""The allowed values for the keys of MAE configs, besides the keys that every run has."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from libai_ext.config.rules import (
     whole,
 )
 from libai_ext.errors import ConfigError
-from projects.MAE import former_names  # noqa: F401 (messages know its table)
+from projects.MAE import former_names  # noqa: F401 (fills the table for messages)
 
 _SIZE = whole(1, unset=True)
 RULES = {
@@ -66,21 +66,21 @@ RULES = {
     "data.as_torchvision": switch,
 }
 RECIPES = Path(__file__).resolve().parent / "configs"
-# Width and number of heads of the same layers.
+# Keys of the width and the number of heads of the same layers.
 _HEADS = (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads"))
 
 
 def read_config(
     config_file: str, opts: Sequence[str], notes: list[str] | None = None
 ) -> DictConfig:
-    """A config with ``key=value`` overrides, checked; nothing is derived.
+    """Read and check a config with ``key=value`` overrides; nothing is derived.
 
     Args:
         config_file: see :func:`find_recipe`.
-        notes: gets which keys took their defaults, a sentence.
+        notes: a sentence is added on which keys got their defaults.
 
     Raises:
-        ConfigError: no config, or one that no run can use.
+        ConfigError: there is no such config, or no run can use it.
     """
     cfg = lazy_config.load(find_recipe(config_file))
     missing = complete(cfg)
@@ -92,11 +92,11 @@ def read_config(
 
 
 def find_recipe(name: str) -> str:
-    """The path of a config. Where there is no file ``name``, ``mae_digits`` and
-    ``projects/MAE/configs/mae_digits.py`` are the recipe that comes with this code.
+    """The path of a config. If there is no file ``name``, names like ``mae_digits`` and
+    ``projects/MAE/configs/mae_digits.py`` stand for the recipes that come with this code.
 
     Raises:
-        ConfigError: neither a file nor a recipe.
+        ConfigError: there is no such file or recipe.
     """
     path = Path(name)
     if path.is_file():
@@ -109,7 +109,7 @@ def find_recipe(name: str) -> str:
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Refuse what no run can use, before anything is derived from it.
+    """Refuse values that no run can use, before anything is derived from them.
 
     Raises:
         ConfigError: names the keys.
@@ -128,8 +128,8 @@ def check_config(cfg: DictConfig) -> None:
 
 
 def check_heads(model: DictConfig) -> None:
-    """Refuse heads that do not divide the width, and widths without a position table, once the
-    sizes of the arch are filled in.
+    """Refuse heads that do not divide the width, and widths without a position table. The sizes of
+    the arch must be filled in.
 
     Raises:
         ConfigError: names the keys.

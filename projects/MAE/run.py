@@ -1,4 +1,4 @@
-"""One run of the command line, from config to exit."""
+"""One run of the training command, from config to exit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from projects.MAE.weights.adopt import adopt, starting_point
 logger = logging.getLogger(__name__)
 
 _DEV_RUN = dict(train_iter=4, warmup_iter=1, log_period=1)
-# Of an evaluation, where a run is only tried out.
+# Batches of an evaluation in a trial run.
 _TRIAL_BATCHES = 2
 
 
@@ -49,7 +49,7 @@ class TaskTrainer(Trainer):
         super().__init__(cfg, training)
 
     def build_dataset(self, split: str):
-        """The data set of ``data.<split>``, its classes numbered.
+        """The data set of ``data.<split>`` with numbered classes.
 
         Raises:
             ConfigError, DataError: it cannot be used.
@@ -88,14 +88,14 @@ def resolve(
     notes: list[str] | None = None,
     **train,
 ) -> DictConfig:
-    """A config with everything derived that needs no training data.
+    """Read a config and derive everything that needs no training data.
 
     Args:
         opts: ``key=value`` overrides.
-        go_on, evaluate: which weights it starts from, see
+        go_on, evaluate: which weights the run starts from, see
             :func:`projects.MAE.weights.adopt.starting_point`.
-        notes: gets what was taken from elsewhere than the config, a sentence each.
-        train: keys of ``train`` to be set after the overrides.
+        notes: a sentence is added for each value that does not come from the config.
+        train: keys of ``train`` to set after the overrides.
     """
     notes = [] if notes is None else notes
     cfg = read_config(config_file, opts, notes)
@@ -108,7 +108,7 @@ def resolve(
     cfg.train.update(train)
     resolve_arch(cfg.model)
     check_heads(cfg.model)
-    if evaluate:  # no step is taken: what a step asks of the batch is no matter
+    if evaluate:  # there are no training steps: their batch size does not matter
         cfg.train.update(global_batch_size=None, train_micro_batch_size=None)
     fit_layout(cfg)
     if not evaluate:
@@ -125,9 +125,9 @@ def resolve(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what the options say.
+    """Do what the options ask for.
 
-    Whatever a run will need is opened and checked before its first step, in a trial as well.
+    Everything that a run needs is opened and checked before its first step, also in a trial.
     """
     deadlines.begin("reading the config", end=START_SECONDS)
     notes: list[str] = []
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _output_dir(cfg: DictConfig, args: argparse.Namespace, notes: list[str]) -> ContextManager:
-    """The output directory as the options need it."""
+    """Check or make the output directory, as the options require."""
     if args.dry_run:
         notes += check_output_dir(cfg, args.resume, args.start_over)
     elif args.eval_only:
@@ -172,8 +172,8 @@ def _output_dir(cfg: DictConfig, args: argparse.Namespace, notes: list[str]) -> 
 
 
 def _given(args: argparse.Namespace) -> DictConfig:
-    """What the user asked for. What follows from it follows anew when it is given as CONFIG, for
-    another number of processes or with other overrides."""
+    """The config as the user gave it, without derived values. If it is used as CONFIG again, they
+    are derived anew, for another number of processes or with other overrides."""
     cfg = read_config(args.config_file, args.opts)
     cfg.train.update(_DEV_RUN if args.fast_dev_run else {})
     return cfg
@@ -196,9 +196,8 @@ def _build(cfg: DictConfig, notes: Sequence[str], args: argparse.Namespace) -> T
 
 
 def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
-    """Where the weights come from: a checkpoint to go on from, weights to start from, the
-    initialisation. An evaluation is of ``train.load_weight``, or of the output directory's
-    checkpoint.
+    """Set the weights: from a checkpoint to resume, from weights to start with, or initial ones. An
+    evaluation uses ``train.load_weight``, or the output directory's checkpoint.
 
     Raises:
         ConfigError: there is nothing to evaluate.
@@ -215,14 +214,16 @@ def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
         return
     if args.resume and not args.eval_only:
         logger.warning(f"no checkpoint yet in {train.output_dir}: the run starts again")
+    if train.extend_from and not args.eval_only:
+        trainer.extend(train.extend_from)
+        return
     trainer.task.start_from(trainer.model, trainer.cfg)
     if trainer.average is not None:
         trainer.average.reset()
 
 
 def _dry_run(trainer: TaskTrainer) -> None:
-    """One step from where the run would start, or the beginning of an evaluation; nothing is
-    written."""
+    """Do the first step that the run would do, or begin an evaluation; write nothing."""
     start = time.perf_counter()
     if trainer.order is None:
         trainer.test()
@@ -245,7 +246,7 @@ def _dry_run(trainer: TaskTrainer) -> None:
 
 
 def _say_inputs(trainer: TaskTrainer) -> None:
-    """What the model gets of a sample: two of them, since a mixer mixes pairs."""
+    """Log the model's input for one sample. Two samples are read, since a mixer mixes pairs."""
     keys = trainer.order.batch(trainer.start_iter)[:2]
     batch = trainer.dataset.collate([trainer.dataset[key] for key in keys])
     for name, value in batch.items():

@@ -1,4 +1,4 @@
-"""What a run is for: the parts of a run that differ between pre-training and classification."""
+"""Tasks: the parts of a run that differ between pre-training and classification."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ logger = logging.getLogger(__name__)
 
 
 class Task:
-    """What a run does, beside what every run does: the node ``task`` of a config.
+    """The task-specific part of a run: the node ``task`` of a config.
 
-    It is built more than once, first to complete the config, and keeps nothing between calls but
-    its arguments. All methods are called on all ranks, but for :meth:`report`.
+    It is built more than once, first to complete the config, and keeps only its arguments between
+    calls. All methods except :meth:`report` are called on all ranks.
 
     Attributes:
-        metrics: the results of an evaluation, and which way each is better, "min" or "max".
+        metrics: name of each result of an evaluation -> which is better, "min" or "max".
     """
 
     metrics: Mapping[str, str] = {}
 
     def prepare(self, cfg: DictConfig) -> None:
-        """Write what follows from the model into a config whose sizes and batch are derived.
+        """Write values that follow from the model into a config with derived sizes and batch.
 
         Raises:
-            ConfigError: keys that do not go together.
+            ConfigError: keys do not fit together.
         """
 
     def record(self, cfg: DictConfig, dataset) -> dict[str, Any]:
-        """What each checkpoint says of its model, see :mod:`projects.MAE.weights.record`."""
+        """The record that each checkpoint stores, see :mod:`projects.MAE.weights.record`."""
         return of_config(cfg).plain()
 
     def settings(self, model) -> dict[str, Any]:
-        """What a resumed run must find as it was beside the config, as JSON has it."""
+        """Besides the config, values that must be the same in a resumed run; plain for JSON."""
         return {}
 
     def start_from(self, model, cfg: DictConfig) -> None:
-        """Load the weights that a new run starts from, where the config names any.
+        """Load the weights that a new run starts from, if the config names any.
 
         Raises:
-            CheckpointError: they cannot be read, or are of another model.
+            CheckpointError: they cannot be read, or belong to another model.
         """
         if cfg.train.load_weight:
             load_weights(model, cfg.train.load_weight, grid=cfg.train.load_grid)
@@ -65,39 +65,37 @@ class Task:
     def check_model(self, model, cfg: DictConfig) -> None:
         """
         Raises:
-            ConfigError: the model is not one for these data.
+            ConfigError: the model does not fit these data.
         """
 
     def check_data(self, dataset, cfg: DictConfig, key: str, trained_on=None) -> None:
-        """Refuse a data set that is not fit for the task, or number its classes; any images will
-        do where it is not said otherwise.
+        """Refuse a data set that does not fit the task, or number its classes. By default, any
+        images are accepted.
 
         Args:
             dataset: a :class:`libai_ext.data.dataset.KeyedDataset`.
             key: of the data set, ``data.train`` or ``data.test``.
-            trained_on: the training data, where there is some and this is not it.
+            trained_on: the training data, if it exists and is not ``dataset``.
 
         Raises:
-            DataError: says what is wrong with it.
+            DataError: says what is wrong with the data set.
         """
 
     def hooks(self, cfg: DictConfig) -> list:
-        """What else happens while training, LiBai's ``HookBase``; runs before the files are
-        written."""
+        """More hooks for training, LiBai's ``HookBase``; they run before the files are written."""
         return []
 
     def evaluator(self, dataset):
-        """What sums up an evaluation, see :func:`libai_ext.engine.evaluation.evaluate`; its
-        results are those of :attr:`metrics`."""
+        """The object that computes an evaluation's results, those of :attr:`metrics`; see
+        :func:`libai_ext.engine.evaluation.evaluate`."""
         raise NotImplementedError
 
     def report(self, evaluator, dataset, output_dir: str) -> None:
-        """Write files after an evaluation, on rank 0; nothing where it is not said otherwise."""
+        """Write files after an evaluation, on rank 0; by default none."""
 
 
 def fill_fields(dataset: DictConfig, known: Mapping[str, Any]) -> None:
-    """Write into the nodes of a data set's fields what they take of ``known``, by the names of
-    their parameters."""
+    """Set, in the nodes of a data set's fields, those parameters whose names are in ``known``."""
     for number, node in enumerate(dataset.fields):
         taken = parameters(node, f"fields.{number}")
         for name in known:
@@ -106,14 +104,13 @@ def fill_fields(dataset: DictConfig, known: Mapping[str, Any]) -> None:
 
 
 class Pretraining(Task):
-    """Masked autoencoding, evaluated by its loss under the same masks each time.
+    """Masked autoencoding, evaluated by its loss, always with the same masks.
 
     Args:
         picture_period: iterations between reconstructions in TensorBoard; 0: none.
         picture_samples: how many samples they show.
     """
 
-    # Results of an evaluation, and which way each is better.
     metrics = {"loss": "min"}
 
     def __init__(self, picture_period: int = 200, picture_samples: int = 5):
@@ -121,7 +118,7 @@ class Pretraining(Task):
         self.picture_samples = picture_samples
 
     def prepare(self, cfg: DictConfig) -> None:
-        """Tell the fields the grid and the number of patches and of those that are kept."""
+        """Set the fields' grid, number of patches and number of kept patches."""
         rows, columns = grid_of(cfg.model.img_size, cfg.model.patch_size)
         kept = num_kept(rows * columns, cfg.model.mask_ratio)
         if not 0 < kept < rows * columns:
@@ -141,7 +138,7 @@ class Pretraining(Task):
     def check_model(self, model, cfg: DictConfig) -> None:
         """
         Raises:
-            ConfigError: the target is of images of another mode, mean or deviation.
+            ConfigError: the target was made for images of another mode, mean or deviation.
         """
         own: Any = OmegaConf.to_container(cfg.data, resolve=True) if "data" in cfg else {}
         keys = ("mode", "mean", "std")
@@ -160,13 +157,13 @@ class Pretraining(Task):
 
 
 class Classification(Task):
-    """Fine-tuning, all of it or in part, and linear probing.
+    """Fine-tuning of the whole model or a part, and linear probing.
 
     Args:
         per_class: write ``per_class.txt`` after an evaluation: support, recall and precision.
         confusion: write ``confusion.png``.
-        predictions: write ``predictions.csv``, a line a sample.
-        classes: a file of class names, one a line, in the order of the head's outputs.
+        predictions: write ``predictions.csv``, one line per sample.
+        classes: a file of class names, one per line, in the order of the head's outputs.
     """
 
     metrics = {"top1": "max", "top5": "max", "loss": "min"}
@@ -194,11 +191,11 @@ class Classification(Task):
             )
 
     def record(self, cfg: DictConfig, dataset) -> dict[str, Any]:
-        """What each checkpoint says of its model, the names of its classes included."""
+        """The record that each checkpoint stores, with the names of the classes."""
         return of_config(cfg, dataset and dataset.source.classes).plain()
 
     def start_from(self, model, cfg: DictConfig) -> None:
-        """A whole classifier from ``train.load_weight``, or an encoder from ``finetune.path``."""
+        """Load a whole classifier (``train.load_weight``) or an encoder (``finetune.path``)."""
         grid = cfg.train.load_grid
         if cfg.train.load_weight:
             load_weights(model, cfg.train.load_weight, grid=grid)
@@ -215,18 +212,18 @@ class Classification(Task):
         load_weights(model, cfg.finetune.path, REPLACED[replaced], style, grid)
 
     def check_data(self, dataset, cfg: DictConfig, key: str, trained_on=None) -> None:
-        """Number the classes of a data set as the head does.
+        """Number the classes of a data set in the order of the head's outputs.
 
-        The head's classes are those of ``task.classes``, else of the training data, else those
-        that the weights name; where nothing says them, the data set's own.
+        The head's classes come from ``task.classes``, else from the training data, else from the
+        weights; if none of these names them, from the data set itself.
 
         Args:
             key: of the data set, ``data.train`` or ``data.test``.
-            trained_on: the training data, where there is some and this is not it.
+            trained_on: the training data, if it exists and is not ``dataset``.
 
         Raises:
-            DataError: the data set has samples without a class or of an unknown one, or the head
-                another number of classes.
+            DataError: samples have no class or an unknown one, or the head has another number of
+                classes.
         """
         source, head = dataset.source, cfg.model.num_classes
         known = self._classes_of_the_head(cfg, trained_on)
@@ -250,7 +247,7 @@ class Classification(Task):
             )
 
     def _classes_of_the_head(self, cfg: DictConfig, trained_on) -> list[str] | None:
-        """Names by class number, None where nothing says them."""
+        """Names by class number; None if nothing gives them."""
         if trained_on is not None:
             return trained_on.source.classes
         weights = cfg.train.load_weight or cfg.train.output_dir
@@ -267,7 +264,7 @@ class Classification(Task):
         return ClassificationMetrics(dataset.source.classes, logits="prediction_scores")
 
     def report(self, evaluator: ClassificationMetrics, dataset, output_dir: str) -> None:
-        """Write what was asked for beyond accuracy and loss."""
+        """Write the files that the options ask for, besides accuracy and loss."""
         folder = Path(output_dir)
         if self.per_class:
             (folder / "per_class.txt").write_text(evaluator.table() + "\n", encoding="utf-8")

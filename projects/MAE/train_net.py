@@ -5,13 +5,13 @@ bash tools/train.sh projects/MAE/train_net.py CONFIG N [--resume] [--eval-only] 
 
 from libai_ext.engine import cli as entry
 from libai_ext.startup import start
-from projects.MAE import former_names  # noqa: F401 (messages know its table)
+from projects.MAE import former_names  # noqa: F401 (fills the table for messages)
 
 
 def main() -> None:
     args = entry.parse_args(__doc__)
     start()
-    # OneFlow must be up before anything that imports it.
+    # OneFlow must be initialised before anything that imports it.
     from projects.MAE.run import run
 
     run(args)

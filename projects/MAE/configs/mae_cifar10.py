@@ -3,9 +3,9 @@
     bash tools/train.sh projects/MAE/train_net.py projects/MAE/configs/mae_cifar10.py 1 \
         data.download=true
 
-Schedule and batch are those of MAE-code (github.com/liujiyuan13/MAE-code), which enlarges the
-images to 256 x 256 and cuts them into patches of 32: the same 8 x 8 grid at 64 times the pixels.
-With 50,000 images: 9,766 iterations of 4096, learning rate 2.4e-3. Less memory:
+Schedule and batch size are those of MAE-code (github.com/liujiyuan13/MAE-code). It enlarges the
+images to 256 x 256 and cuts them into patches of 32: the same 8 x 8 grid with 64 times the pixels.
+50,000 images give 9,766 iterations of 4096; the learning rate is 2.4e-3. For less memory:
 train.num_accumulation_steps=8.
 """
 
@@ -22,7 +22,7 @@ data.test = ["cifar10:test:data/cifar10"]
 data.mean = [0.4914, 0.4822, 0.4465]
 data.std = [0.2470, 0.2435, 0.2616]
 
-# The images fill the size that is asked for: nothing to be cropped off.
+# Only a resize, no crop: by default the images have the model's size.
 _transform = dataloader.test.dataset.transform
 _transform.transforms = [LazyCall(Resize)(size="${model.img_size}"), _transform.transforms[-1]]
 

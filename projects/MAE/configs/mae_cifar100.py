@@ -1,4 +1,4 @@
-"""MAE pre-training on CIFAR-100: the recipe of mae_cifar10.py.
+"""MAE pre-training on CIFAR-100 with the recipe of mae_cifar10.py.
 
     bash tools/train.sh projects/MAE/train_net.py projects/MAE/configs/mae_cifar100.py 1 \
         data.download=true

@@ -3,8 +3,9 @@
     bash tools/train.sh projects/MAE/train_net.py projects/MAE/configs/mae_cifar10_finetune.py 1 \
         finetune.path=output/cifar10 model.n_partial=0
 
-n_partial = 0 trains the head (linear probe), 0.5 the MLP of the last block as well, k the last k
-blocks, unset everything: the protocols of MAE-code (github.com/liujiyuan13/MAE-code).
+n_partial = 0 trains only the head (linear probe), 0.5 the head and the last block's MLP, k the head
+and the last k blocks; if unset, everything. These are the protocols of MAE-code
+(github.com/liujiyuan13/MAE-code).
 """
 
 from libai.config import LazyCall
@@ -26,7 +27,7 @@ model.arch = "mae_vit_tiny_patch4"
 model.num_classes = 10
 model.init = "pretraining"  # timm's is made for wide models: see README.md
 
-# The images fill the size that is asked for: nothing to be cropped off.
+# Only a resize, no crop: by default the images have the model's size.
 _transform = dataloader.test.dataset.transform
 _transform.transforms = [LazyCall(Resize)(size="${model.img_size}"), _transform.transforms[-1]]
 

@@ -1,4 +1,4 @@
-"""Fine-tuning on the quickstart's digits, all of it or in part.
+"""Fine-tuning on the quickstart's digits, of the whole model or a part.
 
     bash tools/train.sh projects/MAE/train_net.py projects/MAE/configs/mae_digits_finetune.py 1 \
         finetune.path=output/digits model.n_partial=0.5
@@ -24,7 +24,7 @@ model.in_chans = 1
 model.num_classes = 10
 model.init = "pretraining"  # timm's is made for wide models: see README.md
 
-# As in pre-training, neither mirrored nor cropped; mixed with their neighbours.
+# As in pre-training, digits are neither mirrored nor cropped; mixup and CutMix stay on.
 _resize = LazyCall(Resize)(size="${model.img_size}")
 for _split in (dataloader.train, dataloader.test):
     _to_array = dataloader.test.dataset.transform.transforms[-1]

@@ -1,15 +1,15 @@
-"""MAE pre-training that predicts the features of a trained encoder, as MaskDistill
+"""MAE pre-training that predicts the features of a trained encoder, like MaskDistill
 (arXiv:2210.10615).
 
     bash tools/train.sh projects/MAE/train_net.py projects/MAE/configs/mae_distill.py 8 \
         data.train='[/data/imagenet/train]' train.global_batch_size=4096 \
         model.target.weights=mae_pretrain_vit_base.pth
 
-Any weights that train.load_weight takes are a teacher, if their patch size and channels are the
-model's. They are read at each start of the run; others than before are refused when it is resumed.
-In a pipeline the teacher comes on top of the last stage, and the stages that are chosen by
-themselves do not count it: train.dist.custom_pipeline_stage_id can. Encoder, decoder, masks and
-schedule are those of mae_pretraining.py: nothing is published for them together.
+The teacher's weights can be any that train.load_weight takes, with the model's patch size and
+channels. They are read at each start of the run; a resumed run refuses other weights.
+In a pipeline the last stage holds the teacher too. The automatic choice of stages does not count
+it; train.dist.custom_pipeline_stage_id sets them by hand. Encoder, decoder, masks and schedule are
+those of mae_pretraining.py: no results are published for this combination.
 """
 
 from libai.config import LazyCall

@@ -5,7 +5,7 @@
         finetune.path=mae_pretrain_vit_base.pth train.num_accumulation_steps=4 \
         train.amp.enabled=True
 
-Published: 83.6 % top-1. In part only (section 4.3 of the paper): model.n_partial=0.5, 1, 2 ...
+Published: 83.6 % top-1. To train only a part (section 4.3 of the paper): model.n_partial=0.5, 1 ...
 """
 
 from libai.config import LazyCall
@@ -33,18 +33,18 @@ task = LazyCall(Classification)(
     per_class=False,
     confusion=False,
     predictions=False,
-    # A file of class names, one a line in the order of the head's outputs; unset: those that the
-    # weights or the training data have.
+    # A file of class names, one per line, in the order of the head's outputs. If unset, the names
+    # come from the weights or the training data.
     classes=None,
 )
 
-# Weights to start from; train.load_weight is for a whole classifier, head included.
+# Weights to start from; train.load_weight is for a whole classifier with its head.
 finetune = DictConfig(
     dict(
         enable=True,
         # A file or folder of any known style, or the output folder of a run.
         path=None,
-        # "oneflow" or "pytorch"; unset: whatever it is.
+        # "oneflow" or "pytorch", to check the style; unset: any style.
         weight_style=None,
     )
 )
@@ -72,11 +72,11 @@ model = LazyCall(build_vit)(
     pooling="mean",
     drop_path=0.1,
     head_std=2e-5,
-    # Of what no weights are given for: as timm, or as in "pretraining".
+    # How parameters without given weights are initialised: "timm", or "pretraining".
     init="timm",
     batch_norm=False,
     n_partial=None,
-    # Unset sizes are those of the weights that a run starts from, without weights of the arch.
+    # Unset sizes come from the weights that a run starts from; without weights, from arch.
     img_size=None,
     patch_size=None,
     embed_dim=None,
@@ -106,7 +106,7 @@ dataloader = DictConfig(
                     smoothing=0.1,
                     mixup_alpha=0.8,
                     cutmix_alpha=1.0,
-                    # Samples that share a decision: what a GPU held in the published runs.
+                    # Samples that share one random choice: one GPU's batch in the published runs.
                     group_size=32,
                 ),
             ),

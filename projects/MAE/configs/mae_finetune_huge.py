@@ -15,4 +15,4 @@ from .mae_finetune_large import (  # noqa: F401
 model.arch = "mae_vit_huge_patch14"
 model.drop_path = 0.3
 
-dataloader.train.dataset.mixer.group_size = 16  # a GPU held half as many
+dataloader.train.dataset.mixer.group_size = 16  # half the batch per GPU

@@ -1,4 +1,4 @@
-"""Fine-tuning ViT-L on ImageNet-1K as mae_finetune.py does ViT-B. Published: 85.9 % top-1."""
+"""Fine-tuning ViT-L on ImageNet-1K, like ViT-B in mae_finetune.py. Published: 85.9 % top-1."""
 
 from .mae_finetune import (  # noqa: F401
     data,

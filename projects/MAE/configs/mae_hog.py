@@ -4,8 +4,8 @@
     bash tools/train.sh projects/MAE/train_net.py projects/MAE/configs/mae_hog.py 8 \
         data.train='[/data/imagenet/train]' train.global_batch_size=4096
 
-Encoder, decoder, masks and schedule are those of mae_pretraining.py: nothing is published for
-them together. MaskFeat's own recipe has no decoder and removes 40 % of the patches in blocks.
+Encoder, decoder, masks and schedule are those of mae_pretraining.py: no results are published for
+this combination. MaskFeat's own recipe has no decoder and removes 40 % of the patches in blocks.
 """
 
 from libai.config import LazyCall
@@ -14,7 +14,7 @@ from projects.MAE.modeling.targets.hog import Hog
 
 from .mae_pretraining import data, dataloader, graph, model, optim, task, train  # noqa: F401
 
-# A patch is made of whole cells: for patches of 14 or 4 pixels set model.target.cell to 7 or 4.
+# A patch must hold whole cells: for patches of 14 or 4 pixels set model.target.cell to 7 or 4.
 model.target = LazyCall(Hog)(bins=9, cell=8)
 
 train.output_dir = "output/hog"

@@ -5,7 +5,7 @@
         finetune.path=mae_pretrain_vit_base.pth train.num_accumulation_steps=8
 
 Published: B 68.0, L 75.8, H 76.6 % top-1; other sizes: model.arch=mae_vit_large_patch16 and so on.
-Batch statistics are those of a whole micro-batch over all processes.
+Batch statistics are computed over the whole micro-batch on all processes.
 """
 
 from libai.config import LazyCall
@@ -25,7 +25,7 @@ model.head_std = 0.01
 optim = LazyCall(LARS)(
     params=LazyCall(decay_matrices_only)(weight_decay=0.0), lr=None, momentum=0.9
 )
-graph.enabled = False  # LARS and batch statistics have no graph form
+graph.enabled = False  # LARS and batch statistics do not work in a graph
 
 _dataset = dataloader.train.dataset
 _dataset.transform.transforms = [

@@ -33,7 +33,7 @@ train.train_micro_batch_size = 64
 train.train_epoch = 800
 train.warmup_epoch = 40
 train.base_lr = 1.5e-4
-# Frozen features, measured while training: set a period, or an epoch, to switch one on.
+# Evaluation of frozen features during training: set period or epoch to switch one on.
 train.evaluation.evals = dict(
     knn=LazyCall(KNN)(neighbours=20, train=None, test=None, period=None, epoch=None),
     probe=LazyCall(LinearProbe)(iterations=200, train=None, test=None, period=None, epoch=None),
@@ -49,9 +49,9 @@ model = LazyCall(build_mae)(
     in_chans=3,
     mask_ratio=0.75,
     norm_pix_loss=False,
-    # What is predicted in place of pixels (projects.MAE.modeling.targets), as in mae_hog.py.
+    # What is predicted instead of pixels (projects.MAE.modeling.targets), as in mae_hog.py.
     target=None,
-    # Unset sizes are those of the weights that a run starts from, without weights of the arch.
+    # Unset sizes come from the weights that a run starts from; without weights, from arch.
     img_size=None,
     patch_size=None,
     embed_dim=None,
@@ -63,7 +63,7 @@ model = LazyCall(build_mae)(
 )
 
 # Roots: folders root/class/image, folders with a list of labels, LMDBs, tar shards, CIFAR and
-# STL-10 (libai_ext.data.sources says how each is written); several are read as one data set.
+# STL-10 (for their syntax see libai_ext.data.sources); several roots are read as one data set.
 data = DictConfig(
     dict(
         train=["/path/to/imagenet/train"],
@@ -71,11 +71,11 @@ data = DictConfig(
         mode="RGB",
         mean=[0.485, 0.456, 0.406],
         std=[0.229, 0.224, 0.225],
-        # Bad images are skipped; a process that meets a larger share of them stops the run.
+        # Bad images are skipped; the run stops if a process finds a larger share of them.
         max_bad_share=0.01,
-        # Fetch CIFAR and STL-10 where they are missing.
+        # Download CIFAR and STL-10 if they are missing.
         download=False,
-        # Decode as torchvision does: EXIF rotation left as it is, 16-bit grey clipped at 255.
+        # Decode like torchvision: EXIF rotation ignored, 16-bit grey clipped at 255.
         as_torchvision=False,
     )
 )
@@ -90,9 +90,9 @@ def source(roots):
         max_bad_share="${data.max_bad_share}",
         download="${data.download}",
         as_torchvision="${data.as_torchvision}",
-        # Larger images are bad ones; unset: those that Pillow refuses.
+        # Larger images count as bad; unset: Pillow's own limit.
         max_pixels=None,
-        # [height, width]: JPEGs of twice that or more are decoded at a reduced size.
+        # [height, width]: JPEGs of at least twice that size are decoded at a reduced size.
         draft_size=None,
     )
 
@@ -102,11 +102,11 @@ def _split(roots, transforms):
         dataset=LazyCall(KeyedDataset)(
             source=source(roots),
             transform=LazyCall(Compose)(transforms=transforms + [to_array]),
-            # num_patches follows from the model. For other masks than random ones:
+            # num_patches follows from the model. For masks in blocks instead of random ones:
             # projects.MAE.modeling.masking.BlockwiseMasking.
             fields=[LazyCall(MaskingNoise)(num_patches=None)],
         ),
-        # Worker processes per rank; unset: the machine's cores shared by its ranks.
+        # Worker processes per rank; unset: the machine's cores divided by its ranks.
         num_workers=None,
     )
 

@@ -1,9 +1,9 @@
-"""MAE pre-training on STL-10, the unlabelled images included: 96 x 96, patch 8, ViT-small.
+"""MAE pre-training on STL-10 with its unlabelled images: 96 x 96, patch 8, ViT-small.
 
     bash tools/train.sh projects/MAE/train_net.py projects/MAE/configs/mae_stl10.py 1 \
         data.download=true
 
-The schedule of mae_cifar10.py: with 105,000 images 20,508 iterations of 4096.
+The schedule is that of mae_cifar10.py: 105,000 images give 20,508 iterations of 4096.
 """
 
 from .mae_cifar10 import data, dataloader, graph, model, optim, task, train  # noqa: F401

@@ -3,8 +3,8 @@
     bash tools/train.sh projects/MAE/train_net.py projects/MAE/configs/mae_text_lines.py 4 \
         data.train='[/data/book32_lmdb,/data/cc_lmdb,/data/openvino_lmdb]'
 
-Roots are LMDBs (num-samples, image-%09d) or folders of images, read as one: here the three parts of
-Union14M-U, ten million unlabelled lines. The base model: model.arch=mae_vit_base_patch4.
+Roots are LMDBs (num-samples, image-%09d) or folders of images, read as one data set: here the three
+parts of Union14M-U, ten million unlabelled lines. Base model: model.arch=mae_vit_base_patch4.
 """
 
 from libai.config import LazyCall
@@ -21,7 +21,7 @@ data.test = ["/path/to/union14m-u-held-out"]
 data.mean = [0.5, 0.5, 0.5]
 data.std = [0.5, 0.5, 0.5]
 
-# A cropped line lacks letters, a mirrored one is none: the whole line, squeezed to the size.
+# A cropped line lacks letters, and a mirrored one is no text: the whole line is resized.
 _resize = LazyCall(Resize)(size="${model.img_size}")
 for _split in (dataloader.train, dataloader.test):
     _to_array = _split.dataset.transform.transforms[-1]

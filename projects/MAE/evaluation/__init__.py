@@ -1,1 +1,1 @@
-"""What frozen features are worth."""
+"""How good frozen features are."""

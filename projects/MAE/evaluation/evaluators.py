@@ -1,4 +1,4 @@
-"""What can be measured while a model is trained: nodes of ``train.evaluation.evals``."""
+"""Measurements while a model is trained: nodes of ``train.evaluation.evals``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class OtherData(Evaluator):
     """The task's own results on other data: the loss on other images, or a classifier's accuracy.
 
     Args:
-        roots: as of ``data.test``.
+        roots: written as in ``data.test``.
     """
 
     def __init__(self, roots: Sequence[str], period: int | None = None, epoch: float | None = None):
@@ -41,11 +41,11 @@ class OtherData(Evaluator):
 
 
 class _FrozenFeatures(Evaluator):
-    """Top-1 accuracy, in percent, of a simple classifier of frozen features: the mean patch token,
-    or what a classifier's head sees. The classifier is fitted on rank 0.
+    """Top-1 accuracy, in percent, of a simple classifier on frozen features: the mean patch token,
+    or the input of a classifier's head. The classifier is fitted on rank 0.
 
     Args:
-        train, test: labelled roots; unset: those of ``data.train`` and ``data.test``.
+        train, test: labelled roots; if unset, those of ``data.train`` and ``data.test``.
     """
 
     metrics = {"top1": "max"}
@@ -91,7 +91,7 @@ class _FrozenFeatures(Evaluator):
 
 
 class KNN(_FrozenFeatures):
-    """Nearest neighbours by cosine similarity, weighted by it, as ``tools/knn.py`` has them."""
+    """Nearest neighbours by cosine similarity, weighted by it, as in ``tools/knn.py``."""
 
     def __init__(self, neighbours: int = 20, **keywords):
         super().__init__(**keywords)
@@ -102,7 +102,7 @@ class KNN(_FrozenFeatures):
 
 
 class LinearProbe(_FrozenFeatures):
-    """Logistic regression of standardised features (scikit-learn's, L-BFGS)."""
+    """Logistic regression on standardised features (scikit-learn's, L-BFGS)."""
 
     def __init__(self, iterations: int = 200, **keywords):
         super().__init__(**keywords)

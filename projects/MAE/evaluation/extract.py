@@ -1,7 +1,7 @@
-"""Features of all images of a source, in parts that lie on disk as soon as they are computed.
+"""Features of all images of a source. Each part is saved as soon as it is computed.
 
-The batches of a part are the same whoever computes it, and so are its bits: on any number of
-processes, and after any interruption.
+A part always has the same batches, and so the same bits: on any number of processes, and after any
+interruption.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from libai_ext.errors import ConfigError, DataError
 from libai_ext.files.atomic import atomic_file
 from projects.MAE.encoder import Encoder
 
-# Images of a part, and of a batch.
+# Images in a part, and in a batch.
 PART, BATCH = 256, 32
 _UNUSABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 class Extraction:
-    """A part holds ``features`` [n, ...] of the images number ``kept`` [n], ``bad``, what is wrong
-    with the others, a sentence each, and ``key``, which tells what all of this depends on.
+    """A part holds ``features`` [n, ...] of the images with the numbers ``kept`` [n]; ``bad``, a
+    sentence for each other image on what is wrong; and ``key``, a checksum of what they depend on.
 
     Args:
-        source: of the images.
-        output: the ``.npz`` to write; its parts lie in ``output.parts`` until all are there.
+        source: the images.
+        output: the ``.npz`` to write; its parts are in ``output.parts`` until all are there.
         options: arguments of :meth:`Encoder.features`: layer, pool, norm.
 
     Raises:
-        ConfigError: parts of other weights, images or options lie there.
+        ConfigError: that folder has parts of other weights, images or options.
     """
 
     def __init__(self, encoder: Encoder, source: Concat, output: str, options: dict[str, Any]):
@@ -55,22 +55,22 @@ class Extraction:
             raise ConfigError(f"cannot make {self.folder}: {error.strerror}") from error
 
     def run(self, share: int = 0, shares: int = 1) -> Iterator[int]:
-        """Compute the parts of this share that are not there yet; gives how many images are done
-        by all, after each part."""
+        """Compute the missing parts of this share; after each part, yields how many images all
+        processes have done."""
         for number in range(share, self.count, shares):
             if not self._path(number).exists():
                 self._compute(number)
             yield self.done()
 
     def done(self) -> int:
-        """How many images are in the parts that are there."""
+        """How many images the existing parts hold."""
         there = [number for number in range(self.count) if self._path(number).exists()]
         last = self.count - 1
         return len(there) * PART - (last in there) * (self.count * PART - len(self.source))
 
     def merge(self) -> tuple[list[int], list[str]]:
-        """Write the output and remove the parts; returns the shape of the features, and what is
-        wrong with each bad image.
+        """Write the output and remove the parts; returns the shape of the features, and a sentence
+        on what is wrong with each bad image.
 
         Raises:
             DataError: all images are bad.
@@ -91,7 +91,7 @@ class Extraction:
         )
         shape = (len(kept), *self._row_shape())
         with atomic_file(self.output) as temporary, zipfile.ZipFile(temporary, "w") as archive:
-            # In turn: all of them may be more than the memory holds.
+            # One part at a time: all together may not fit into memory.
             with archive.open("features.npy", "w", force_zip64=True) as member:
                 header = dict(descr="<f4", fortran_order=False, shape=shape)
                 np.lib.format.write_array_header_1_0(member, header)
@@ -149,13 +149,13 @@ class Extraction:
 
 
 def _key(encoder: Encoder, source: Concat, options: dict[str, Any]) -> str:
-    """Tells features apart by all that they depend on."""
+    """A text that differs if anything that the features depend on differs."""
     digest = hashlib.sha256()
     facts: list[Any] = [fingerprint(source), len(source), options, encoder.shape, PART, BATCH]
     facts += [dict(encoder.source.record.data), *encoder.preprocess[:3]]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(encoder.model.state_dict().items()):
-        if not name.startswith("head"):  # features do not depend on it, and it may be untrained
+        if not name.startswith("head"):  # features do not depend on the head; it may be untrained
             digest.update(name.encode())
             digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Evaluate a run's encoder: k-NN and linear probes of frozen features, and reconstructions."""
+"""Evaluate a run's encoder: k-NN and linear probes on frozen features, and reconstructions."""
 
 from __future__ import annotations
 
@@ -44,8 +44,9 @@ class Run(NamedTuple):
 
 
 def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run:
-    """Build the model of a config. Its weights are those of ``train.load_weight``, else of the run
-    in its output directory, else of ``finetune.path``; without ``weights``, the initial ones."""
+    """Build the model of a config. Its weights come from ``train.load_weight``, else from the run
+    in its output directory, else from ``finetune.path``; without ``weights`` it keeps its initial
+    ones."""
     cfg = resolve(config_file, opts, evaluate=weights)
     path = cfg.train.load_weight or cfg.train.output_dir
     starts = weights and not Path(path).exists() and cfg.get("finetune") is not None
@@ -57,13 +58,13 @@ def load_run(config_file: str, opts: Sequence[str], weights: bool = True) -> Run
     if starts:
         instantiate(cfg.task).start_from(model, cfg)
     elif weights:
-        # Features need an encoder only.
+        # Features need only an encoder.
         load_weights(model, path, replaced=(*DECODER, "head"), grid=cfg.train.load_grid)
     return Run(cfg, model.eval())
 
 
 def dataset_of(cfg: DictConfig, split: str):
-    """A split with labels and the transform of evaluation."""
+    """A split with labels and the evaluation transform."""
     node = fresh(cfg.dataloader.test.dataset)
     node.source.roots = cfg.data[split]
     node.labels = True
@@ -71,8 +72,8 @@ def dataset_of(cfg: DictConfig, split: str):
 
 
 def labelled(cfg: DictConfig):
-    """Training and test split with the same class numbers, and the indices of the labelled training
-    samples.
+    """Training and test splits with the same class numbers, and the indices of the labelled
+    training samples.
 
     Raises:
         DataError: no training sample is labelled, or a test sample has no class or one that the
@@ -107,7 +108,7 @@ def features(run: Run, dataset, indices: Sequence[int]) -> tuple[np.ndarray, np.
 
 
 def pooled(model, images: flow.Tensor) -> flow.Tensor:
-    """[N, D]: the mean patch token of an autoencoder, what the head of a classifier sees."""
+    """[N, D]: the mean patch token of an autoencoder, or the input of a classifier's head."""
     found = model.features(images)
     return found[:, 1:].mean(dim=1) if found.ndim == 3 else found
 
@@ -119,7 +120,7 @@ def _both(run: Run):
 
 
 def accuracies(run: Run) -> dict[str, float]:
-    """Top-1 test accuracy in per cent of classifiers on frozen features."""
+    """Top-1 test accuracy, in percent, of classifiers on frozen features."""
     train, test = _both(run)
     neighbours = make_pipeline(StandardScaler(), KNeighborsClassifier(5))
     return {
@@ -129,34 +130,32 @@ def accuracies(run: Run) -> dict[str, float]:
 
 
 def linear_accuracy(train, test, iterations: int) -> float:
-    """Top-1, in percent, of a logistic regression of standardised features.
+    """Top-1, in percent, of a logistic regression on standardised features.
 
     Args:
         train, test: features [N, D] and class numbers [N].
     """
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=iterations))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is asked for
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the caller sets the iterations
         return 100 * regression.fit(*train).score(*test)
 
 
 def nearest_neighbours(run: Run, counts: Sequence[int] | None = None) -> dict[int, float]:
-    """k-NN accuracy of frozen features in per cent, by k (cosine similarity, weighted votes).
+    """k-NN accuracy of frozen features, in percent, by k (cosine similarity, weighted votes).
 
     Args:
-        counts: the values of k. Unset: those of 1, 5, 10 and 20 up to the number of training
-            samples.
+        counts: the values of k. If unset: 1, 5, 10 and 20, up to the number of training samples.
 
     Raises:
-        DataError: k is below 1 or above the number of training samples; see also
-            :func:`labelled`.
+        DataError: k is below 1 or above the number of training samples; or see :func:`labelled`.
     """
     train, test = _both(run)
     return neighbours_accuracy(train, test, counts)
 
 
 def neighbours_accuracy(train, test, counts: Sequence[int] | None = None) -> dict[int, float]:
-    """As :func:`nearest_neighbours`, of features [N, D] and class numbers [N] of both splits."""
+    """Like :func:`nearest_neighbours`, on features [N, D] and class numbers [N] of both splits."""
     (train, labels), (test, expected) = train, test
     if counts is None:
         counts = [count for count in NEIGHBOURS if count <= len(train)]
@@ -176,7 +175,7 @@ def _similarity(distances: np.ndarray) -> np.ndarray:
 
 
 def reconstruction_picture(run: Run, samples: int, scale: int) -> Image.Image:
-    """Test samples spread evenly over the split, two a row: original, masked, reconstruction,
+    """Test samples spread evenly over the split, two per row: original, masked, reconstruction,
     reconstruction with the visible patches. ``samples`` is even."""
     cfg, model = run
     dataset = dataset_of(cfg, "test")

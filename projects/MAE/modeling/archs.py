@@ -1,4 +1,4 @@
-"""The factories that configs call, by the name of a size or by sizes of their own."""
+"""The functions that configs call to build a model, by the name of an arch or by single sizes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build_mae(
     mlp_ratio: float = 4.0,
     target: Target | None = None,
 ) -> MaskedAutoencoder:
-    """A model of :data:`ARCHS`; every size that is given replaces the table's."""
+    """A model of :data:`ARCHS`; given sizes replace those of the table."""
     sizes = dict(
         img_size=img_size,
         patch_size=patch_size,
@@ -61,8 +61,8 @@ def build_vit(
     num_heads: int | None = None,
     **options,
 ) -> ViTClassifier:
-    """A classifier with the encoder of a model of :data:`ARCHS`; every size that is given
-    replaces the table's. ``options``: see :class:`ViTClassifier`."""
+    """A classifier with the encoder of a model of :data:`ARCHS`; given sizes replace those of the
+    table. ``options``: see :class:`ViTClassifier`."""
     sizes = _sizes(
         arch,
         dict(
@@ -82,8 +82,8 @@ def _sizes(arch: str, given: dict) -> dict:
 
 
 def resolve_arch(model: DictConfig) -> None:
-    """Write the sizes of ``model.arch`` into the keys of a config node that are unset, so that
-    other nodes can refer to ``${model.img_size}``.
+    """Write the sizes of ``model.arch`` into the unset keys of a config node, so that other nodes
+    can refer to ``${model.img_size}``.
 
     Raises:
         ConfigError: unknown arch.

@@ -8,7 +8,7 @@ EPS = 1e-6
 
 
 def normalize_patches(target: flow.Tensor) -> flow.Tensor:
-    """Each patch of [B, L, P] by its own mean and unbiased variance."""
+    """Normalise each patch of [B, L, P] by its own mean and unbiased variance."""
     pixels = target.shape[-1]
     centred = target - target.mean(dim=-1, keepdim=True)
     variance = (centred * centred).sum(dim=-1, keepdim=True) / (pixels - 1)
@@ -16,9 +16,9 @@ def normalize_patches(target: flow.Tensor) -> flow.Tensor:
 
 
 def squared_error(prediction: flow.Tensor, target: flow.Tensor) -> flow.Tensor:
-    """Mean squared error of each patch, float32 [B, L] of [B, L, P].
+    """Mean squared error of each patch, float32 [B, L], from [B, L, P].
 
-    Computed in float32 whatever the dtype of ``prediction``: a square overflows float16 at 256.
+    Computed in float32 for every dtype of ``prediction``: in float16, squares overflow from 256 on.
     """
     error = prediction.to(flow.float32) - target.to(flow.float32)
     return (error * error).mean(dim=-1)
@@ -28,7 +28,7 @@ def masked_mean(per_patch: flow.Tensor, mask: flow.Tensor) -> flow.Tensor:
     """Loss of each sample [B]: mean of ``per_patch`` [B, L] over its removed patches (mask [B, L]
     = 1).
 
-    Every sample loses the same number of patches, so that the mean over samples is the
-    official code's mean over all removed patches of a batch.
+    Every sample loses the same number of patches, so the mean over samples equals the official
+    code's mean over all removed patches of a batch.
     """
     return (per_patch * mask).sum(dim=1) / mask.sum(dim=1)

@@ -29,21 +29,21 @@ LAYER_NORM_EPS = 1e-6
 
 @MODEL_ARCH_REGISTRY.register()
 class MaskedAutoencoder(nn.Module):
-    """Encoder on the visible patches, light decoder on all of them.
+    """An encoder for the visible patches and a light decoder for all patches.
 
     Args:
         img_size: (H, W) in pixels, each divisible by ``patch_size``.
         in_chans: C.
         embed_dim, depth, num_heads: of the encoder.
         decoder_embed_dim, decoder_depth, decoder_num_heads: of the decoder.
-        mlp_ratio: hidden width of an MLP over the width of its layer.
-        mask_ratio: share of the patches that is removed, in [0, 1).
+        mlp_ratio: hidden width of an MLP divided by the width of its layer.
+        mask_ratio: share of patches to remove, in [0, 1).
         norm_pix_loss: predict pixels normalised per patch.
-        target: what is predicted in place of pixels, see :mod:`projects.MAE.modeling.targets`.
+        target: what is predicted instead of pixels, see :mod:`projects.MAE.modeling.targets`.
 
     Raises:
-        ConfigError: a mask ratio that leaves nothing, both ``norm_pix_loss`` and a ``target``, or
-            a target that does not go with the images.
+        ConfigError: the mask ratio leaves no patch, ``norm_pix_loss`` and ``target`` are both set,
+            or the target does not fit the images.
     """
 
     @configurable
@@ -78,7 +78,7 @@ class MaskedAutoencoder(nn.Module):
             raise ConfigError(
                 "model.norm_pix_loss=True is for pixels: with a model.target leave it False"
             )
-        if type(target) is Pixels:  # checkpoints say norm_pix_loss, and no target for pixels
+        if type(target) is Pixels:  # checkpoints store norm_pix_loss instead
             raise ConfigError("pixels are the target of a model without model.target")
         self.target = Pixels(norm_pix_loss) if target is None else target
         self.target.prepare(self.patch_embed.img_size, patch_size, in_chans)
@@ -103,7 +103,7 @@ class MaskedAutoencoder(nn.Module):
             layer_idx=-1,
         )
 
-        # Buffers, not parameters: the tables are neither trained nor decayed.
+        # Buffers, not parameters: the tables get no training and no weight decay.
         for name, width, layer_idx in (
             ("pos_embed", embed_dim, 0),
             ("decoder_pos_embed", decoder_embed_dim, depth),
@@ -123,10 +123,10 @@ class MaskedAutoencoder(nn.Module):
 
         Args:
             images: [B, C, H, W].
-            noise: [B, L] that decides the masks; drawn here when not given.
+            noise: [B, L], from which the masks follow; if not given, it is drawn here.
 
         Returns:
-            When training ``losses``, a float32 scalar; when evaluating ``sample_losses`` [B],
+            In training ``losses``, a float32 scalar; in evaluation ``sample_losses`` [B],
             ``prediction`` [B, L, P] and ``mask`` [B, L] (1 = removed).
         """
         if noise is None:
@@ -159,7 +159,7 @@ class MaskedAutoencoder(nn.Module):
         return self.norm(self.blocks(self.embed(images)))
 
     def embed(self, images: flow.Tensor) -> flow.Tensor:
-        """Tokens [B, 1 + L, D] of whole images as the first layer gets them."""
+        """Input tokens [B, 1 + L, D] of the first layer, for whole images."""
         tokens = self.patch_embed(images) + self.pos_embed[:, 1:]
         return self._prepend_class_token(tokens)
 
@@ -192,8 +192,8 @@ def _check_untrained(target: Target) -> None:
 
 
 def pretraining_rule(patch_embed: PatchEmbedding) -> Callable[..., init.Initializer]:
-    """The official code's initial weights. Its patch projection is a convolution, whose bias it
-    leaves as PyTorch initialises it."""
+    """The official code's initialisation. Its patch projection is a convolution, whose bias has
+    PyTorch's default initialisation."""
 
     def rule(name: str, parameter: flow.Tensor) -> init.Initializer:
         if name == "patch_embed.proj.bias":
@@ -204,17 +204,16 @@ def pretraining_rule(patch_embed: PatchEmbedding) -> Callable[..., init.Initiali
 
 
 def token(dim: int, layer_idx: int, count: int = 1) -> nn.Parameter:
-    """Uninitialised tokens [1, count, dim] that every sample shares."""
+    """Uninitialised tokens [1, count, dim], shared by all samples."""
     return nn.Parameter(
         flow.empty(1, count, dim, placement=layer_placement(layer_idx), sbp=broadcast_sbp())
     )
 
 
 def spread(token: flow.Tensor, like: flow.Tensor, count: int) -> flow.Tensor:
-    """token [1, 1, D] to [B, count, D], B and layout taken from ``like`` [B, N, D].
+    """Expand token [1, 1, D] to [B, count, D], with B and layout of ``like`` [B, N, D].
 
-    Each rank makes the tokens of its own samples, so that nothing but the token's gradient
-    travels.
+    Each rank makes the tokens of its own samples, so only the token's gradient is communicated.
     """
     return flow._C.broadcast_like(token, like[:, :1], broadcast_axes=[0]).expand(-1, count, -1)
 
@@ -222,7 +221,7 @@ def spread(token: flow.Tensor, like: flow.Tensor, count: int) -> flow.Tensor:
 def transformer_layers(
     dim: int, num_heads: int, mlp_ratio: float, layer_indices: Sequence[int]
 ) -> nn.Sequential:
-    """A layer for each of ``layer_indices``, which decide the pipeline stages."""
+    """One layer for each of ``layer_indices``, which determine the pipeline stages."""
     return nn.Sequential(
         *[
             TransformerLayer(

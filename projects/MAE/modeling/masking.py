@@ -12,10 +12,11 @@ from libai_ext.errors import ConfigError, DataError
 
 
 class MaskingNoise:
-    """Data field: uniform noise [L] float32 of one sample; the K lowest patches stay visible.
+    """Data field: uniform noise [L] float32 of one sample; the K patches with the lowest noise stay
+    visible.
 
-    Drawn in the data workers from the sample's own generator, so that a mask depends on
-    (seed, epoch, sample index) and on nothing else.
+    The data workers draw it from the sample's own generator, so a mask depends only on (seed,
+    epoch, sample index).
     """
 
     name = "noise"
@@ -28,9 +29,9 @@ class MaskingNoise:
 
 
 class Masking:
-    """Data field: like :class:`MaskingNoise`, for masks that are more than a random choice.
+    """Data field: like :class:`MaskingNoise`, for masks with a structure.
 
-    One of the user's own overrides :meth:`removed` and stands in ``dataloader.*.dataset.fields``.
+    A user's own class overrides :meth:`removed` and is set in ``dataloader.*.dataset.fields``.
 
     Args:
         grid: (rows, columns) of patches; follows from the model.
@@ -47,17 +48,17 @@ class Masking:
         """bool [rows, columns]: True for the L - K patches that are removed.
 
         Args:
-            rng: the sample's own, of (seed, epoch, sample index): whatever is drawn from it is
-                the same on any number of processes.
+            rng: the sample's own generator, from (seed, epoch, sample index): its numbers are the
+                same for any number of processes.
             key: epoch and index of the sample.
         """
         raise NotImplementedError
 
     def __call__(self, rng: np.random.Generator, key: SampleKey) -> np.ndarray:
-        """Noise [L] float32, below 1 where a patch is kept, else above.
+        """Noise [L] float32: below 1 for kept patches, at least 1 for removed ones.
 
         Raises:
-            DataError: a mask of another shape or another number of patches.
+            DataError: the mask has a wrong shape, or removes a wrong number of patches.
         """
         removed = np.asarray(self.removed(rng, key))
         rows, columns = self.grid
@@ -72,15 +73,15 @@ class Masking:
 
 
 class BlockwiseMasking(Masking):
-    """Rectangles of patches, as BEiT has them (Bao et al., 2021, arXiv:2106.08254, algorithm 1).
+    """Removes rectangles of patches, like BEiT (Bao et al., 2021, arXiv:2106.08254, algorithm 1).
 
-    Each block has from ``min_patches`` to as many as are still to be removed, drawn uniformly, and
-    an aspect ratio from ``min_aspect`` to its inverse, uniform in the logarithm as in BEiT's code.
-    BEiT ends near its ratio; here the last block gives back, from its lower right, what is too
-    much, since all samples keep the same number of patches.
+    The size of a block is uniform from ``min_patches`` to the number of patches still to remove.
+    Its aspect ratio is from ``min_aspect`` to the inverse, uniform in the logarithm as in BEiT's
+    code. BEiT only comes near its ratio. Here all samples keep the same number of patches: if the
+    last block is too large, patches at its lower right stay visible.
 
     Raises:
-        ConfigError: fewer patches are removed than the smallest block has.
+        ConfigError: fewer patches are to be removed than the smallest block has.
     """
 
     def __init__(
@@ -124,20 +125,20 @@ class BlockwiseMasking(Masking):
 
 
 def num_kept(num_patches: int, mask_ratio: float) -> int:
-    """K = int(L * (1 - ratio)), rounded down as the official code does."""
+    """K = int(L * (1 - ratio)), rounded down as in the official code."""
     return int(num_patches * (1 - mask_ratio))
 
 
 def random_masking(noise: flow.Tensor, keep: int) -> tuple[flow.Tensor, flow.Tensor, flow.Tensor]:
-    """Shuffle by noise.
+    """Choose the kept patches: those with the lowest noise.
 
     Args:
         noise: [B, L].
         keep: K.
 
     Returns:
-        ids_keep [B, K]: kept patches in shuffled order; ids_restore [B, L]: where each patch
-        stands in that order; mask [B, L] float32: 1 = removed.
+        ids_keep [B, K]: kept patches in shuffled order; ids_restore [B, L]: position of each patch
+        in the shuffled order; mask [B, L] float32: 1 = removed.
     """
     ids_shuffle = flow.argsort(noise, dim=1)
     ids_restore = flow.argsort(ids_shuffle, dim=1)
@@ -146,6 +147,6 @@ def random_masking(noise: flow.Tensor, keep: int) -> tuple[flow.Tensor, flow.Ten
 
 
 def gather_tokens(tokens: flow.Tensor, ids: flow.Tensor) -> flow.Tensor:
-    """tokens [B, N, D] picked along dimension 1 by ids [B, M] to [B, M, D]."""
-    # flow.gather wants an index for each element, and picks and sums them one by one.
+    """Pick from tokens [B, N, D] along dimension 1 by ids [B, M]: [B, M, D]."""
+    # flow.gather needs an index for each element, and gathers and sums them one by one.
     return flow.batch_gather(tokens, ids)

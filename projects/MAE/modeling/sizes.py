@@ -1,4 +1,4 @@
-"""The published sizes. Free of the engine, so that checkpoints can be read without it."""
+"""The published sizes. Imports no engine, so that checkpoints can be read without it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ARCHS = {
         (32, 32), 4, 64, 4, 4, decoder_embed_dim=64, decoder_depth=1, decoder_num_heads=4
     ),
 }
-# Those of which others have published weights.
+# Archs with weights published by others.
 PUBLISHED = (
     "mae_vit_base_patch16",
     "mae_vit_large_patch16",

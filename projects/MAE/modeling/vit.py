@@ -25,7 +25,7 @@ POOLINGS = ("mean", "cls")
 
 @MODEL_ARCH_REGISTRY.register()
 class ViTClassifier(nn.Module):
-    """Encoder of :class:`MaskedAutoencoder` with trainable position embeddings and a head.
+    """The encoder of :class:`MaskedAutoencoder` with trainable position embeddings and a head.
 
     Args:
         num_classes: N.
@@ -33,19 +33,19 @@ class ViTClassifier(nn.Module):
             class token after ``norm``.
         drop_path: stochastic depth rate of the last layer; it grows linearly from 0.
         head_std: standard deviation of the head's initial weights.
-        init: ``"timm"``, as the official code trains from scratch: matrices, class token and
-            position table from N(0, 0.02), the patch projection as PyTorch initialises a
-            convolution; or ``"pretraining"``: as :class:`MaskedAutoencoder`.
-        batch_norm: before the head, as in the linear probe.
-        n_partial: what is trained beside the head and a fresh ``fc_norm``: 0 nothing, 0.5 the MLP
+        init: ``"timm"``, like the official code's training from scratch: matrices, class token and
+            position table from N(0, 0.02), the patch projection with PyTorch's default for a
+            convolution; or ``"pretraining"``: like :class:`MaskedAutoencoder`.
+        batch_norm: put a batch norm before the head, as in the linear probe.
+        n_partial: what is trained besides the head and a fresh ``fc_norm``: 0 nothing, 0.5 the MLP
             of the last block, k the last k blocks (and ``norm``), None or ``depth`` everything.
             The rest gets no gradient, and no drop path. (He et al., section 4.3; MAE-code's name.)
 
     Raises:
-        ConfigError: an unknown pooling, or an ``n_partial`` that is none of these.
+        ConfigError: ``pooling`` or ``n_partial`` has none of these values.
     """
 
-    # Not decayed beside parameters of one dimension; see libai_ext.optim.param_groups.layer_decay.
+    # No weight decay, like 1-D parameters; see libai_ext.optim.param_groups.layer_decay.
     undecayed = ("cls_token", "pos_embed")
 
     @configurable
@@ -117,11 +117,11 @@ class ViTClassifier(nn.Module):
         Args:
             images: [B, C, H, W].
             labels: class numbers [B], or soft targets [B, N]; needed for training.
-            path_noise: [B, depth, 2] that decides stochastic depth; without it nothing is
+            path_noise: [B, depth, 2], from which stochastic depth follows; without it nothing is
                 dropped.
 
         Returns:
-            When training ``losses``, a scalar; when evaluating ``prediction_scores`` [B, N].
+            In training ``losses``, a scalar; in evaluation ``prediction_scores`` [B, N].
         """
         if not self.training:
             path_noise = None
@@ -132,12 +132,13 @@ class ViTClassifier(nn.Module):
         return {"losses": cross_entropy(logits, labels.to_global(placement=logits.placement))}
 
     def features(self, images: flow.Tensor, path_noise: flow.Tensor | None = None) -> flow.Tensor:
-        """What the head sees, [B, D]."""
+        """The head's input, [B, D]."""
         pooled = self._pool(self._encode(images, path_noise))
         return self.head_norm(pooled) if hasattr(self, "head_norm") else pooled
 
     def layer_number(self, name: str) -> int:
-        """Depth of a parameter: 0 embeddings, k + 1 block k, ``num_layers`` what follows."""
+        """Layer number of a parameter: 0 for the embeddings, k + 1 for block k, ``num_layers`` for
+        the rest."""
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return 0 if name.startswith(("cls_token", "pos_embed", "patch_embed")) else self.num_layers
@@ -162,7 +163,7 @@ class ViTClassifier(nn.Module):
             block.drop_rates = (0.0, block.drop_rates[1] if half else 0.0)
 
     def embed(self, images: flow.Tensor) -> flow.Tensor:
-        """Tokens [B, 1 + L, D] of images as the first layer gets them, class token first."""
+        """Input tokens [B, 1 + L, D] of the first layer, class token first."""
         patches = self.patch_embed(images)
         return flow.cat([spread(self.cls_token, patches, 1), patches], dim=1) + self.pos_embed
 

@@ -1,1 +1,1 @@
-"""How a model is cut over devices, and what that costs in time and memory."""
+"""How a model is divided over devices, and what that costs in time and memory."""

@@ -1,6 +1,6 @@
-"""What each layer of the pipeline costs: operations, parameters, values kept for backward.
+"""Costs of each layer of the pipeline: operations, parameters, values kept for backward.
 
-A layer's entry includes what runs with it: the patch embedding goes with the first encoder layer,
+A layer's costs include what runs with it: the patch embedding counts with the first encoder layer,
 the decoder's embedding with the first decoder layer, the last norm and the prediction or the
 class head with the last layer. D width, M hidden width of the MLP, N tokens.
 """
@@ -16,21 +16,21 @@ from projects.MAE.modeling.masking import num_kept
 
 
 class Layer(NamedTuple):
-    """One transformer layer with its share of what stands before and after it."""
+    """One transformer layer, with what runs before or after it."""
 
     width: int
     heads: int
     hidden: int
     tokens: int
-    # Matrices and the biases of their columns, which tensor parallelism divides.
+    # Matrices and their columns' biases, divided by tensor parallelism.
     split_parameters: int
-    # The other biases, norms, embeddings and heads: whole on every tensor-parallel rank.
+    # Other biases, norms, embeddings and heads: complete on every tensor-parallel rank.
     whole_parameters: int
-    # Multiplications and additions of one sample, forward; backward takes twice as many.
+    # Multiplications and additions of one sample's forward pass; backward takes twice as many.
     operations: float
-    # Values of one sample that are kept for the backward pass beside the layer's own.
+    # Values of one sample that are kept for the backward pass, besides the layer's own.
     beside: int = 0
-    # Values of one sample that the loss takes, in the last layer of pre-training.
+    # Values of one sample in the loss, in the last layer of pre-training.
     loss: int = 0
     # Pixels of one sample that the layer's stage needs.
     image: int = 0
@@ -41,8 +41,8 @@ class Layer(NamedTuple):
 
 
 def layers_of(model: DictConfig) -> list[Layer]:
-    """The pipeline of a resolved model config: a masked autoencoder where it has a decoder, else
-    the classifier."""
+    """The pipeline of a resolved model config: a masked autoencoder if it has a decoder, else a
+    classifier."""
     rows, columns = grid_of(model.img_size, model.patch_size)
     patches = rows * columns
     pixels = model.patch_size**2 * model.in_chans
@@ -55,7 +55,7 @@ def layers_of(model: DictConfig) -> list[Layer]:
     embedding = width * (pixels + 1) + width  # projection and class token
     if not pretraining:
         embedding += (1 + patches) * width  # the position embeddings are trained
-    # Patches as rows of a matrix, their tokens before and after the class token joins them.
+    # Patches as rows of a matrix, and their tokens without and with the class token.
     beside = patches * pixels + 2 * tokens * width
     image = patches * pixels
     layers[0] = _with(layers[0], embedding, 2 * patches * pixels * width, beside, image)

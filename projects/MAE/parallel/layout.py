@@ -1,4 +1,4 @@
-"""What the models ask of a layout."""
+"""Check a layout against the model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from projects.MAE.parallel.costs import layers_of
 
 
 def fit_layout(cfg: DictConfig) -> None:
-    """Check the layout of a config whose ``model`` is resolved, and cut its pipeline into stages.
+    """Check the layout of a config with a resolved ``model``, and cut its pipeline into stages.
 
     Raises:
         ConfigError: lists everything that does not fit, with the numbers.

@@ -1,29 +1,28 @@
 """Memory of a training step in a graph on a GPU, as OneFlow 0.9.0's compiler plans it.
 
-The numbers below are counted in its plans (projects/MAE/PARALLEL.md compares). N tokens, D width,
-h heads; a value has 4 bytes, with mixed precision 2.
+The numbers below are counted in its plans (projects/MAE/PARALLEL.md compares them). N tokens, D
+width, h heads; a value has 4 bytes, with mixed precision 2.
 
-- Parameters and AdamW's moments: 4 and 8 bytes a parameter. Mixed precision adds copies of 2
+- Parameters and AdamW's moments take 4 and 8 bytes per parameter. Mixed precision adds copies of 2
   bytes. Several micro-batches add the sums of their gradients, with mixed precision in 2 bytes.
 - ZeRO divides parameters and moments, and the gradients of one micro-batch, but not their sums. It
-  divides by the data-parallel size; what tensor parallelism leaves whole, by the tensor-parallel
-  size instead. Whole copies live within the step: all of them in stages 1 and 2, a layer's in 3.
-- A layer keeps 19 N D + h N^2 values for its backward pass: the inputs of both norms, their
-  outputs, queries, keys and values twice (transposed as one, then each), attention's weights and
-  output, and the MLP's hidden values before and after GELU. Tensor parallelism divides
-  15 N D + h N^2 of them. Activation checkpointing keeps N D, and computes one layer again.
+  divides by the data-parallel size. Parameters that tensor parallelism does not divide are divided
+  by the tensor-parallel size instead. Within the step there are whole copies: of all parameters in
+  stages 1 and 2, of one layer in stage 3.
+- A layer keeps 19 N D + h N^2 values for its backward pass: the inputs and outputs of both norms;
+  queries, keys and values twice (transposed together, then each); attention's weights and output;
+  the MLP's hidden values before and after GELU. Tensor parallelism divides 15 N D + h N^2 of them.
+  Activation checkpointing keeps N D, and computes one layer again.
 - With tensor parallelism, ZeRO or one data-parallel rank, NCCL and the optimizer take turns with
-  the other kernels, and memory of activations is used again for gradients. The peak of one
-  micro-batch is where the loss is computed, or within the backward pass where a stage has more
-  parameters than activations.
-- Else NCCL has a stream of its own (libai_ext.engine.graph), and less is used again. Gradients on
-  their way between devices come on top, in the width of activations, and so does what the
-  optimizer takes: 4 bytes, or 8 with several micro-batches in float32.
-- In a pipeline, stage s of p holds p - s micro-batches (libai_ext.engine.pipeline_buffers), and
-  forward and backward passes do not share memory; nor does the optimizer's step, which needs the
-  gradients in 4 bytes.
-- The images of a step are on the first stage, in 4 bytes; pre-training sends them on to the last.
-- Outside the graph are those images once more and the libraries' workspaces, measured as 60 MB.
+  the other kernels, and gradients reuse the memory of activations. With one micro-batch, the peak
+  is at the loss, or in the backward pass if a stage has more parameters than activations.
+- Otherwise NCCL has its own stream (libai_ext.engine.graph), and less memory is reused. Gradients
+  that are being sent need extra memory, in the width of activations. So does the optimizer: 4
+  bytes per parameter, or 8 with several micro-batches in float32.
+- In a pipeline, stage s of p holds p - s micro-batches (libai_ext.engine.pipeline_buffers). Forward
+  pass, backward pass and the optimizer's step share no memory; the step needs gradients in 4 bytes.
+- The images of a step are on the first stage, in 4 bytes; pre-training sends them to the last.
+- Outside the graph are a copy of those images and the libraries' workspaces, measured as 60 MB.
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ class Memory(NamedTuple):
     """Bytes on the fullest device.
 
     Attributes:
-        gradients: sums over micro-batches, and gradients that are sent beside the kernels; others
+        gradients: sums over micro-batches, and gradients that are sent while kernels run; others
             share memory with activations.
-        outside: of the graph.
+        outside: memory outside the graph.
     """
 
     parameters: float
@@ -80,7 +79,7 @@ def held(layers: Sequence[Layer], tensor: int) -> float:
 
 
 def fullest(layers, training: Training, data: int, tensor: int, stages: Sequence[int]) -> Memory:
-    """Memory of the stage that takes most."""
+    """Memory of the stage that needs the most."""
     groups = groups_of(layers, stages)
     return max(
         (stage_memory(groups, stage, training, data, tensor) for stage in range(len(groups))),
@@ -115,8 +114,8 @@ def _divided(layers: Sequence[Layer], data: int, tensor: int) -> float:
 
 
 def _copied(layers: Sequence[Layer], training: Training, tensor: int) -> float:
-    """Parameters with a copy for the step. One micro-batch with mixed precision has them among its
-    activations."""
+    """Parameters with a copy for the step. With one micro-batch and mixed precision, the copies
+    count as activations."""
     if training.zero == 3:
         return max(held([layer], tensor) for layer in layers)
     several = training.accumulation > 1
@@ -129,7 +128,7 @@ def _sends_beside(training: Training, data: int, tensor: int) -> bool:
 
 
 def _images(layers, stage: int, stages: int, training: Training) -> float:
-    """Bytes of a sample's image in the micro-batches that are at work or under way."""
+    """Bytes of a sample's image, for all micro-batches that are being computed or sent."""
     several = training.accumulation > 1
     if stage == stages - 1 > 0:  # on their way to the loss
         return training.width * layers[-1].image * (min(stages, training.accumulation) + several)
@@ -137,10 +136,10 @@ def _images(layers, stage: int, stages: int, training: Training) -> float:
 
 
 def _activations(layers, remaining: int, training: Training, data: int, tensor: int) -> float:
-    """Bytes of activations and of what the backward pass and the optimizer compute.
+    """Bytes of activations and of the results of the backward pass and the optimizer.
 
     Args:
-        remaining: stages from this one to the last.
+        remaining: number of stages from this one to the last.
     """
     several = training.accumulation > 1
     width = training.width * (training.batch // (data * training.accumulation))
@@ -157,7 +156,7 @@ def _activations(layers, remaining: int, training: Training, data: int, tensor: 
     if several or sent:  # added to the sums, or sent, at once
         gradients = [0.0] * len(layers)
     if training.amp and not several and training.zero < 3:
-        # Each layer's copy in 2 bytes lives as long as its activations.
+        # Each layer's copy in 2 bytes is kept together with its activations.
         kept = [values + 2 * number for values, number in zip(kept, parameters)]
     loss = sum(kept) + width * layers[-1].loss
     passes = max(loss, _backward_peak(kept, backward, gradients, training))
@@ -165,9 +164,9 @@ def _activations(layers, remaining: int, training: Training, data: int, tensor: 
 
 
 def _update(layers, training: Training, data: int, tensor: int) -> float:
-    """Bytes that the optimizer takes.
+    """Bytes that the optimizer needs.
 
-    They come on top of those of activations where gradients are sent beside the kernels, and in a
+    They are added to those of activations if gradients are sent while kernels run, and in a
     pipeline with several micro-batches.
     """
     size = 4 * held(layers, tensor) / (data if training.zero else 1)
@@ -176,11 +175,11 @@ def _update(layers, training: Training, data: int, tensor: int) -> float:
 
 
 def _backward_peak(kept, backward, gradients, training: Training) -> float:
-    """Layers before the one at work still keep their activations, later ones have gradients."""
+    """Earlier layers than the one being computed keep activations, later ones have gradients."""
     peak = 0.0
     for layer, work in enumerate(backward):
         here = sum(kept[: layer + 1]) + sum(gradients[layer + 1 :])
-        # Without checkpointing, what a layer computes takes the place of what it kept.
+        # Without checkpointing, a layer's results reuse the memory of its kept values.
         peak = max(peak, here + (work if training.checkpointing else 0))
     return peak
 
@@ -198,7 +197,7 @@ def _all(layer: Layer, tensor: int) -> float:
 
 
 def _forward(layer: Layer, training: Training, tensor: int) -> float:
-    """Values that the forward pass of a layer needs at most and that are not kept."""
+    """The most values that a layer's forward pass needs but does not keep."""
     if not training.checkpointing:
         return 0.0
     tokens, scores = layer.tokens * layer.width, layer.heads * layer.tokens**2
@@ -206,7 +205,7 @@ def _forward(layer: Layer, training: Training, tensor: int) -> float:
 
 
 def _backward(layer: Layer, training: Training, tensor: int) -> float:
-    """Values that the backward pass of a layer computes at most: in the MLP, or in attention."""
+    """The most values that a layer's backward pass holds: in the MLP, or in attention."""
     tokens, scores = layer.tokens * layer.width, layer.heads * layer.tokens**2
     if training.checkpointing:
         return _all(layer, tensor) + tokens * (1 + 8 / tensor)

@@ -1,13 +1,14 @@
 """Cost model of a training step under a layout: memory, communication, pipeline bubble, time.
 
-Nothing is run. Ranks are laid out as the engine does, [pipeline, data, tensor]: a tensor-parallel
-group is made of neighbours. What is assumed:
+Nothing is run. Ranks are ordered as in the engine, [pipeline, data, tensor]: the ranks of a
+tensor-parallel group are neighbours. Assumptions:
 
 - Memory is that of projects/MAE/parallel/memory.py.
-- A gradient is all-reduced once a step over the data-parallel ranks; tensor parallelism all-reduces
-  the tokens four times a layer and micro-batch; a stage sends tokens on and gets their gradients.
-- The slowest stage sets the pace: m micro-batches take m + p - 1 of its turns. Backward takes twice
-  the operations of forward. Nothing overlaps.
+- A gradient is all-reduced once per step over the data-parallel ranks. Tensor parallelism
+  all-reduces the tokens four times per layer and micro-batch. A stage sends tokens to the next one
+  and receives their gradients.
+- With m micro-batches, a step takes m + p - 1 turns of the slowest stage. Backward takes twice the
+  operations of forward. Nothing overlaps.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from projects.MAE.parallel.memory import (
 
 
 class Machine(NamedTuple):
-    """Bytes, bytes a second and operations a second."""
+    """Bytes, bytes per second and operations per second."""
 
     devices: int
     memory: float
@@ -43,10 +44,10 @@ class Plan(NamedTuple):
     tensor: int
     pipeline: int
     stages: list
-    # True where the stages are not those that training would choose by itself.
+    # True if training would choose other stages by itself.
     by_hand: bool
     memory: Memory
-    # Bytes that a device sends in a step, for each kind of parallelism.
+    # Bytes that a device sends per step, for each kind of parallelism.
     sent: dict
     bubble: float
     seconds: float
@@ -72,7 +73,7 @@ def _sizes(devices: int) -> Iterator[tuple[int, int, int]]:
 
 
 def fits_evenly(layers, machine, training, data: int, tensor: int, pipeline: int) -> bool:
-    """What training would refuse is no plan, nor is a tensor-parallel group across nodes."""
+    """Whether training accepts the layout, and no tensor-parallel group spans several nodes."""
     return (
         training.batch % (data * training.accumulation) == 0
         and not (training.zero and data == 1)
@@ -83,12 +84,12 @@ def fits_evenly(layers, machine, training, data: int, tensor: int, pipeline: int
 
 
 def evaluate(layers, machine, training, data: int, tensor: int, pipeline: int) -> Plan | None:
-    """A plan, None where it does not fit into memory with any cut of the pipeline."""
+    """A plan; None if no cut of the pipeline fits into memory."""
     operations = [layer.operations for layer in layers]
     stages, by_hand = balance(operations, pipeline), False
     memory = fullest(layers, training, data, tensor, stages)
     if sum(memory) > machine.memory:
-        # Each layer as if it was a first stage of its own: no less than its share of any stage.
+        # Each layer counts as if it were the first stage: at least its share of any stage.
         later: list[list] = [[]] * (pipeline - 1)
         sizes = [stage_memory([[x], *later], 0, training, data, tensor).graph for x in layers]
         try:
@@ -125,12 +126,12 @@ def _sent(groups, training: Training, data: int, tensor: int) -> dict:
 
 
 def _all_reduce(ranks: int) -> float:
-    """What a rank of a ring sends, in units of the tensor."""
+    """What one rank of a ring sends, as a multiple of the tensor's size."""
     return 2 * (ranks - 1) / ranks
 
 
 def _links(machine: Machine, data: int, tensor: int) -> dict:
-    """The slower link that each kind of parallelism runs over."""
+    """Speed of the slowest link that each kind of parallelism uses."""
 
     def link(span: int) -> float:
         return machine.link_in_node if span <= machine.node_size else machine.link_between_nodes

@@ -9,13 +9,13 @@ from projects.MAE.modeling.mae import MaskedAutoencoder
 
 
 def attention_weights(model: MaskedAutoencoder, images: flow.Tensor) -> list[np.ndarray]:
-    """Attention of every encoder layer on whole images, nothing masked: [B, H, N, N] each; a row
-    sums to 1 over what its token looks at."""
+    """Attention of every encoder layer on whole images, nothing masked: [B, H, N, N] each; each row
+    sums to 1."""
     weights = []
     with flow.no_grad():
         tokens = model.embed(images)
         for block in model.blocks:
-            # LiBai's layer keeps its attention to itself: this part of it is computed twice.
+            # LiBai's layer does not return its attention, so this part is computed twice.
             projection = block.self_attention.query_key_value(block.input_layernorm(tokens))
             weights.append(_softmax_of_products(projection.numpy(), block.num_attention_heads))
             tokens = block(tokens)
@@ -23,14 +23,14 @@ def attention_weights(model: MaskedAutoencoder, images: flow.Tensor) -> list[np.
 
 
 def last_layer(weights: list[np.ndarray]) -> np.ndarray:
-    """Of the class token to the patches, per head of the last layer: [B, H, L]."""
+    """Attention of the class token to the patches, per head of the last layer: [B, H, L]."""
     return weights[-1][:, :, 0, 1:]
 
 
 def rollout(weights: list[np.ndarray]) -> np.ndarray:
-    """Attention rollout (Abnar and Zuidema, 2020, arXiv:2005.00928): of the class token to the
-    patches through all layers, [B, L]. Heads are averaged, and half of each layer is its residual
-    connection."""
+    """Attention rollout (Abnar and Zuidema, 2020, arXiv:2005.00928): attention of the class token
+    to the patches through all layers, [B, L]. Heads are averaged. In each layer, the residual
+    connection has half of the weight."""
     flow_through = np.eye(weights[0].shape[-1])
     for layer in weights:
         mixed = (layer.mean(axis=1) + np.eye(layer.shape[-1])) / 2
@@ -39,7 +39,7 @@ def rollout(weights: list[np.ndarray]) -> np.ndarray:
 
 
 def _softmax_of_products(projection: np.ndarray, heads: int) -> np.ndarray:
-    """As LiBai packs it: [H, 3, head_dim] in the last dimension."""
+    """``projection`` is packed like LiBai's: [H, 3, head_dim] in the last dimension."""
     batch, tokens, width = projection.shape
     query_key_value = projection.reshape(batch, tokens, heads, 3, width // 3 // heads)
     query, key = (query_key_value[:, :, :, which].transpose(0, 2, 1, 3) for which in (0, 1))

@@ -13,7 +13,7 @@ _WHITE, _GREY, _BLACK = (255, 255, 255), (90, 90, 90), (0, 0, 0)
 
 
 def magnification(height: int, width: int, wanted: int) -> int:
-    """The whole number that brings the longer side nearest to ``wanted`` pixels."""
+    """The whole factor that makes the longer side closest to ``wanted`` pixels."""
     return max(1, round(wanted / max(height, width)))
 
 
@@ -27,9 +27,9 @@ def image_grid(
 
     Args:
         rows: pictures [H, W, C] in [0, 1], C = 1 or 3, all of one size.
-        titles: one for each column, wrapped where the column is narrow.
-        scale: each pixel becomes scale x scale, so that patches keep hard edges.
-        names: one for each row, written above it; its end where there is no room for all.
+        titles: one for each column, wrapped if the column is narrow.
+        scale: each pixel becomes scale x scale pixels, so that patches keep sharp edges.
+        names: one for each row, written above it; if it is too long, only its end.
     """
     height, width = (side * scale for side in rows[0][0].shape[:2])
     gap = max(4, min(height, width) // 24)
@@ -75,7 +75,7 @@ def _wrapped(title: str, width: int, font) -> str:
 
 
 def _end_of(text: str, width: int, font) -> str:
-    """All of it, or as much of its end as there is room for."""
+    """The text, or as much of its end as fits into ``width``."""
     start = 0
     while start < len(text) and font.getlength("..." * bool(start) + text[start:]) > width:
         start += 1

@@ -23,15 +23,15 @@ TAG = "reconstruction"  # in TensorBoard; below it original, masked, reconstruct
 class PictureHook(HookBase):
     """Puts a picture into the event storage every ``period`` iterations and after the last one.
 
-    A row a sample: original, masked, reconstruction, reconstruction with the visible patches
-    kept (:func:`panels`). The samples are the first of the run's first batch, as they were
-    augmented and masked there: random ones, and the same throughout, so that two pictures differ
-    by the training between them alone.
+    Each row is a sample: original, masked, reconstruction, reconstruction with the visible patches
+    kept (:func:`panels`). The samples are the first of the run's first batch, with its augmentation
+    and masks. They are random but never change, so two pictures differ only by the training between
+    them.
 
-    The eager model draws them in graph mode as well. It shares the graph's weights, and needs no
-    second graph compiled for a batch of another size.
+    In graph mode the eager model draws them as well. It shares the graph's weights, and no second
+    graph must be compiled for another batch size.
 
-    What has no picture (see :class:`projects.MAE.modeling.targets.base.Target`) is not drawn.
+    Targets without pictures (see :class:`projects.MAE.modeling.targets.base.Target`) are not drawn.
 
     Args:
         period: in iterations; 0 draws nothing.
@@ -74,7 +74,7 @@ class PictureHook(HookBase):
         return picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
 
     def _read(self) -> dict:
-        """The samples as a global batch: as many on each data-parallel rank."""
+        """The samples as a global batch, the same number on each data-parallel rank."""
         trainer = self.trainer
         ranks = trainer.cfg.train.dist.data_parallel_size
         share = -(-min(self.samples, trainer.global_batch_size) // ranks)

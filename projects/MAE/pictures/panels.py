@@ -7,7 +7,7 @@ from typing import Sequence
 import numpy as np
 from PIL import Image
 
-# Of the columns of :func:`panels`.
+# Column titles for :func:`panels`.
 TITLES = ("original", "masked", "reconstruction", "reconstruction + visible")
 _MARGIN = 2
 _GREY, _WHITE = 0.5, 1.0
@@ -26,11 +26,11 @@ def panels(model, data, images: np.ndarray, prediction: np.ndarray, mask: np.nda
     visible patches kept.
 
     Args:
-        model: the masked autoencoder. Its target shows a prediction as pixels: see ``as_pixels``
+        model: the masked autoencoder. Its target turns a prediction into pixels: see ``as_pixels``
             of :class:`projects.MAE.modeling.targets.base.Target`.
         data: ``mean`` and ``std`` of the data, per channel.
-        images: [B, C, H, W] as the model saw them.
-        prediction: [B, L, P] as the model gave it.
+        images: the model's input [B, C, H, W].
+        prediction: the model's output [B, L, P].
         mask: [B, L], 1 = removed.
 
     Returns:
@@ -59,7 +59,7 @@ def panels(model, data, images: np.ndarray, prediction: np.ndarray, mask: np.nda
 
 
 def tile(pictures: np.ndarray) -> Image.Image:
-    """One image of :func:`panels`: a row a sample.
+    """Join the pictures of :func:`panels` into one image, one row per sample.
 
     Args:
         pictures: [B, P, H, W, C] in [0, 1].

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.text import printable
 
-# More have no place in the legend; colours repeat after ten.
+# With more classes there is no legend; colours repeat after ten.
 _MAX_NAMED = 20
 
 
@@ -24,7 +24,7 @@ def scatter(
 
     Args:
         features: [N, ...]; labels: class numbers [N], -1 for none.
-        projection: ``"pca"``, or ``"tsne"`` of the first 50 principal components.
+        projection: ``"pca"``, or ``"tsne"`` on the first 50 principal components.
 
     Raises:
         DataError: fewer than three images.

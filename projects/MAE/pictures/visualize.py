@@ -1,4 +1,4 @@
-"""What tools/visualize.py draws: a model's reconstructions of images, or its attention."""
+"""The pictures of tools/visualize.py: a model's reconstructions of images, or its attention."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from projects.MAE.weights.packing import Heads
 from projects.MAE.weights.preprocessing import Preprocessing, preprocessing_of
 
 NO_DECODER = f"no reconstruction is drawn. {WHERE_DECODERS_ARE}"
-# Weight of a heat map over its image.
+# Weight of a heat map on top of its image.
 _OPACITY = 0.6
 
 
 @dataclass
 class Subject:
-    """A model and how images are brought to it; ``notes`` on what its file does not say."""
+    """A model and its preprocessing; ``notes`` name what its file does not give."""
 
     model: MaskedAutoencoder
     has_decoder: bool
     mask_ratio: float
     preprocess: Preprocessing
     notes: Sequence[str] = ()
-    # What it predicts in place of pixels.
+    # What it predicts instead of pixels.
     target: str | None = None
 
 
@@ -53,7 +53,7 @@ def load(
         heads, img_size, norm_pix_loss, grid: see :func:`projects.MAE.weights.model.model_of`.
 
     Raises:
-        UserError: there is none, or it cannot be used.
+        UserError: there is no model, or it cannot be used.
     """
     loaded = model_of(weights, heads, img_size, norm_pix_loss, grid)
     model, source = loaded
@@ -71,11 +71,11 @@ def load(
 def read_images(
     subject: Subject, paths: Sequence[str], samples: int
 ) -> tuple[np.ndarray, list[str]]:
-    """[B, C, H, W] as the model sees them, and their names; of a folder ``samples`` images, spread
-    evenly, with names below it.
+    """Images [B, C, H, W], preprocessed for the model, and their names. From a folder, ``samples``
+    images are taken, spread evenly; their names are relative to it.
 
     Raises:
-        DataError: one is missing or no image.
+        DataError: a file is missing or not an image.
     """
     files = _files(paths, samples)
     images = [subject.preprocess(file) for file, _ in files]
@@ -104,11 +104,11 @@ def hidden_patches(
     ratio: float | None = None,
     patches: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """bool [B, L]: the picked patches of each image, or a random share of them. With the same
-    seed what a smaller ratio hides is hidden by a larger one too.
+    """bool [B, L]: True for the given patches of each image, or for a random share of them. With
+    the same seed, a larger ratio hides all that a smaller one hides.
 
     Raises:
-        ConfigError: a patch that is none, or nothing left to see.
+        ConfigError: a patch number does not exist, or no patch stays visible.
     """
     count = subject.model.num_patches
     if patches is not None:
@@ -132,16 +132,16 @@ def hidden_patches(
 def reconstruction_rows(
     subject: Subject, images: np.ndarray, hidden: np.ndarray
 ) -> list[list[np.ndarray]]:
-    """Of each image original, masked and, where there is a decoder, reconstruction without and
-    with the visible patches.
+    """For each image: original, masked and, if there is a decoder, reconstruction without and with
+    the visible patches.
 
     Args:
-        images: [B, C, H, W]; hidden: bool [B, L], as many True in each row.
+        images: [B, C, H, W]; hidden: bool [B, L], the same number of True in each row.
     """
     model = subject.model
     model.keep = int((~hidden[0]).sum())
     with flow.no_grad():
-        # The lowest noise stays visible.
+        # Patches with the lowest noise stay visible.
         noise = to_global(np.float32(hidden), batch_sbp())
         out = model(to_global(images, batch_sbp()), noise)
     pictures = panels(
@@ -153,8 +153,8 @@ def reconstruction_rows(
 def attention_rows(
     subject: Subject, images: np.ndarray, kind: str
 ) -> tuple[list[list[np.ndarray]], list[str]]:
-    """Rows and titles: each image, and what its class token attends to drawn over it: by head of
-    the last layer (``"heads"``) or through all layers (``"rollout"``)."""
+    """Rows and titles. A row has an image, and the image with the class token's attention on top:
+    for each head of the last layer (``"heads"``) or through all layers (``"rollout"``)."""
     weights = attention.attention_weights(subject.model, to_global(images, batch_sbp()))
     if kind == "heads":
         maps = attention.last_layer(weights)
@@ -173,8 +173,8 @@ def attention_rows(
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A map [rows, columns] over an image [H, W, C] in [0, 1], each patch a uniform colour from
-    black (the map's minimum) over red to yellow (its maximum)."""
+    """Draw a map [rows, columns] on an image [H, W, C] in [0, 1]. Each patch has one colour, from
+    black (the map's minimum) through red to yellow (its maximum)."""
     height, width = image.shape[:2]
     rows, columns = heat.shape
     level = (heat - heat.min()) / max(heat.max() - heat.min(), 1e-12)

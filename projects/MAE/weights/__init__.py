@@ -1,1 +1,1 @@
-"""Weights of other frameworks' models, in our names and layouts, and back."""
+"""Weights of other frameworks' models: to our names and layouts, and back."""

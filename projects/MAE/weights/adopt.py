@@ -1,4 +1,4 @@
-"""A config takes what it leaves open from the weights it starts from, and agrees with them."""
+"""Fill unset sizes of a config from the weights that the run starts from, and compare the rest."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Start(NamedTuple):
 
     Attributes:
         path: a file, a folder or a run.
-        own: it is the run's own checkpoint: whether it agrees is checked key by key elsewhere.
-        whole: its class head is used as well.
-        evaluate: there is nothing but an evaluation.
+        own: it is the run's own checkpoint; other code compares its config key by key.
+        whole: the class head is used as well.
+        evaluate: the run is only an evaluation.
     """
 
     path: str
@@ -38,16 +38,20 @@ class Start(NamedTuple):
 
 
 def starting_point(cfg: DictConfig, go_on: bool = False, evaluate: bool = False) -> Start | None:
-    """The weights of a run, None where it starts from none. Asked by all ranks together.
+    """The weights that a run starts from, None for none. All ranks must call it together.
 
     Args:
-        go_on: with the last checkpoint of the output directory, where there is one.
-        evaluate: ``train.load_weight``, or that checkpoint.
+        go_on: resume the last checkpoint of the output directory, if there is one.
+        evaluate: evaluate ``train.load_weight``, or that checkpoint.
     """
     train, finetune = cfg.train, cfg.get("finetune")
     if go_on or (evaluate and not train.load_weight):
         if from_rank_0(lambda: bool(_checkpoints(train.output_dir))):
             return Start(train.output_dir, own=True, evaluate=evaluate)
+    if train.extend_from and not evaluate:
+        if train.load_weight:
+            raise ConfigError("set train.extend_from or train.load_weight, not both")
+        return Start(train.extend_from)
     if train.load_weight:
         return Start(train.load_weight, evaluate=evaluate)
     if finetune is not None and finetune.enable and finetune.path and not evaluate:
@@ -56,17 +60,17 @@ def starting_point(cfg: DictConfig, go_on: bool = False, evaluate: bool = False)
 
 
 def adopt(cfg: DictConfig, opts: Sequence[str], start: Start) -> list[str]:
-    """Fill the sizes of ``cfg.model`` that are unset from the weights. By all ranks together.
+    """Fill the unset sizes of ``cfg.model`` from the weights. All ranks must call it together.
 
-    A size that is set, or ``model.arch`` in ``opts``, must be that of the weights. ``model.arch``
-    of a recipe is for a model without weights: it gives way. The image size may be another one.
+    A size that is set, or ``model.arch`` in ``opts``, must equal that of the weights. A recipe's
+    ``model.arch`` counts only without weights. The image size may differ.
 
     Args:
-        opts: what was given on the command line.
+        opts: the command line's ``key=value`` overrides.
 
     Returns:
-        What was taken from the weights and what differs from how they were trained, a sentence
-        each.
+        A sentence for each value that was taken from the weights, and for each that differs from
+        their training.
 
     Raises:
         CheckpointError: the weights cannot be read.
@@ -96,8 +100,8 @@ def adopt(cfg: DictConfig, opts: Sequence[str], start: Start) -> list[str]:
 
 
 def _source(cfg: DictConfig, start: Start) -> Source | None:
-    """Of the run's own checkpoints any that can be read, None for none: all are of one model, and
-    resuming names those that are damaged."""
+    """A description of the weights. If they are the run's own: of any checkpoint that can be read,
+    None for none. All are of one model, and resuming names the damaged ones."""
     if not start.own:
         grid = cfg.train.load_grid
         return describe(start.path, grid=tuple(grid) if grid else None)[1]
@@ -121,10 +125,10 @@ def _refuse(
 ) -> None:
     """
     Args:
-        said: what the sizes that are wanted follow from.
+        said: where the wanted sizes come from, for the message.
 
     Raises:
-        ConfigError: a size of the config is another one in the weights.
+        ConfigError: a size of the config differs from that of the weights.
     """
     known = source.record.model
     if not start.whole and compare.grey_of_colours(wanted, known):
@@ -165,7 +169,7 @@ def _fill(
 def _check_heads(model: DictConfig, source: Source, sizes: Sequence[str], arch: dict) -> None:
     """
     Raises:
-        ConfigError: nobody says how many heads there are.
+        ConfigError: neither file nor config gives the number of heads.
     """
     for prefix in ("", "decoder_"):
         key = f"{prefix}num_heads"
@@ -182,7 +186,7 @@ def _check_heads(model: DictConfig, source: Source, sizes: Sequence[str], arch: 
 def _check_grid(model: DictConfig, source: Source, arch: dict) -> None:
     """
     Raises:
-        ConfigError: the position tables have to be interpolated, and nobody says from which grid.
+        ConfigError: the position tables must be interpolated, and their grid is not known.
     """
     if source.grid is not None or source.patches is None:
         return
@@ -196,11 +200,10 @@ def _check_grid(model: DictConfig, source: Source, arch: dict) -> None:
 
 
 def _differences(cfg: DictConfig, source: Source, start: Start) -> list[str]:
-    """How the weights were trained otherwise than the config says: refused for an evaluation,
-    else named.
+    """A sentence for each difference between the config and the training of the weights.
 
     Raises:
-        ConfigError: an evaluation of something else than what was trained.
+        ConfigError: the run is an evaluation, and a difference would change its result.
     """
     known, found = source.record, []
     loss = ("norm_pix_loss", "target")

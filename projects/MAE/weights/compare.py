@@ -12,9 +12,9 @@ HEAD = ("num_classes", "pooling", "batch_norm")
 
 
 def grey_of_colours(own: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
-    """Whether an encoder of one channel starts from weights of three: it gets their sum, which
-    sees a grey value as the given encoder sees it in all three channels. A decoder would have to
-    predict other pixels, and has no such rule."""
+    """Whether an encoder with one channel starts from weights with three. It gets their sum: a grey
+    value gives what the same value in all three channels gave. A decoder has no such rule, since
+    it would have to predict other pixels."""
     return (
         own.get("in_chans") == 1
         and known.get("in_chans") == 3
@@ -25,7 +25,7 @@ def grey_of_colours(own: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
 def contradictions(
     wanted: Mapping[str, Any], known: Mapping[str, Any], keys: Iterable[str], prefix: str = ""
 ) -> list[str]:
-    """A sentence for each key whose values differ, with both; what is not known does not."""
+    """A text for each key whose values differ, with both values. Unknown values never differ."""
     return [
         f"{prefix}{key} {shown(wanted[key])}, the file has {shown(known[key])}"
         for key in keys
@@ -34,7 +34,7 @@ def contradictions(
 
 
 def shown(value: Any) -> str:
-    """As it is written on the command line."""
+    """The value as it is written on the command line."""
     if isinstance(value, (str, bool, int)):
         return str(value)
     if isinstance(value, float):

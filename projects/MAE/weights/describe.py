@@ -1,4 +1,4 @@
-"""What a file of weights is: where it lies, whose names it has, which model it belongs to."""
+"""Describe a weights file: where it is, whose names it uses, which model it belongs to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from projects.MAE.weights.packing import DECODER_HEADS, ENCODER_HEADS, PUBLISHED
 from projects.MAE.weights.record import EMPTY, Record, check, of_run_config, parse
 from projects.MAE.weights.shapes import grid_of_table, patches_of, sizes_of
 
-# Where files with room for it keep a record: the key of a `.pth`, of a safetensors file's texts.
+# Files with room for a record keep it under this key: in a `.pth`, or in safetensors' metadata.
 KEY = "record"
 RUN_CONFIG = "config.yaml"
 DECODER = ("mask_token", "decoder_")
@@ -26,17 +26,17 @@ DECODER = ("mask_token", "decoder_")
 
 @dataclass(frozen=True)
 class Source:
-    """What a file turned out to hold.
+    """What was found in a file.
 
     Attributes:
-        path: as it was asked for.
-        located: the file or folder itself, of a run the checkpoint.
+        path: as the caller gave it.
+        located: the file or folder itself; for a run, its checkpoint.
         style: a member of `names.STYLES`.
         contents: "pretraining" (encoder and decoder), "encoder" or "classifier".
-        record: everything known of the model, from the record and the tensors.
-        dtypes: the types of its tensors; bfloat16 has been widened to float32.
-        patches: of its position table.
-        notes: what nothing says and was derived, a sentence each.
+        record: everything known about the model, from the record and the tensors.
+        dtypes: the types of its tensors; bfloat16 is read as float32.
+        patches: number of patches in its position table.
+        notes: a sentence for each value that the file does not give and that was derived.
         left_out: names that no model of ours has a place for.
     """
 
@@ -52,13 +52,13 @@ class Source:
 
     @property
     def heads(self) -> Heads:
-        """None where they are not known."""
+        """None for what is not known."""
         model = self.record.model
         return Heads(model.get("num_heads"), model.get("decoder_num_heads"))
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """(rows, columns) of patches; None where it is not known."""
+        """(rows, columns) of patches; None if not known."""
         size, patch = (self.record.model.get(key) for key in ("img_size", "patch_size"))
         return (size[0] // patch, size[1] // patch) if size and patch else None
 
@@ -80,7 +80,7 @@ class Source:
 
 
 def contents_of(names: Any) -> str:
-    """What a set of our names is: see `Source.contents`."""
+    """`Source.contents` of a set of our names."""
     if any(name.startswith(DECODER) for name in names):
         return "pretraining"
     return "classifier" if any(name.startswith("head.") for name in names) else "encoder"
@@ -89,14 +89,14 @@ def contents_of(names: Any) -> str:
 def describe(
     path: str | os.PathLike[str], heads: Heads = PUBLISHED, grid: tuple[int, int] | None = None
 ) -> tuple[dict[str, Any], Source]:
-    """The state dict in a checkpoint, not yet read, and what is known of it.
+    """The state dict in a checkpoint, its tensors not yet read, and what is known about it.
 
     Args:
         path: a file of weights, a Hugging Face folder, a LiBai checkpoint, or a run's folder.
-        heads, grid: what the user says, for a file that does not.
+        heads, grid: given by the user, for a file that does not give them.
 
     Raises:
-        CheckpointError: names the file and what is wrong, or what contradicts what.
+        CheckpointError: names the file and what is wrong, or which values contradict each other.
     """
     path = os.fspath(path)
     located = formats.locate(path)
@@ -133,7 +133,7 @@ def describe(
 
 
 def _recorded(located: str, tree: Any, style: str) -> tuple[Record, list[str]]:
-    """What lies beside the tensors; and sentences on what of it is not used."""
+    """The record stored with the tensors, and a sentence for each part that is not used."""
     if os.path.isdir(located):
         return _of_checkpoint(located)
     if isinstance(tree, dict) and isinstance(tree.get(KEY), str):
@@ -151,7 +151,7 @@ def _recorded(located: str, tree: Any, style: str) -> tuple[Record, list[str]]:
 
 
 def _of_checkpoint(folder: str) -> tuple[Record, list[str]]:
-    """A checkpoint's ``record.json``; of one without it the ``config.yaml`` of its run."""
+    """A checkpoint's ``record.json``; without one, the ``config.yaml`` of its run."""
     folder = os.path.abspath(folder)
     if os.path.basename(folder) == oneflow_folder.MODEL:
         folder = os.path.dirname(folder)
@@ -168,8 +168,8 @@ def _of_checkpoint(folder: str) -> tuple[Record, list[str]]:
 def _usable(
     found: Record, sizes: Mapping[str, Any], patches: int | None
 ) -> tuple[Record, list[str]]:
-    """Without an image size of official args that is not the table's: forks for rectangles leave
-    ``input_size`` as it was."""
+    """Drop the image size of official args if the table has another number of patches: forks for
+    rectangles leave ``input_size`` unchanged."""
     size, patch = found.model.get("img_size"), sizes.get("patch_size")
     if not found.origin.endswith("(args)") or not size or not patch or not patches:
         return found, []
@@ -181,10 +181,10 @@ def _usable(
 
 
 def _add_heads(model: dict[str, Any], origin: str, given: Heads, style: str) -> list[str]:
-    """Fill the heads in, as given or by a published width; returns what was derived.
+    """Fill in the heads, as given or by a published width; returns what was derived.
 
-    Ours are never derived: our own models have other numbers at those widths, and their checkpoints
-    say how many.
+    Heads of our own models are never derived: they have other numbers at those widths, and their
+    checkpoints give them.
     """
     notes = []
     for part, prefix, known in (
@@ -213,7 +213,7 @@ def _add_grid(
     patches: int | None,
     state: Mapping[str, Any],
 ) -> list[str]:
-    """Fill the image size in, as given or as the position table shows; returns what was derived."""
+    """Fill in the image size, as given or from the position table; returns what was derived."""
     patch, size = model.get("patch_size"), model.get("img_size")
     if not patch or not patches:
         return []

@@ -1,6 +1,6 @@
 """Weights in files of any style: read into our names, written in theirs.
 
-What is known of the model goes with the weights wherever a file has room for it: `record.json` in a
+What is known about the model is stored with the weights if the format allows it: `record.json` in a
 checkpoint, `config.json` and `preprocessor_config.json` in a Hugging Face folder, a key `record` in
 the official code's `.pth`, a text in `.safetensors`. A bare `.pth` or `.bin` has none.
 """
@@ -43,14 +43,14 @@ def read_weights(
     Args:
         path: `.pth`, `.bin` or `.safetensors` file, a Hugging Face folder, a LiBai checkpoint, or
             the output folder of a run for its last one.
-        heads, grid: what the user says, for a file that does not.
+        heads, grid: given by the user, for a file that does not give them.
 
     Returns:
-        Our names -> arrays (views of the mapped file where the layout is the same, read-only), and
-        what is known of them. Types are as in the file; bfloat16 is exactly widened to float32.
+        Our names -> arrays (read-only views of the mapped file if the layout is the same), and what
+        is known about them. Types are as in the file, but bfloat16 becomes float32, exactly.
 
     Raises:
-        CheckpointError: names the file and what is wrong with it, or what contradicts what.
+        CheckpointError: names the file and what is wrong, or which values contradict each other.
     """
     state, source = describe(path, heads, grid)
     try:
@@ -63,7 +63,7 @@ def read_weights(
 def write_fb(
     weights: dict[str, np.ndarray], path: str, heads: Heads = PUBLISHED, known: Record = EMPTY
 ) -> None:
-    """Write as the official MAE does: {"model": state dict} in a `.pth`, or `.safetensors`.
+    """Write like the official MAE: {"model": state dict} in a `.pth`, or a `.safetensors`.
 
     A linear probe's head gets the official probe's names.
     """
@@ -83,9 +83,9 @@ def _probe_name(name: str) -> str:
 def write_timm(
     weights: dict[str, np.ndarray], path: str, heads: Heads = PUBLISHED, known: Record = EMPTY
 ) -> list[str]:
-    """Write a bare state dict for timm's VisionTransformer; returns the decoder's names, left out.
+    """Write a bare state dict for timm's VisionTransformer.
 
-    timm has no MAE decoder.
+    timm has no MAE decoder: the decoder's names are left out and returned.
     """
     decoder = [name for name in weights if name.startswith(DECODER)]
     kept = {name: array for name, array in weights.items() if name not in decoder}
@@ -94,8 +94,8 @@ def write_timm(
 
 
 def fold_probe(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A linear probe as a plain classifier: its batch norm becomes part of the head, for styles
-    without one. Computed in float64."""
+    """Turn a linear probe into a plain classifier, for styles without a batch norm: it becomes part
+    of the head. Computed in float64."""
     mean = weights["head_norm.running_mean"].astype(np.float64)
     scale = 1 / np.sqrt(weights["head_norm.running_var"].astype(np.float64) + PROBE_EPS)
     weight, bias = weights["head.weight"], weights["head.bias"]  # [D, N], [N]
@@ -118,12 +118,12 @@ def write_hf(
     """Write for Hugging Face: a folder for `from_pretrained`, or a bare `.bin` or `.safetensors`.
 
     Args:
-        grid: (rows, columns) of patches, for the folder's config.json; those of `known` when not
-            given. ViTMAEForPreTraining of transformers computes its loss for square images only.
-        known: of the model: its loss, mask ratio, preprocessing and classes.
+        grid: (rows, columns) of patches for config.json; if not given, those of `known`.
+            ViTMAEForPreTraining of transformers computes its loss only for square images.
+        known: the model's loss, mask ratio, preprocessing and classes.
     """
     contents = contents_of(weights)
-    # `from_pretrained` of the base class expects names without the prefix, of the others with it.
+    # `from_pretrained` expects no prefix for the base class, and the prefix for the others.
     prefix = "" if contents == "encoder" else "vit."
     state = {
         name if name.startswith(("decoder.", "classifier.")) else prefix + name: array
@@ -143,7 +143,7 @@ def write_hf(
 
 
 def write_oneflow(weights: dict[str, np.ndarray], path: str, known: Record = EMPTY) -> None:
-    """Write a LiBai checkpoint folder that holds the model alone, and its record."""
+    """Write a LiBai checkpoint folder with only the model and its record."""
     texts = {record.RECORD: record.dumps(known.plain())} if known.model else {}
     oneflow_folder.save(weights, path, texts)
 
@@ -151,8 +151,7 @@ def write_oneflow(weights: dict[str, np.ndarray], path: str, known: Record = EMP
 def _write_state(
     state: dict[str, np.ndarray], path: str, known: Record = EMPTY, wrapper: str = ""
 ) -> None:
-    """A state dict in the format that the suffix names; wrapper and record only where they can
-    be."""
+    """Write a state dict in the format of the suffix; wrapper and record if the format has them."""
     suffix = os.path.splitext(path)[1]
     texts = {KEY: record.dumps(known.plain())} if known.model else {}
     if suffix == SAFETENSORS:

@@ -1,4 +1,4 @@
-"""What the files of others say of their models, as a `Record`."""
+"""What other programs' files say about their models, as a `Record`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ PREPROCESSOR = "preprocessor_config.json"
 
 
 def huggingface(folder: str) -> Record:
-    """Of transformers' ``config.json`` and ``preprocessor_config.json``, those that are there.
+    """From transformers' ``config.json`` and ``preprocessor_config.json``, if they exist.
 
     Raises:
-        CheckpointError: one is not JSON, or holds a value that cannot be.
+        CheckpointError: one is not JSON, or holds an impossible value.
     """
     path = os.path.join(folder, CONFIG)
     config = _json(path)
@@ -51,10 +51,10 @@ def huggingface(folder: str) -> Record:
 
 
 def timm(folder: str) -> Record:
-    """Of the ``config.json`` that timm keeps beside its weights on the hub.
+    """From the ``config.json`` that timm stores next to its weights on the hub.
 
     Raises:
-        CheckpointError: it is not JSON, or holds a value that cannot be.
+        CheckpointError: it is not JSON, or holds an impossible value.
     """
     path = os.path.join(folder, CONFIG)
     config = _json(path)
@@ -71,9 +71,9 @@ def timm(folder: str) -> Record:
 
 
 def official(args: Any, origin: str) -> tuple[Record, list[str]]:
-    """Of the ``args`` that the official code's training scripts keep beside the weights.
+    """From the ``args`` that the official code's training scripts store with the weights.
 
-    Forks have other options under the same names: impossible values are skipped.
+    Forks use the same names for other options, so impossible values are skipped.
 
     Returns:
         The record, and a sentence for each value that is not used.
@@ -108,23 +108,23 @@ def _json(path: str) -> dict[str, Any] | None:
 
 
 def _pair(size: Any) -> Any:
-    """[height, width] of a size that may be one number."""
+    """[height, width] from a size that may be one number."""
     return [size, size] if type(size) is int else size
 
 
 def _channels(value: Any, config: Mapping[str, Any]) -> Any:
-    """A value for each channel of one that may be the same for all."""
+    """One value per channel, from a value that may be one number for all."""
     count = config.get("num_channels")
     return [value] * count if type(value) is float and count in (1, 3) else value
 
 
 def _side(size: Any) -> Any:
-    """One number of a square that may be two."""
+    """One number from the size of a square, which may be two numbers."""
     return size[0] if isinstance(size, list) and len(size) == 2 and size[0] == size[1] else size
 
 
 def _labels(id2label: Any) -> list[str] | None:
-    """Names in order; None for the ones that transformers makes up."""
+    """Names in order; None if transformers made them up."""
     if not isinstance(id2label, Mapping) or not id2label:
         return None
     names: list[Any] = [id2label.get(str(number)) for number in range(len(id2label))]

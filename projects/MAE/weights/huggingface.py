@@ -1,4 +1,4 @@
-"""What Hugging Face keeps beside weights: config.json and preprocessor_config.json."""
+"""The files that Hugging Face stores with weights: config.json and preprocessor_config.json."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ARCHITECTURES = {
     "encoder": ("ViTMAEModel", "vit_mae"),
     "classifier": ("ViTForImageClassification", "vit"),
 }
-# Keys of the loss, the same there as here; transformers takes its defaults for what is left out.
+# Keys of the loss, with the same names as here. transformers uses its defaults for missing keys.
 LOSS = ("mask_ratio", "norm_pix_loss")
-BICUBIC = 3  # Pillow's number of it
-# Of preprocessor_config.json, this project's own: what evaluation did with an image. What
-# transformers knows of, a plain resize, need not be that.
+BICUBIC = 3  # Pillow's number
+# This project's own key in preprocessor_config.json: what evaluation did with an image. It may
+# differ from the plain resize that transformers does.
 TRANSFORM = "evaluation_transform"
 
 
@@ -37,11 +37,11 @@ def config(
     Args:
         weights: under our names.
         contents: a key of `ARCHITECTURES`.
-        grid: (rows, columns) of patches; those of `known` when not given.
-        known: of the model.
+        grid: (rows, columns) of patches; if not given, those of `known`.
+        known: what is known about the model.
 
     Raises:
-        CheckpointError: the grid is not known, or the position table is of another one.
+        CheckpointError: the grid is not known, or the position table has another one.
     """
     width, channels, patch, _ = weights["patch_embed.proj.weight"].shape
     height, breadth = _image_size(weights["pos_embed"].shape[1] - 1, patch, grid, known)
@@ -78,8 +78,8 @@ def config(
 
 
 def preprocessor(image_size: int | list[int], known: Record) -> dict[str, Any] | None:
-    """What brings an image to the model, for transformers and for this project; None where mean
-    and deviation are not known."""
+    """How to prepare an image for the model, for transformers and this project; None if mean and
+    deviation are not known."""
     if "mean" not in known.data or "std" not in known.data:
         return None
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size

@@ -1,4 +1,4 @@
-"""Weights of any file into a model."""
+"""Load weights of any file into a model."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def load_weights(
 ) -> None:
     """Start from a checkpoint of this project, the official code, timm or Hugging Face.
 
-    Strict: everything must be there, but for what is ``replaced``, and the file must not say that
-    it is of another model. Position tables of another grid are interpolated to the model's. What
-    became of every tensor is logged.
+    Strict: every tensor must be there, except those in ``replaced``, and the file must not say that
+    it belongs to another model. Position tables of another grid are interpolated to the model's.
+    The log says what was done with every tensor.
 
     Args:
-        path: a file or folder of weights; a run's output folder stands for its last checkpoint.
+        path: a file or folder of weights; for a run's output folder, its last checkpoint is used.
         replaced: prefixes of names, see :func:`projects.MAE.weights.match.match`.
-        weight_style: "oneflow" or "pytorch" where the style is to be checked.
-        grid, heads: of the file, where it does not say: (rows, columns) of its position tables,
-            numbers of its attention heads.
+        weight_style: "oneflow" or "pytorch", to check the style.
+        grid, heads: of the file, if it does not give them: (rows, columns) of its position tables,
+            numbers of attention heads.
 
     Raises:
-        CheckpointError: names the file, and what in it does not fit.
+        CheckpointError: names the file and what does not fit.
         ConfigError: an unknown ``weight_style``.
     """
     if weight_style not in (None, "oneflow", "pytorch"):
@@ -63,7 +63,7 @@ def load_weights(
     own = _sizes(model)
     _check(own, source, replaced)
     tensors = model.state_dict()
-    # A decoder that the model does not have is not translated: its heads may be unknown.
+    # The file's decoder is skipped if the model has none: its number of heads may be unknown.
     skip = () if hasattr(model, "decoder_blocks") else DECODER
     try:
         weights, left_out = to_ours(state, source.style, _heads(own, source), skip)
@@ -101,7 +101,7 @@ def _sizes(model: MaskedAutoencoder | ViTClassifier) -> dict[str, Any]:
 def _check(own: dict[str, Any], source: Source, replaced: Sequence[str]) -> None:
     """
     Raises:
-        CheckpointError: the file is of a model with other sizes; names both of each.
+        CheckpointError: the file's model has other sizes; names both values of each.
     """
     keys: tuple[str, ...] = compare.ENCODER
     if "decoder_depth" in own and source.contents == "pretraining":
@@ -121,7 +121,7 @@ def _check(own: dict[str, Any], source: Source, replaced: Sequence[str]) -> None
 
 
 def _heads(own: dict[str, Any], source: Source) -> Heads:
-    """Those of the file; where it does not say, the model's."""
+    """The file's numbers of heads; if it does not give them, the model's."""
     return Heads(
         source.heads.encoder or own["num_heads"],
         source.heads.decoder or own.get("decoder_num_heads"),

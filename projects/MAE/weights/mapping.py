@@ -1,4 +1,4 @@
-"""State dicts of other frameworks to ours and back, by the table in `names`."""
+"""Convert state dicts of other frameworks to ours and back, by the table in `names`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from projects.MAE.weights.names import (
 )
 from projects.MAE.weights.packing import PUBLISHED, Heads, pack_qkv, unpack_qkv
 
-# Under which key training scripts put the state dict: official MAE, Lightning and mmpretrain, DINO.
+# Keys of the state dict in training scripts: official MAE; Lightning and mmpretrain; DINO.
 WRAPPERS = ("model", "state_dict", "teacher")
-# What puts a prefix before all names: torch.compile, DistributedDataParallel, Lightning.
+# Prefixes added to all names by torch.compile, DistributedDataParallel, Lightning.
 MODULE_PREFIXES = ("_orig_mod.", "module.", "model.")
 SHOWN = 12
 
@@ -38,7 +38,7 @@ def some(names: Iterable[str]) -> str:
 
 
 def with_nearest(name: str, known: Iterable[str]) -> str:
-    """The name with the one that was probably meant."""
+    """The name, and the known name that is most like it."""
     close = nearest(name, known)
     return f"{name:.120} (nearest known: {close})" if close else name
 
@@ -56,7 +56,7 @@ def find_state_dict(tree: Any) -> tuple[dict[str, Any], str]:
     """The state dict in a checkpoint, without the prefixes of wrapper modules.
 
     Returns:
-        The tensors by name, and the key in `WRAPPERS` under which they were, "" for none.
+        The tensors by name, and the key in `WRAPPERS` that held them, "" for none.
 
     Raises:
         CheckpointError: there is none, or more than one.
@@ -85,7 +85,7 @@ def find_state_dict(tree: Any) -> tuple[dict[str, Any], str]:
 
 
 def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
-    """Without the prefixes that all names have: each once or twice, in any order."""
+    """Remove the prefixes that all names have: each once or twice, in any order."""
     for prefix in MODULE_PREFIXES * 2 * len(MODULE_PREFIXES):
         if all(name.startswith(prefix) for name in state):
             state = {name[len(prefix) :]: tensor for name, tensor in state.items()}
@@ -93,7 +93,7 @@ def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def others_in(tree: Any, wrapper: str) -> list[str]:
-    """Keys of a checkpoint that hold weights as well, beside those under ``wrapper``."""
+    """Other keys of a checkpoint, besides ``wrapper``, that hold weights as well."""
     return [
         key
         for key, value in tree.items()
@@ -108,7 +108,7 @@ def recognise(names: Iterable[str]) -> str:
     """The style, a member of `STYLES`, whose names these are.
 
     Raises:
-        CheckpointError: of no style, or of several; says what was seen.
+        CheckpointError: no style fits, or several do; says what was found.
     """
     names = list(names)
     templates = {split_number(without_alias(name))[0] for name in names}
@@ -126,7 +126,7 @@ def recognise(names: Iterable[str]) -> str:
 
 
 def shapes_in(state: Mapping[str, Any], style: str) -> dict[str, tuple[int, ...]]:
-    """Our name -> shape of the tensors that have the same in every style; see `COPY`."""
+    """Our name -> shape, for tensors whose shape is the same in every style; see `COPY`."""
     rows = ROWS_BY_THEIRS[style]
     shapes = {}
     for name, tensor in state.items():
@@ -138,7 +138,7 @@ def shapes_in(state: Mapping[str, Any], style: str) -> dict[str, tuple[int, ...]
 
 
 def names_in(state: Iterable[str], style: str) -> list[str]:
-    """Our names of the tensors in a state dict, those that are in our table."""
+    """Our names of those tensors in a state dict that are in our table."""
     rows = ROWS_BY_THEIRS[style]
     found: dict[str, None] = {}
     for name in state:
@@ -157,7 +157,7 @@ def to_ours(
         state: name -> array or `TensorInfo`, read one at a time.
         style: a member of `STYLES`.
         heads: see `Heads`.
-        skip: prefixes of names of ours that are not wanted.
+        skip: prefixes of our names that are not wanted.
 
     Returns:
         Our weights, and the names that no model of ours has a place for (see `LEFT_OUT`).
@@ -202,7 +202,7 @@ def from_ours(
     """Translate our weights into the names and layouts of `style`: the inverse of `to_ours`.
 
     Raises:
-        CheckpointError: a name is none of ours, or the style has no such layer.
+        CheckpointError: a name is not ours, or the style has no such layer.
     """
     rows = ROWS_BY_OURS[style]
     state = {}

@@ -1,6 +1,6 @@
-"""Strict matching of weights to a model: everything fits, or the difference is an error or a row.
+"""Strict matching of weights to a model: every difference is an error, or a row of the log's table.
 
-A task says what it replaces; all else must be there, under its name and in its shape.
+A task says which tensors it replaces. All others must be there, with their names and shapes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from projects.MAE.weights.shapes import grids
 
 POSITION_TABLES = ("pos_embed", "decoder_pos_embed")
 
-# What each task drops from the weights it starts from, or makes anew, by prefix of the name.
+# Prefixes of the tensors that each task drops from its starting weights, or initialises itself.
 REPLACED = {
     "pretrain": (),
     "reconstruct": (),
@@ -40,12 +40,12 @@ WHERE_DECODERS_ARE = (
 
 @dataclass
 class Match:
-    """What became of every tensor.
+    """What is done with every tensor.
 
     Attributes:
-        weights: name -> array, in the shapes that the model expects; what to load.
+        weights: name -> array to load, in the shapes that the model expects.
         interpolated: names in `weights` that were resized to the model's grid.
-        left_out: names that were given and are not used.
+        left_out: given names that are not used.
         fresh: names that the model initialises itself.
     """
 
@@ -70,7 +70,7 @@ class Match:
 
 
 def _parts(names: Iterable[str]) -> list[tuple[str, int]]:
-    """(part of the model, tensors), blocks counted together."""
+    """(part of the model, number of tensors); all blocks are one part."""
     numbers: dict[str, set[str]] = {}
     counts: dict[str, int] = {}
     for name in names:
@@ -95,17 +95,17 @@ def match(
     Args:
         expected: name -> shape, of the model's parameters.
         given: name -> array, under our names.
-        replaced: prefixes of names that may be missing, ill-shaped (then the model initialises
-            them) or superfluous (then they are left out); see `REPLACED`.
-        grid: (rows, columns) of patches in the model's input. With it, the position tables of
-            another grid are interpolated.
-        source_grid: the same of the given tables. Where it is not known, tables of as many patches
-            as the model has are taken for tables of its grid.
+        replaced: prefixes of names that may be missing or of a wrong shape (then the model
+            initialises them), or not in the model (then they are left out); see `REPLACED`.
+        grid: (rows, columns) of patches in the model's input. If given, position tables of another
+            grid are interpolated.
+        source_grid: the same for the given tables. If it is not known, a table with the model's
+            number of patches is assumed to have the model's grid.
 
     Raises:
-        CheckpointError: names every tensor that is missing, unexpected, ill-shaped or holds values
-            that are not finite; or a table has another number of patches, and its grid is not
-            known.
+        CheckpointError: names every tensor that is missing, unexpected, of a wrong shape or with
+            values that are not finite; or a table has another number of patches, and its grid is
+            not known.
     """
     result = Match()
     replaced = tuple(replaced)
@@ -167,7 +167,7 @@ def _resize(
 
 
 def unknown_grid(patches: int) -> str:
-    """What to say of a position table whose grid is needed and not known."""
+    """The message for a position table whose grid is needed but not known."""
     choices = ", ".join(f"[{rows},{columns}]" for rows, columns in grids(patches))
     return (
         f"the file does not say the grid of its {patches} patches: set train.load_grid (in tools "

@@ -1,4 +1,4 @@
-"""The model that a file of weights was made for, its sizes read off the tensors."""
+"""Build the model that a weights file belongs to, with sizes read from its tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from projects.MAE.weights.mapping import names_in
 from projects.MAE.weights.match import match, unknown_grid
 from projects.MAE.weights.packing import PUBLISHED, Heads
 
-# Of an encoder or a classifier, what follows the last block is of no use without its task.
+# Layers after the last block of an encoder or a classifier: useless without their task.
 _AFTER_THE_BLOCKS = ("norm.", "fc_norm.", "head", *DECODER)
 
 ONE_PROCESS = DictConfig(
@@ -28,8 +28,8 @@ ONE_PROCESS = DictConfig(
 
 
 class Loaded(NamedTuple):
-    """``model`` is in evaluation mode; without a decoder of pixels in ``source`` its own is
-    untrained."""
+    """``model`` is in evaluation mode. Its decoder is untrained if ``source`` has none that
+    predicts pixels."""
 
     model: MaskedAutoencoder
     source: Source
@@ -40,7 +40,7 @@ class Loaded(NamedTuple):
 
 
 def draws_pixels(source: Source) -> bool:
-    """Whether there is a decoder, and of pixels."""
+    """Whether there is a decoder that predicts pixels."""
     return source.contents == "pretraining" and "target" not in source.record.model
 
 
@@ -55,11 +55,12 @@ def model_of(
     For one process.
 
     Args:
-        heads, grid, norm_pix_loss: what the user says, for a file that does not.
-        img_size: (H, W); that of the file when not given. Position tables are interpolated to it.
+        heads, grid, norm_pix_loss: given by the user, for a file that does not give them.
+        img_size: (H, W); if not given, the file's. Position tables are interpolated to it.
 
     Raises:
-        CheckpointError: the file cannot be read, holds no vision transformer, or says otherwise.
+        CheckpointError: the file cannot be read, holds no vision transformer, or contradicts an
+            argument.
     """
     weights, source = read_weights(path, heads, grid)
     has_decoder = draws_pixels(source)
@@ -91,8 +92,8 @@ def encoder_of(
     img_size: Sequence[int] | None = None,
     grid: tuple[int, int] | None = None,
 ) -> tuple[ViTClassifier, Source]:
-    """The encoder in a checkpoint of any style, with its class head where there is one; else the
-    head is an untrained one of one class. In evaluation mode, for one process.
+    """The encoder in a checkpoint of any style, with its class head if it has one, else with an
+    untrained head of one class. In evaluation mode, for one process.
 
     Args:
         heads, img_size, grid: see :func:`model_of`.
@@ -144,7 +145,7 @@ def _sizes(source: Source, img_size: Sequence[int] | None, norm_pix_loss: bool) 
     if norm_pix_loss and known.get("norm_pix_loss") is False:
         raise CheckpointError(f"{source.record.origin} says that norm_pix_loss was off")
     sizes["norm_pix_loss"] = known.get("norm_pix_loss", norm_pix_loss)
-    if not draws_pixels(source):  # the smallest one, to make the model whole
+    if not draws_pixels(source):  # the model needs a decoder: the smallest one
         width, heads = sizes["embed_dim"], sizes["num_heads"]
         return dict(sizes, decoder_embed_dim=width, decoder_depth=1, decoder_num_heads=heads)
     decoder_width = known["decoder_embed_dim"]

@@ -1,4 +1,4 @@
-"""What each framework calls a parameter, and how its layout differs from ours.
+"""Each framework's name for a parameter, and how its layout differs from ours.
 
 Styles:
     fb     facebookresearch/mae, Union14M's copy of it, and timm's VisionTransformer
@@ -22,8 +22,8 @@ QKV = "qkv"  # linear, packed [3, heads, head_dim] or three layers; ours [heads,
 
 STYLES = ("ours", "fb", "hf", "hf5", "mm")
 
-# Kind, then the name in each of STYLES; outside blocks hf5 is hf. "#" is the number of a block,
-# None: the style has no such layer, several names: the style has one layer for each.
+# Kind, then the name in each of STYLES; outside the blocks, hf5 equals hf. "#" is a block's number.
+# None: the style has no such layer. Several names: the style has one layer for each.
 # fmt: off
 _OUTSIDE_BLOCKS = (
     (PARAMETER, "cls_token", "cls_token", "embeddings.cls_token", "cls_token"),
@@ -60,22 +60,22 @@ _INSIDE_BLOCKS = (
 )
 # fmt: on
 
-# What a style's files hold besides, which no model of ours has.
+# Other tensors in a style's files, which no model of ours has.
 LEFT_OUT = frozenset(
     {
-        "pooler.dense.weight",  # of ViTModel: follows the cls token, is never trained by MAE
+        "pooler.dense.weight",  # of ViTModel: comes after the cls token, not trained by MAE
         "pooler.dense.bias",
-        "head_norm.num_batches_tracked",  # of the official linear probe: nothing depends on it
+        "head_norm.num_batches_tracked",  # of the official linear probe: not used
     }
 )
-# The projection heads of DINO and iBOT, whose teachers are encoders like ours.
+# Projection heads of DINO and iBOT; their teachers are encoders like ours.
 LEFT_OUT_PREFIXES = ("head.mlp.", "head.last_layer.")
 
 # The official linear probe's head: a batch norm and a linear layer in a Sequential.
 PROBE_NORM, PROBE_HEAD = "head.0.", "head.1."
 
-# Before a name is looked up. transformers 5 saves the decoder as "decoder_encoder": its renaming
-# of the encoder's blocks hits `decoder_layers` as well.
+# Replaced before a name is looked up. transformers 5 saves the decoder as "decoder_encoder", since
+# its renaming of the encoder's blocks changes `decoder_layers` as well.
 _PREFIX_ALIASES = (
     ("backbone.", ""),
     ("neck.ln1.", "decoder_ln1."),
@@ -93,7 +93,7 @@ _BLOCK_NUMBER = re.compile(r"\.(0|[1-9][0-9]{0,3})\.")
 
 @dataclass(frozen=True)
 class Row:
-    """One of our parameters and its counterparts in a style, "#" for the number of a block."""
+    """One of our parameters and its names in a style; "#" is the number of a block."""
 
     ours: str
     theirs: tuple[str, ...]
@@ -101,7 +101,7 @@ class Row:
 
 
 def _layers() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
-    """Kind of every layer or parameter, with its names in each style."""
+    """The kind of each layer or parameter, and its names in each style."""
     for kind, *names in _OUTSIDE_BLOCKS:
         ours, fb, hf, mm = names
         styles = (ours, fb, hf, hf, mm)
@@ -133,7 +133,7 @@ ROWS_BY_THEIRS = {
 
 
 def without_alias(name: str) -> str:
-    """The name as the table has it."""
+    """The name as it is in the table."""
     for prefix, replacement in _PREFIX_ALIASES:
         if name.startswith(prefix):
             name = replacement + name[len(prefix) :]
@@ -141,7 +141,7 @@ def without_alias(name: str) -> str:
 
 
 def split_number(name: str) -> tuple[str, str]:
-    """("blocks.#.norm1.bias", "3") of "blocks.3.norm1.bias"; "" where there is no number."""
+    """("blocks.#.norm1.bias", "3") of "blocks.3.norm1.bias"; "" if there is no number."""
     match = _BLOCK_NUMBER.search(name)
     if match is None:
         return name, ""

@@ -1,4 +1,4 @@
-"""The encoder, with its class head where there is one, as an ONNX graph, from the weights.
+"""Build an ONNX graph of the encoder, with its class head if there is one, from the weights.
 
     images float32 [batch, C, H, W], normalised -> tokens [batch, 1 + L, D], logits [batch, N]
 
@@ -24,12 +24,12 @@ from projects.MAE.weights.packing import Heads
 OPSET = 17  # the first with LayerNormalization
 IR_VERSION = 8
 LAYER_NORM_EPS = 1e-6
-# Of a protobuf message, 2 GiB; larger weights lie in a file beside the graph.
+# The limit of a protobuf message is 2 GiB; larger weights go into a file next to the graph.
 MAX_BYTES = 2_000_000_000
 
 
 class _Graph:
-    """Nodes and tensors that are added one after the other."""
+    """Nodes and tensors, added one after the other."""
 
     def __init__(self, weights: Mapping[str, np.ndarray]):
         self.weights = weights
@@ -37,8 +37,8 @@ class _Graph:
         self.tensors: dict[str, onnx.TensorProto] = {}
 
     def add(self, op: str, *inputs: Any, outputs: int = 1, **attributes: Any) -> Any:
-        """The name of the node's output, or a list of several; arrays among the inputs become
-        tensors of the graph."""
+        """Returns the name of the node's output, or a list of several names. Arrays in the inputs
+        become tensors of the graph."""
         number = len(self.nodes)
         names = [
             self.tensor(f"constant_{number}_{place}", one) if isinstance(one, np.ndarray) else one
@@ -110,12 +110,12 @@ def _number(value: float) -> np.ndarray:
 def build(weights: dict[str, np.ndarray], source: Source) -> onnx.ModelProto:
     """
     Args:
-        weights: under our names; a decoder among them is left out. A batch norm before the head
-            must be folded into it.
-        source: what is known of them.
+        weights: under our names; a decoder is left out. A batch norm before the head must be folded
+            into the head.
+        source: what is known about them.
 
     Raises:
-        CheckpointError: something that is needed is not known.
+        CheckpointError: a needed value is not known.
     """
     known = source.record.model
     if source.patches is None or "img_size" not in known or "mlp_ratio" not in known:
@@ -169,8 +169,7 @@ def _model(graph: _Graph, source: Source, outputs: dict[str, list[int]]) -> onnx
 
 
 def write(model: onnx.ModelProto, path: str) -> list[str]:
-    """Returns the files that were written: the graph, and the weights beside it where they are too
-    many for it.
+    """Returns the written files: the graph, and a second file if the weights are too large for one.
 
     Raises:
         CheckpointError: a file cannot be written.

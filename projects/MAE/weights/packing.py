@@ -1,6 +1,6 @@
 """Layouts of single tensors: attention projections and linear layers.
 
-D width of the layer's input, H heads, E head_dim = D / H.
+D width of the layer's input, H heads, E = D / H (head_dim).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import numpy as np
 
 from libai_ext.checkpoint.errors import CheckpointError
 
-# Heads of the published MAE models. A width says nothing of the heads otherwise.
+# Width -> heads of the published MAE models. Other widths do not determine the heads.
 ENCODER_HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = {512: 16}
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Numbers of attention heads; None where the width of a published model tells."""
+    """Numbers of attention heads; None: those of the published model of that width."""
 
     encoder: int | None = None
     decoder: int | None = None
@@ -27,7 +27,7 @@ class Heads:
         """Heads of the layer `name` (ours) of the given width.
 
         Raises:
-            CheckpointError: the width is not a published one, or not divisible.
+            CheckpointError: the width is not a published one, or not divisible by the heads.
         """
         article, part, known = "an", "encoder", ENCODER_HEADS
         if name.startswith("decoder_"):

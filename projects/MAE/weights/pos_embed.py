@@ -1,7 +1,7 @@
-"""Resizing tables of position embeddings to another grid.
+"""Resize tables of position embeddings to another grid.
 
-The formula is that of `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)`, which
-the official MAE, timm and Hugging Face use: Keys' cubic convolution, no anti-aliasing, clamped
+The formula is that of `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)`, as
+used by the official MAE, timm and Hugging Face: Keys' cubic convolution, no anti-aliasing, clamped
 borders.
 """
 
@@ -28,7 +28,7 @@ def resize_matrix(source: int, target: int) -> np.ndarray:
     rows = np.arange(target)
     for tap in TAPS:
         weight = _cubic(np.abs(center - (before + tap)))
-        # Several taps fall on the same border sample; fancy assignment would keep only one.
+        # Several taps may use the same border sample; an indexed assignment would keep only one.
         np.add.at(matrix, (rows, np.clip(before + tap, 0, source - 1)), weight)
     return matrix
 
@@ -45,13 +45,13 @@ def interpolate(
         table: [1, extra_tokens + H * W, D], any floating type.
         source_grid: (H, W) of the table.
         target_grid: (H, W) of the result.
-        extra_tokens: leading rows that belong to no patch and are kept: 1 with a cls token, or 0.
+        extra_tokens: first rows that belong to no patch and are kept: 1 with a cls token, else 0.
 
     Returns:
         [1, extra_tokens + H' * W', D] of the same type; computed in float64.
 
     Raises:
-        ValueError: the table does not have the rows of `source_grid`.
+        ValueError: the table has another number of rows than `source_grid`.
     """
     (height, width), dimension = source_grid, table.shape[-1]
     if table.shape != (1, extra_tokens + height * width, dimension):

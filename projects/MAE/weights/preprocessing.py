@@ -1,4 +1,4 @@
-"""How images are brought to a model: as the file of its weights says, or as evaluation does."""
+"""Prepare images for a model as its weights file says, or as the official evaluation does."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Preprocessing(NamedTuple):
 
     Attributes:
         mode: "RGB" or "L".
-        mean, std: of each channel, of values in [0, 1].
-        transform: from a Pillow image of this mode on, as evaluation has it.
-        notes: what the file does not say and was taken instead, a sentence each.
+        mean, std: of each channel, for values in [0, 1].
+        transform: the evaluation transform; takes a Pillow image of this mode.
+        notes: a sentence for each value that the file does not give, with what is used instead.
     """
 
     mode: str
@@ -41,8 +41,8 @@ class Preprocessing(NamedTuple):
     def __call__(self, image: Any) -> np.ndarray:
         """
         Raises:
-            BadImage: it is no readable image.
-            DataError: its file cannot be opened, or it is an array of another kind.
+            BadImage: the image cannot be read.
+            DataError: its file cannot be opened, or it is an array of another shape or type.
         """
         decode = Decoder(self.mode)
         if isinstance(image, (str, os.PathLike)):
@@ -57,8 +57,8 @@ class Preprocessing(NamedTuple):
         return self.of(upright)
 
     def of(self, image: Image.Image) -> np.ndarray:
-        """The same of an image as a source of data gives it: upright and of this mode."""
-        return self.transform(image, np.random.default_rng(0))  # evaluation draws nothing from it
+        """The same for an image from a data source: upright and in this mode."""
+        return self.transform(image, np.random.default_rng(0))  # evaluation uses no randomness
 
 
 def _pillow(image: Any) -> Image.Image:
@@ -75,14 +75,14 @@ def _pillow(image: Any) -> Image.Image:
 
 
 def preprocessing_of(source: Source, img_size: Sequence[int] | None = None) -> Preprocessing:
-    """What evaluation did with an image in the run. Where the file does not say, the official
-    evaluation: see :class:`libai_ext.data.transforms.EvalCrop`.
+    """What the run's evaluation did with an image. If the file does not say, what the official
+    evaluation does: see :class:`libai_ext.data.transforms.EvalCrop`.
 
     Args:
-        img_size: (H, W) where it is not the file's: the run's own transform is for that one.
+        img_size: (H, W) if it differs from the file's; then the run's own transform is not used.
 
     Raises:
-        UserError: the record holds what cannot be used.
+        UserError: the record holds a value that cannot be used.
     """
     known, notes = source.record, []
     grey, data = known.model["in_chans"] == 1, known.data
@@ -104,7 +104,7 @@ def preprocessing_of(source: Source, img_size: Sequence[int] | None = None) -> P
 
 
 def _recorded(source: Source) -> Callable | None:
-    """As the checkpoint says, or one without a record as the run's config does."""
+    """The transform in the record; for a checkpoint without a record, that of the run's config."""
     steps = source.record.data.get("transform")
     if steps is not None:
         safe_yaml.check_texts(steps, "transform")

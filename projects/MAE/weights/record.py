@@ -1,15 +1,15 @@
-"""What is known of a model besides its weights: sizes, heads, loss, preprocessing, classes.
+"""What is known about a model besides its weights: sizes, heads, loss, preprocessing, classes.
 
-As JSON, in the names of the config's keys:
+As JSON, with the names of the config's keys:
 
     {"version": 1,
      "model": {"img_size": [32, 128], "num_heads": 6, "norm_pix_loss": true, ...},
      "data": {"mode": "RGB", "mean": [...], "std": [...], "transform": [...]},
      "classes": ["cat", "dog", ...]}
 
-Whatever is not known is left out. ``target`` of a model is the class of what it predicts, where
-that is not pixels; ``classes`` are the names of a classifier's outputs in order;
-``transform`` is what evaluation does with an image, a list of config nodes.
+Unknown values are left out. ``target`` of a model is the class of what it predicts, if that is not
+pixels; ``classes`` are the names of a classifier's outputs in order; ``transform`` is what
+evaluation does with an image, a list of config nodes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NAME = re.compile(r"[\w.]{1,200}", re.ASCII)
 
 @dataclass(frozen=True)
 class Record:
-    """Attributes as in the JSON; ``origin`` is where it was found, for messages."""
+    """Attributes as in the JSON; ``origin`` says where it was found, for messages."""
 
     model: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -41,11 +41,11 @@ class Record:
     origin: str = ""
 
     def having(self, **model: Any) -> Record:
-        """The same with these keys of the model."""
+        """A copy with these keys of the model set."""
         return replace(self, model={**self.model, **model})
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As plain values for JSON."""
         content: dict[str, Any] = {"model": dict(self.model), "data": dict(self.data)}
         if self.classes is not None:
             content["classes"] = list(self.classes)
@@ -69,7 +69,7 @@ def _list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 _WHOLE = ("a whole number above 0", _is_whole)
 _SWITCH = ("true or false", lambda value: type(value) is bool)
-# Key -> what its value must be, in words, and a test of it.
+# Key -> what its value must be, in words, and a check for it.
 _MODEL = {
     "img_size": ("[height, width]", lambda value: _list_of(_is_whole)(value) and len(value) == 2),
     "patch_size": _WHOLE,
@@ -100,10 +100,10 @@ def parse(content: Mapping[str, Any], origin: str) -> Record:
     """The record in plain JSON or YAML; keys that do not describe a model are skipped.
 
     Args:
-        origin: where it is written.
+        origin: where it was found.
 
     Raises:
-        CheckpointError: a value that its key cannot have; names both.
+        CheckpointError: a key has an impossible value; names both.
     """
     model = _checked(content.get("model"), _MODEL, f"{origin}: model")
     data = _checked(content.get("data"), _DATA, f"{origin}: data")
@@ -129,15 +129,15 @@ def _checked(node: Any, rules: Mapping[str, tuple], where: str) -> dict[str, Any
 
 
 def sound(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Those keys of ``model`` that have a value their key can have."""
+    """The keys of ``model`` whose values are possible."""
     return {key: value for key, value in model.items() if key in _MODEL and _MODEL[key][1](value)}
 
 
 def of_config(cfg: DictConfig, classes: Sequence[str] | None = None) -> Record:
-    """What the checkpoints of a run say of their model.
+    """The record that a run's checkpoints store.
 
     Args:
-        cfg: of the run, resolved.
+        cfg: the run's config, resolved.
         classes: names of the head's outputs, in order.
     """
     data = _plain(cfg.get("data")) or {}
@@ -150,7 +150,7 @@ def of_config(cfg: DictConfig, classes: Sequence[str] | None = None) -> Record:
 
 
 def named_target(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The model's node with its target as the name of a class."""
+    """The model's node with the class name of its target in place of the target."""
     target = model.get("target")
     name = target.get("_target_") if isinstance(target, dict) else target
     if callable(name):
@@ -159,7 +159,7 @@ def named_target(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(node: Any) -> Any:
-    """As JSON has it; classes and functions by name."""
+    """As plain values for JSON; classes and functions by name."""
     if node is None:
         return None
     container = OmegaConf.to_container(node, resolve=True)
@@ -167,10 +167,10 @@ def _plain(node: Any) -> Any:
 
 
 def of_run_config(path: str) -> Record:
-    """The record that a run's ``config.yaml`` makes, for checkpoints that have none.
+    """The record from a run's ``config.yaml``, for checkpoints without one.
 
     Raises:
-        CheckpointError: it is no plain YAML, or holds a value that cannot be.
+        CheckpointError: it is not plain YAML, or holds an impossible value.
     """
     try:
         content = safe_yaml.read_plain(path)
@@ -188,7 +188,7 @@ def of_run_config(path: str) -> Record:
 
 
 def check(record: Record, sizes: Mapping[str, Any]) -> None:
-    """Compare a record with the sizes of the tensors beside it.
+    """Compare a record with the sizes of its tensors.
 
     Raises:
         CheckpointError: they differ; names both values of each.
@@ -201,7 +201,7 @@ def check(record: Record, sizes: Mapping[str, Any]) -> None:
 
 
 def differ(left: Any, right: Any) -> bool:
-    """Whether two known values contradict each other; None is not known."""
+    """Whether two values contradict each other; None means unknown and contradicts nothing."""
     if left is None or right is None:
         return False
     if isinstance(left, float) or isinstance(right, float):

@@ -1,4 +1,4 @@
-"""What the tensors themselves say of a model: its sizes, and the grid of its position table."""
+"""What a model's tensors show: its sizes, and the grid of its position table."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from projects.MAE.modeling.pos_embed import sincos_pos_embed
 from projects.MAE.modeling.sizes import ARCHS, PUBLISHED
 from projects.MAE.weights.names import split_number
 
-# How far a table may be from sines and cosines that were stored with 8 bits of mantissa.
+# Allowed error of a sine-cosine table that was stored with 8 bits of mantissa.
 _SINCOS_ERROR = 0.01
 _MAX_PATCHES = 1 << 14
 
 
 def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Sizes under the names of the config's keys; what the tensors do not show is left out.
+    """Sizes by the config's keys; those that the tensors do not show are left out.
 
     Args:
         shapes: our name -> shape.
@@ -44,7 +44,7 @@ def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
 
 
 def patches_of(shapes: Mapping[str, Sequence[int]]) -> int | None:
-    """Patches of the position table; its first row is the class token's."""
+    """Number of patches in the position table; its first row is the class token's."""
     shape = shapes.get("pos_embed", ())
     return shape[1] - 1 if len(shape) == 3 and 1 < shape[1] <= _MAX_PATCHES else None
 
@@ -54,24 +54,24 @@ def _depth(shapes: Mapping[str, Sequence[int]], blocks: str) -> int:
 
 
 def grids(patches: int) -> list[tuple[int, int]]:
-    """Every (rows, columns) that so many patches can be."""
+    """Every (rows, columns) with this number of patches."""
     return [(rows, patches // rows) for rows in range(1, patches + 1) if patches % rows == 0]
 
 
 def grid_of_table(
     table: np.ndarray, sizes: Mapping[str, Any], patches: int
 ) -> tuple[tuple[int, int], str] | None:
-    """(rows, columns) of a position table that no file speaks of, and how it shows.
+    """(rows, columns) of a position table whose grid no file gives, and how it was found.
 
-    The sines and cosines of a table that was never trained name its grid, unless they are those of
-    a square: code that knows squares only writes them for any grid, and Union14M's files hold
-    16 x 16 for 8 x 32 patches. There the sizes of a published model go first.
+    The sines and cosines of an untrained table show its grid, unless it is a square: code for
+    squares only writes a square's table for any grid (Union14M's files hold 16 x 16 for 8 x 32
+    patches). In that case the sizes of a published model are tried first.
 
     Args:
         table: [1, 1 + patches, D].
 
     Returns:
-        None where nothing shows it.
+        None if nothing shows it.
     """
     seen = _sincos_grid(table, patches)
     if seen is not None and seen[0] != seen[1]:

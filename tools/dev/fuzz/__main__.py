@@ -1,13 +1,13 @@
-"""Fuzz the readers of what strangers may send, guided by coverage.
+"""Fuzz the readers of files and lines from strangers, guided by coverage.
 
     .venv/bin/python tools/dev/fuzz [TARGET ...] [--seconds N] [--runs N] [--folder FOLDER]
 
-Each target is fuzzed by atheris in a process of its own, as many at once as there are cores, from
-inputs that real programs wrote and those of tests/fuzz/findings. An input may be read, or refused
-by the error that the reader documents, which names the file. Anything else is a finding, and so is
-an input that takes long or much memory, runs or writes something, or that a second reader reads in
-another way. Exit status 1 at a finding: its input lies in FOLDER/TARGET then, and belongs into
-tests/fuzz/findings/TARGET once the reader is mended.
+atheris fuzzes each target in its own process, one process per core at a time. It starts from inputs
+that real programs wrote and those in tests/fuzz/findings. A reader may read an input, or refuse it
+by the error that it documents, which names the file. Anything else is a finding: also an input that
+takes much time or memory, runs or writes something, or gives another result in a second reader.
+Exit status 1 at a finding: its input is in FOLDER/TARGET then. Move it to
+tests/fuzz/findings/TARGET once the reader is fixed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from table import MODULES
 
 ROOT = Path(__file__).resolve().parents[3]
-# Of one input, on a clock on which other programs take their time, too.
+# Seconds for one input, including the time that other programs take.
 _TIMEOUT = 60
 
 
@@ -51,13 +51,13 @@ def main() -> int:
 
 
 def _fuzz(name: str, folder: Path, options: list[str]) -> int:
-    """Prints one line; also the end of what libFuzzer says at a finding."""
+    """Fuzz one target and print a line, at a finding also the end of libFuzzer's log."""
     corpus = folder / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     options = [f"-timeout={_TIMEOUT}", "-seed=1", f"-artifact_prefix={folder}/", *options]
     one = Path(__file__).with_name("one.py")
     began = time.monotonic()
-    # With PYTHONHASHSEED a run can be repeated.
+    # PYTHONHASHSEED makes a run repeatable.
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         command = [sys.executable, str(one), name, str(corpus), scratch, *options]

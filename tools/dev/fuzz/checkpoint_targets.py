@@ -55,7 +55,7 @@ def _torch_files(folder: Path) -> Iterator[bytes]:
     yield _written(folder, torch_writer.save, TREE)
 
 
-# Pickles of PyTorch's files, each in a sound archive with the storages that it asks for
+# Pickles of PyTorch's files, each in a valid archive with the storages that it refers to
 
 
 def _pickles(folder: Path) -> Iterator[bytes]:
@@ -70,7 +70,7 @@ def _pickles(folder: Path) -> Iterator[bytes]:
 
 def _lay_archive(path: Path, data: bytes) -> None:
     storages = Storages()
-    with contextlib.suppress(Exception):  # is met again when the archive is read
+    with contextlib.suppress(Exception):  # raised again when the archive is read
         PickleReader(data, 0, TORCH_CONSTRUCTORS, storages.persistent_load).load()
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a/data.pkl", data)
@@ -87,7 +87,7 @@ def _compare_pickle(path: Path, tree: Any) -> None:
     try:
         theirs = loads(data)
         *_, (_, _, last) = pickletools.genops(data)
-    except Exception:  # not compared; or frames too short, names in no ASCII and other pedantry
+    except Exception:  # not compared; Python's readers are stricter on frames, names and more
         return
     expect(last == reader.position - 1, "the two readers of pickles end at different places")
     expect(same(ours, theirs), f"{ours!r:.200} is {theirs!r:.200} to Python")
@@ -116,14 +116,14 @@ PICKLE = Target(
 
 
 def _without_checksums(content: bytes) -> bytes:
-    """The same archive with 0 for each checksum, which is none: no mutation contradicts it."""
+    """The same archive with checksums 0, which means none: no mutation makes them wrong."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     with mock.patch.object(zipfile, "crc32", lambda data, checksum=0: 0):
         with zipfile.ZipFile(out, "w") as archive:
             for name, entry in entries.items():
-                archive.writestr(zipfile.ZipInfo(name), entry)  # of no time of day
+                archive.writestr(zipfile.ZipInfo(name), entry)  # without a time
     return out.getvalue()
 
 
@@ -149,7 +149,7 @@ def _compare_archive(path: Path, tree: Any) -> None:
         ours = {name: bytes(archive.read(name)) for name in archive.entries}
         with zipfile.ZipFile(path) as other:
             theirs = {name: other.read(name) for name in other.namelist()}
-    except Exception:  # an entry that no tensor needs is damaged, or zipfile asks for more
+    except Exception:  # an unused entry is damaged, or zipfile is stricter
         return
     if all(name.isascii() for name in ours):
         expect(ours == theirs, "zipfile finds other entries in it")
@@ -182,15 +182,15 @@ def _safetensors(folder: Path) -> Iterator[bytes]:
 
 
 def _lay_safetensors(path: Path, data: bytes) -> None:
-    """With the length of a header, where the input begins with a header."""
+    """Write the input; if it begins with a header, write the header's length before it."""
     header = re.match(rb"\{.*?\}\} *", data, re.DOTALL)
-    with contextlib.suppress(Exception):  # the library's branches cannot guide, those of Python can
+    with contextlib.suppress(Exception):  # only branches in Python guide the fuzzer
         _describe((header[0] if header else data[8:]).decode())
     path.write_bytes((len(header[0]).to_bytes(8, "little") if header else b"") + data)
 
 
 def _describe(header: str) -> None:
-    python: Any = json  # the half of it that is written in Python
+    python: Any = json  # its parts that are written in Python
     decoder = python.JSONDecoder()
     decoder.parse_string = python.decoder.py_scanstring
     content, _ = python.scanner.py_make_scanner(decoder)(header, 0)
@@ -213,7 +213,7 @@ def _compare_safetensors(path: Path, result: Any) -> None:
         expect((file.metadata() or {}) == described, "the library finds other texts in it")
         types = {name: info.dtype for name, info in safetensors_file.inspect(path).items()}
         for name, array in arrays.items():
-            if types[name] not in ("bfloat16", "bool"):  # one is none of NumPy's, one is checked
+            if types[name] not in ("bfloat16", "bool"):  # NumPy lacks one, the other is checked
                 theirs = file.get_tensor(name)
                 expect(theirs.dtype == array.dtype and theirs.shape == array.shape, name)
                 expect(theirs.tobytes() == array.tobytes(), f"{name} has other elements")

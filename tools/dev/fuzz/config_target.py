@@ -1,4 +1,4 @@
-"""Configs in YAML, up to the check of what they may call."""
+"""Configs in YAML, with the check of what they may call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from libai_ext.errors import ConfigError
 
 
 def _compare(path: Path, cfg: Any) -> None:
-    """What a dump of it is read as; not a number is no other than itself there."""
+    """Dump the config and read it again; the comparison of texts treats NaN as equal."""
     content = safe_yaml.read(str(path))
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     expect(repr(safe_yaml.read(str(path))) == repr(content), "a dump of it is read as another")
@@ -23,7 +23,7 @@ def _compare(path: Path, cfg: Any) -> None:
 
 def _seeds(folder: Path) -> Iterator[bytes]:
     recipe = lazy_config.load("projects/MAE/configs/mae_digits_finetune.py")
-    for key in recipe:  # smaller ones are read in less time
+    for key in recipe:  # small configs are read faster
         part = lazy_config.dump(OmegaConf.masked_copy(recipe, [str(key)]))
         if "${" not in part:
             yield part.encode()

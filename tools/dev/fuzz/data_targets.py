@@ -1,4 +1,4 @@
-"""Data sets: tar shards and the cache of what is in them, LMDBs, images."""
+"""Data sets: tar shards and their index caches, LMDBs, CIFAR, images."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from libai_ext.data.lmdb_source import LmdbImages
 from libai_ext.data.tar_scan import ShardIndex, scan
 from libai_ext.errors import DataError
 
-MAX_PIXELS = 1 << 16  # of one image: the limit is the user's
-FIRST = 3  # samples that are looked at
+MAX_PIXELS = 1 << 16  # of one image; users set this limit
+FIRST = 3  # number of samples to read
 
-# What the readers warn of, once for each input.
+# Without the readers' warnings, which every input would repeat.
 logging.getLogger("libai_ext").setLevel(logging.ERROR)
 warnings.simplefilter("ignore")
 
@@ -59,12 +59,12 @@ def _shards(folder: Path) -> Iterator[bytes]:
                 if layout == tarfile.PAX_FORMAT and name == "b.jpg":
                     member.pax_headers = {"mtime": "1.5", "comment": "\u00e9"}
                 tar.addfile(member, io.BytesIO(data))
-        # The end of 10,240 bytes is no use to mutations.
+        # Mutations of tar's padding to 10,240 bytes would be useless.
         yield out.getvalue().rstrip(b"\0") + bytes(1536)
 
 
 def _with_checksums(path: Path, data: bytes) -> None:
-    """Blocks that look like headers get the checksum that a mutation made wrong."""
+    """Correct the checksums of all blocks that look like headers: mutations make them wrong."""
     blocks = bytearray(data)
     for start in range(0, len(blocks) - 511, 512):
         block = blocks[start : start + 512]
@@ -75,7 +75,7 @@ def _with_checksums(path: Path, data: bytes) -> None:
 
 
 def _compare_shard(path: Path, index: ShardIndex) -> None:
-    """Where tarfile's own list of members has the images."""
+    """Compare places and names with tarfile's own list of members."""
     with tarfile.open(path, "r:") as tar:
         members = {(member.offset_data, member.size): member.name for member in tar}
     for offset, size, name in zip(index.offset, index.size, index.name):
@@ -100,7 +100,7 @@ TAR = Target(
 )  # fmt: skip
 
 
-# The cache of what is in a shard
+# The index cache of a shard
 
 CUT = b"\0CUT\0"  # between its arrays
 
@@ -119,17 +119,17 @@ def _indices(folder: Path) -> Iterator[bytes]:
 
 
 def _lay_index(path: Path, data: bytes) -> None:
-    """An archive as it is, or its arrays, whose checksums a mutation would make wrong."""
+    """Write an archive as it is, or make one from its arrays, with correct checksums."""
     if CUT not in data:
         path.write_bytes(data)
         return
     with zipfile.ZipFile(path, "w") as archive:
         for column, content in zip(ShardIndex._fields, data.split(CUT)):
-            archive.writestr(zipfile.ZipInfo(f"{column}.npy"), content)  # of no time of day
+            archive.writestr(zipfile.ZipInfo(f"{column}.npy"), content)  # without a time
 
 
 def _read_index(path: Path) -> Any:
-    """The first samples by an index that is used; the file itself stands for the shard."""
+    """Read the first samples by the index, with the index file itself as the shard."""
     index = tar_shards._read_index(path)
     if index is None:
         raise DataError(f"{path}: made again")
@@ -152,7 +152,7 @@ TAR_CACHE = Target(
         b"PK\1\2", b"PK\3\4", b"PK\5\6", b"\x93NUMPY\1\0", b"'descr'", b"'<i8'", b"'|S", b"'|O'",
         b"'fortran_order'", b"'shape'", b"(3,)", b"(99999999999,)", b"offset.npy", b"passed.npy",
     ),
-    may=("compile",),  # of literals: so NumPy reads the header of an array
+    may=("compile",),  # of literals, by NumPy for an array's header
 )  # fmt: skip
 
 
@@ -177,7 +177,7 @@ def _lay_lmdb(path: Path, data: bytes) -> None:
 
 
 def _read_lmdb(path: Path) -> dict[int, bytes | None]:
-    """What lies there by the number of the sample; each is also decoded."""
+    """Sample number -> its stored bytes; each sample is also decoded."""
     source = LmdbImages(str(path), max_pixels=MAX_PIXELS)
     found = {}
     for number in {*range(min(FIRST, len(source))), len(source) - 1}:
@@ -188,7 +188,7 @@ def _read_lmdb(path: Path) -> dict[int, bytes | None]:
 
 
 def _compare_lmdb(path: Path, found: dict[int, bytes | None]) -> None:
-    """Every value that was found lies in the file."""
+    """Check that the file contains every value that was found."""
     content = (path / "data.mdb").read_bytes()
     for number, value in found.items():
         if value is not None:
@@ -247,7 +247,7 @@ def _turned() -> Image.Exif:
 
 
 def _psd() -> bytes:
-    """Pillow writes none: the header, three empty sections, raw pixels of 3 x 2 grey."""
+    """A PSD, which Pillow cannot write: header, three empty sections, 3 x 2 raw grey pixels."""
     head = b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 1, 2, 3, 8, 1)
     return head + bytes(12) + bytes(2) + b"abcdef"
 

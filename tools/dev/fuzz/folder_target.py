@@ -1,4 +1,4 @@
-"""Checkpoints in OneFlow's folders: one input is the pickle, meta and elements of a tensor."""
+"""Checkpoints in OneFlow's folders: an input is a tensor's pickle, meta file and elements."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from guard import Target, expect
 from libai_ext.checkpoint import formats, host_state, oneflow_folder
 from libai_ext.checkpoint.errors import CheckpointError
 
-# Parts them.
+# Between the three.
 CUT = b"\0CUT\0"
 
 
@@ -44,7 +44,7 @@ def _read_folder(path: Path) -> Any:
 
 
 def _compare_folder(path: Path, result: Any) -> None:
-    """Elements as NumPy reads them by what the tensor says of itself."""
+    """Compare the number of elements with NumPy's, read with the dtype in the meta file."""
     for array in result[1]:
         kind = "<u2" if "kBFloat16" in (path / "tensor_0/meta").read_text("latin1") else array.dtype
         theirs = np.fromfile(path / "tensor_0/out", kind)

@@ -1,4 +1,4 @@
-"""What has to hold for every input of every target, whoever makes the inputs."""
+"""What must be true for every input of every target, made by any program."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
-# CPU seconds of one input, and bytes beyond what the process has before the first.
+# CPU seconds for one input, and bytes in addition to those of the process before the first input.
 MAX_SECONDS = 5.0
 MAX_MEMORY = 700 << 20
 
-# Audit events of programs, imports, sockets and files that are written.
+# Audit events of programs, imports, sockets and writing to files.
 _FORBIDDEN = (
     "exec", "compile", "import", "os.", "subprocess.", "ctypes.", "socket.", "shutil.",
     "pickle.", "marshal.", "code.", "builtins.", "webbrowser.", "pty.",
@@ -25,14 +25,14 @@ _FORBIDDEN = (
 _HARMLESS = ("os.listdir", "os.scandir", "builtins.id")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
-# What Python itself imports when it meets text in them, whatever reads it.
+# Python itself imports these encodings at their first use, in any reader.
 _ENCODINGS = "unicode_escape utf-8-sig utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be"
 for _encoding in _ENCODINGS.split():
     codecs.lookup(_encoding)
 
 
 class Finding(AssertionError):
-    """A property that does not hold."""
+    """A reader broke a rule."""
 
 
 def expect(agree: bool, what: str) -> None:
@@ -57,15 +57,15 @@ class Target:
     """One reader of files or lines that strangers may have made.
 
     Attributes:
-        name: on the command line, and of the folder of its findings.
-        seeds: sound inputs, made by the programs that write such files; gets a scratch folder.
-        read: reads what lies at a path.
-        errors: what it may raise; such an error names the path.
-        lay: makes what lies at the path out of an input.
-        compare: reads a second time in another way; raises :class:`Finding` where that differs.
-        file: name of the path.
-        words: that the format gives a meaning, for the mutations.
-        may: audit events that belong to the reading.
+        name: on the command line, and of the folder with its findings.
+        seeds: valid inputs, made by the programs that write such files; gets a scratch folder.
+        read: reads the file or folder at a path.
+        errors: the errors that ``read`` may raise; each must name the path.
+        lay: writes an input to the path.
+        compare: reads a second time in another way; raises :class:`Finding` at a difference.
+        file: name of the file or folder.
+        words: bytes with a meaning in the format, for the mutations.
+        may: audit events that reading needs.
     """
 
     name: str
@@ -95,7 +95,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
         _events.append((event, f"{event} {arguments!r:.200}"))
 
 
-sys.addaudithook(_hook)  # for ever
+sys.addaudithook(_hook)  # it cannot be removed
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def _watch(wanted: bool) -> Iterator[None]:
 
 
 def limit_memory() -> None:
-    """From here on, this process gets at most :data:`MAX_MEMORY`."""
+    """Limit this process to :data:`MAX_MEMORY` more than it has now."""
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -118,10 +118,10 @@ def limit_memory() -> None:
 
 
 class Guard:
-    """Gives inputs to a target and checks what comes of them.
+    """Gives inputs to a target and checks the results.
 
     Args:
-        folder: scratch; the input lies there while it is read.
+        folder: scratch folder; holds the input while it is read.
     """
 
     def __init__(self, target: Target, folder: Path):
@@ -130,10 +130,10 @@ class Guard:
         self.watchful = False
 
     def start(self, sound: Iterable[bytes]) -> None:
-        """Read sound inputs, which imports what readers import, and be watchful from then on.
+        """Read valid inputs, so that readers do their imports; then start to watch audit events.
 
         Raises:
-            Finding: one is refused.
+            Finding: an input is refused.
         """
         for data in sound:
             expect(self.check(data), f"{self.target.name}: the sound input {data!r:.80} is refused")
@@ -143,9 +143,9 @@ class Guard:
         """Whether an input is read, not refused.
 
         Raises:
-            Finding: it takes long, runs or writes something, is read in two ways, or the error
+            Finding: it takes long, runs or writes something, a second reading differs, or the error
                 does not name the file.
-            Exception: whatever else the reader raises: that is a finding, too.
+            Exception: any other error of the reader, which is a finding, too.
         """
         self.target.lay(self.path, data)
         started = time.process_time()

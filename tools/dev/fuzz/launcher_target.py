@@ -1,8 +1,8 @@
 """The launchers' lines, without sockets.
 
-The first byte of an input says who sends the rest: a stranger to node 0, whose bytes arrive as they
-are; a launcher to node 0, which knows the secret and signs each line; a stranger to node 1, in the
-place of node 0.
+The first byte of an input says who sends the rest: a stranger to node 0, whose bytes are sent
+unchanged; a launcher to node 0, which knows the secret and signs each line; or a stranger who
+pretends to node 1 to be node 0.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from libai_ext.launch import rendezvous, signed_lines
 
 SECRET = "of the job"
 NODES = 3
-# Who sends.
+# The senders.
 STRANGER, LAUNCHER, NO_NODE_0 = range(3)
 
 
 class _Writer:
-    """Keeps what is sent."""
+    """Stores the sent bytes."""
 
     def __init__(self) -> None:
         self.sent = b""
@@ -40,7 +40,7 @@ class _Writer:
 
 
 class _Node(rendezvous.Peers):
-    """Without a socket, a thread and heartbeats."""
+    """A node without socket, thread and heartbeats."""
 
     def __init__(self, rank: int) -> None:
         self.count, self.rank, self.attempt, self.secret = NODES, rank, 0, SECRET
@@ -48,7 +48,7 @@ class _Node(rendezvous.Peers):
         self.job, self.failure, self.ended = "7" if rank == 0 else None, None, False
         self._joined: set[int] = set()
         self._open: dict[int, signed_lines.Lines] = {}
-        self._warned = True  # it has been printed
+        self._warned = True  # do not print the warning
 
 
 _loop = asyncio.new_event_loop()

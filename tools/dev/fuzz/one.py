@@ -1,8 +1,8 @@
-"""Fuzz one target by atheris, in this process.
+"""Fuzz one target with atheris, in this process.
 
     python one.py TARGET CORPUS SCRATCH [option of libFuzzer ...]
 
-It ends with libFuzzer's status: 0, or another one at the first finding.
+The exit status is libFuzzer's: 0, or another one at the first finding.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Iterable
 
 import atheris
 
-# Packages whose branches count as coverage, and modules that Python or NumPy import themselves.
+# Packages whose branches count as coverage. ALSO: modules that Python or NumPy import earlier.
 INSTRUMENTED = ["libai_ext", "yaml", "tarfile", "PIL", "checkpoint_targets"]
 ALSO = ["json.decoder", "json.scanner", "numpy.lib.format", "zipfile", "asyncio.streams"]
 
 
 def main() -> None:
     name, corpus, scratch, *options = sys.argv[1:]
-    sys.modules.pop("tarfile", None)  # of those, Python itself may have imported this one
+    sys.modules.pop("tarfile", None)  # Python may have imported it without coverage
     with atheris.instrument_imports(include=INSTRUMENTED, enable_loader_override=False):
         from guard import Guard, limit_memory
         from table import find, findings, seeds
@@ -30,7 +30,7 @@ def main() -> None:
         target = find(name)
         guard = Guard(target, Path(scratch))
         inputs = seeds(target)
-        guard.start(inputs)  # what readers import at their first use is instrumented, too
+        guard.start(inputs)  # also instruments what readers import at first use
     for number, data in enumerate([*inputs, *findings(name)]):
         Path(corpus, f"seed-{number}").write_bytes(data)
     _instrument(sys.modules[name] for name in ALSO if name in sys.modules)

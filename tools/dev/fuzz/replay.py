@@ -1,9 +1,9 @@
-"""All seeds and findings of all targets once more, without atheris.
+"""Check all seeds and findings of all targets again, without atheris.
 
     python replay.py
 
-Prints one JSON object: by target, how many seeds were read, and how many findings were read and
-refused. An input that is a finding again ends it by a traceback.
+Prints one JSON object: for each target, how many seeds were read, and how many findings were read
+and refused. If an input is a finding again, it stops with a traceback.
 """
 
 from __future__ import annotations

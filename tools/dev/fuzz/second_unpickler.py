@@ -1,4 +1,4 @@
-"""Python's own unpickler, held to plain values, as a second reading of pickles."""
+"""Python's own unpickler, limited to plain values, as a second reader of pickles."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _PLAIN_KEYS = (str, bytes, bool, int, type(None))
 
 
 class NotCompared(Exception):
-    """Python would hash or call what the reader keeps as it is."""
+    """Python would hash or call an object that our reader stores unchanged."""
 
 
 class _Other:
-    """Stands for all that a global or a persistent id leads to."""
+    """Stands for everything that a global or a persistent id names."""
 
     def __new__(cls, *args: Any, **keywords: Any) -> _Other:
         return object.__new__(cls)
@@ -66,14 +66,14 @@ def _check_keys(keys: list[Any]) -> None:
 def loads(data: bytes) -> Any:
     """
     Raises:
-        NotCompared: the values are none that can be compared.
-        Exception: whatever Python's unpickler raises.
+        NotCompared: the values cannot be compared.
+        Exception: any error of Python's unpickler.
     """
     return _Unpickler(io.BytesIO(data), encoding="utf-8").load()
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    """Whether what the reader gave is what :func:`loads` gave; a placeholder is like anything."""
+    """Whether our reader and :func:`loads` gave the same; a placeholder equals everything."""
     return _same(ours, theirs, set())
 
 

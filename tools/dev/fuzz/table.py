@@ -26,17 +26,17 @@ MODULES = {
 
 
 def find(name: str) -> Target:
-    """The target of a name."""
+    """The target with this name."""
     targets = importlib.import_module(MODULES[name]).TARGETS
     return next(target for target in targets if target.name == name)
 
 
 def seeds(target: Target) -> list[bytes]:
-    """Its sound inputs."""
+    """The target's valid inputs."""
     with tempfile.TemporaryDirectory() as folder:
         return list(target.seeds(Path(folder)))
 
 
 def findings(name: str) -> list[bytes]:
-    """Inputs that a former version of a target's reader did not stand."""
+    """Inputs that were findings in an earlier version of a target's reader."""
     return [path.read_bytes() for path in sorted((FINDINGS / name).glob("*"))]

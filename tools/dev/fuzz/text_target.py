@@ -20,7 +20,7 @@ def _record(folder: Path) -> Any:
     return parse({} if found is None else found, str(folder / record.RECORD))
 
 
-# Name of the file, a sound one, and what reads it in a folder.
+# Name of a file, a valid content, and a function that reads it in a folder.
 READERS = (
     ("labels.csv", b"ImageId,PredictionString\nval_1,n01 1 2 3 4\nval_2,n02 1 2 3 4\n",
      lambda folder: listed._read(str(folder / "labels.csv"))),

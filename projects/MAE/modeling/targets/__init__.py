@@ -1,1 +1,1 @@
-"""What a masked autoencoder predicts of the patches that it does not see."""
+"""What a masked autoencoder predicts for the patches that it does not see."""

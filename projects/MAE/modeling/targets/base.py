@@ -1,4 +1,4 @@
-"""The contract of a target. B batch, C channels, H x W pixels, p patch, L patches, P width."""
+"""The base class of targets. B batch, C channels, H x W pixels, p patch, L patches, P width."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from projects.MAE.modeling.loss import squared_error
 
 
 class Target(nn.Module):
-    """What is predicted of each patch, and how far off a prediction is.
+    """What is predicted for each patch, and the loss of a prediction.
 
-    ``model.target`` of a config names a class like this one; it may come from outside of this
-    package. A target is neither trained nor saved: it has no parameters, and weights that it needs
-    are buffers out of the state dict (:func:`frozen`).
+    ``model.target`` of a config names a subclass, which may be from another package. A target is
+    neither trained nor saved: it has no parameters, and its weights, if any, are buffers outside
+    the state dict (:func:`frozen`).
 
     Attributes:
-        width: P, the values that are predicted of a patch; known after :meth:`prepare`.
+        width: P, the number of predicted values per patch; known after :meth:`prepare`.
         as_pixels: (prediction [B, L, P], original patches [B, L, p*p*C]) -> pixels [B, L, p*p*C]
-            in the order and the normalisation of the patches, all of them NumPy arrays; None for
-            what cannot be shown as a picture.
-        data: ``mode``, ``mean`` and ``std`` of the images that the target was made for, as far as
-            they are known; the data of a run must not have others.
-        identity: what must be the same when a run is resumed, beside the config's keys.
+            in the order and the normalisation of the patches; all are NumPy arrays. None if the
+            prediction cannot be shown as a picture.
+        data: ``mode``, ``mean`` and ``std`` of the images that the target was made for, if known;
+            the data of a run must have the same.
+        identity: besides the config's keys, this must be the same when a run is resumed.
     """
 
     width: int
@@ -41,26 +41,26 @@ class Target(nn.Module):
             patch_size, in_chans: p and C.
 
         Raises:
-            ConfigError: there is no such target of these images.
+            ConfigError: the target does not fit these images.
         """
         raise NotImplementedError
 
     def forward(self, images: flow.Tensor) -> flow.Tensor:
-        """The target [B, L, P] of images [B, C, H, W], on their ranks and split as they are.
+        """The target [B, L, P] of images [B, C, H, W], with their placement and layout.
 
-        Within a graph as well: no branch may depend on a value.
+        It may run in a graph: no branch may depend on a value.
         """
         raise NotImplementedError
 
     def loss(self, prediction: flow.Tensor, target: flow.Tensor) -> flow.Tensor:
-        """The loss of each patch, float32 [B, L], both arguments [B, L, P]; the mean squared error
-        where it is not said otherwise. The model averages it over the removed patches."""
+        """The loss of each patch, float32 [B, L], from two [B, L, P]; by default the mean squared
+        error. The model averages it over the removed patches."""
         return squared_error(prediction, target)
 
 
 def frozen(module: nn.Module) -> nn.Module:
-    """``module`` with all of its tensors as buffers that are neither trained nor saved: optimizer,
-    moving average and checkpoint take no notice of them."""
+    """Make all tensors of ``module`` buffers that are neither trained nor saved: optimizer, moving
+    average and checkpoint ignore them. Returns ``module``."""
     for part in module.modules():
         tensors = {**part._parameters, **part._buffers}
         part._parameters.clear()

@@ -19,14 +19,14 @@ EPS = 1e-5  # scikit-image's
 class Hog(Target):
     """The histograms of a patch's cells, P = r*r*C*K in the order (row, column, channel, bin).
 
-    Of each channel, scikit-image's ``hog(channel, orientations=K, pixels_per_cell=(c, c),
-    cells_per_block=(1, 1), block_norm="L2")``: gradients are the differences of both neighbours,
-    zero at the border of the image; each pixel votes with the magnitude of its gradient for one
-    bin of unsigned orientation; each cell is normalised to length 1. MaskFeat's own code differs
-    in Sobel filters, mirrored borders and a Gaussian window on the votes.
+    Equal, for each channel, to scikit-image's ``hog(channel, orientations=K, pixels_per_cell=(c,
+    c), cells_per_block=(1, 1), block_norm="L2")``. A gradient is the difference of the next and the
+    previous pixel, zero at the image's border. Each pixel adds the magnitude of its gradient to one
+    bin of unsigned orientation. Each cell is normalised to length 1. MaskFeat's own code differs:
+    it has Sobel filters, mirrored borders and a Gaussian window on the votes.
 
     Args:
-        bins: K of 180 degrees.
+        bins: K, over 180 degrees.
         cell: c in pixels.
     """
 
@@ -38,7 +38,7 @@ class Hog(Target):
     def prepare(self, img_size, patch_size: int, in_chans: int) -> None:
         """
         Raises:
-            ConfigError: a patch is not made of whole cells.
+            ConfigError: a patch does not hold whole cells.
         """
         if patch_size % self.cell:
             raise ConfigError(
@@ -78,12 +78,12 @@ def _differences(x: flow.Tensor, dim: int) -> flow.Tensor:
 
 
 def _votes(down: flow.Tensor, right: flow.Tensor, bins: int) -> list[flow.Tensor]:
-    """The magnitude of each pixel's gradient where its orientation is in the bin, else 0; by bin.
+    """For each bin: magnitude of each pixel's gradient if its orientation is in the bin, else 0.
 
-    Which side of a bin's limit a gradient is on shows by a sign: no angle is computed.
+    A sign shows on which side of a bin's limit a gradient is: no angle is computed.
     """
     magnitude = flow.sqrt(down * down + right * right)
-    # Orientations have no sign: gradients that point up are turned round.
+    # Orientations have no sign: gradients that point up are turned by 180 degrees.
     turned = _is(down < 0) + _is(down == 0) * _is(right < 0)
     down, right = down * (1 - 2 * turned), right * (1 - 2 * turned)
     limits = [math.pi * number / bins for number in range(1, bins)]

@@ -14,7 +14,7 @@ class Pixels(Target):
     """The pixels of a patch, P = p*p*C in the order (row, column, channel).
 
     Args:
-        normalized: each patch by its own mean and unbiased deviation.
+        normalized: normalise each patch by its own mean and unbiased deviation.
     """
 
     def __init__(self, normalized: bool = False):

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder. B batch, C channels, H x W pixels, L patches, D its width."""
+"""Features of a frozen encoder. B batch, C channels, H x W pixels, L patches, D encoder width."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from projects.MAE.weights.files import read_weights
 from projects.MAE.weights.match import match
 
 _SIZES = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio")
-# Of a pre-trained model or a classifier, what an encoder has no use for.
+# Tensors of a pre-trained model or a classifier that an encoder does not use.
 _LEFT_OUT = (*DECODER, "head.", "head_norm.", "fc_norm.")
 
 
@@ -29,12 +29,12 @@ class TeacherFeatures(Target):
     """The patch tokens of a trained encoder after its last norm, P = D, each normalised to mean 0
     and variance 1; compared by smooth L1 (MaskDistill, Peng et al., 2022, arXiv:2210.10615).
 
-    The teacher sees the whole image that the student sees a part of. It lies on the ranks of the
-    loss: in a pipeline, those of the last stage.
+    The teacher sees the whole image, the student only a part. The teacher is on the ranks that
+    compute the loss: in a pipeline, those of the last stage.
 
     Args:
-        weights: a run, a checkpoint, or a file or folder of any known style. Its patch size and
-            channels must be the model's; position tables are interpolated to the model's grid.
+        weights: a run, a checkpoint, or a file or folder of any known style. Patch size and
+            channels must equal the model's; position tables are interpolated to the model's grid.
     """
 
     def __init__(self, weights: str):
@@ -44,8 +44,8 @@ class TeacherFeatures(Target):
     def prepare(self, img_size, patch_size: int, in_chans: int) -> None:
         """
         Raises:
-            CheckpointError: the weights cannot be read, or are no whole encoder.
-            ConfigError: they are of an encoder of other patches or channels.
+            CheckpointError: the weights cannot be read, or lack parts of the encoder.
+            ConfigError: their patch size or channels differ from the model's.
         """
         weights, source = read_weights(self.weights)
         sizes = _sizes(source, weights)
@@ -83,7 +83,7 @@ class TeacherFeatures(Target):
         return centred * flow.rsqrt(variance + LAYER_NORM_EPS)
 
     def loss(self, prediction: flow.Tensor, target: flow.Tensor) -> flow.Tensor:
-        """Smooth L1 with beta 1: d*d / 2 of a difference d below 1, else d - 1/2."""
+        """Smooth L1 with beta 1: d*d / 2 if the difference d is below 1, else d - 1/2."""
         difference = (prediction.to(flow.float32) - target.to(flow.float32)).abs()
         bounded = difference.clamp(max=1.0)
         return (bounded * (difference - 0.5 * bounded)).mean(dim=-1)
@@ -114,7 +114,7 @@ class _Encoder(nn.Module):
 def _sizes(source: Source, weights: Mapping[str, np.ndarray]) -> Mapping:
     """
     Raises:
-        ConfigError: the file does not say all of them, or has no tokens after a last norm.
+        ConfigError: the file does not give all sizes, or has no norm after the last block.
     """
     known = source.record.model
     unknown = [key for key in _SIZES if key not in known]
@@ -129,7 +129,7 @@ def _sizes(source: Source, weights: Mapping[str, np.ndarray]) -> Mapping:
 
 
 def _checksum(weights: Mapping[str, np.ndarray], sizes: Mapping) -> str:
-    """CRC-32 of the sizes and of the tensors in the order of their names."""
+    """CRC-32 of the sizes and the tensors, in the order of their names."""
     total = zlib.crc32(repr([sizes[key] for key in _SIZES]).encode())
     for name in sorted(weights):
         total = zlib.crc32(np.ascontiguousarray(weights[name], np.float32).data, total)
