@@ -244,7 +244,7 @@ class Checkpointer(LiBaiCheckpointer):
 
 
 def latest_checkpoint(path: str) -> str:
-    """The checkpoint itself, or the latest whole one of a run; all ranks call it.
+    """``path`` if it is a checkpoint, or the latest valid one of a run; all ranks call it.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
