@@ -50,7 +50,7 @@ def _alone():
 class Launcher:
     """Runs commands of the project as a user does, from the checkout."""
 
-    def __call__(self, *command, status=0, timeout=300, env=None, cwd=ROOT):
+    def __call__(self, *command, status=0, timeout=900, env=None, cwd=ROOT):
         """Output (both streams) of a command that must end with ``status``."""
         result = subprocess.run(
             [str(part) for part in command],

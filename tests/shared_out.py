@@ -1,7 +1,7 @@
 """How the tests are shared out among the workers of pytest-xdist.
 
 The tests of a file run one after the other on one worker: they share what its fixtures have made.
-What takes long comes first, so that no worker is left alone with it at the end.
+One worker begins with what takes long, so that it is not left alone with it at the end.
 """
 
 from __future__ import annotations
@@ -28,17 +28,10 @@ def turn(file: str) -> int:
 
 
 class LongestFirst(LoadFileScheduling):
+    """One worker begins with what takes long and starts many processes, the others with the rest,
+    so that two of these do not run at the same time: ranks that wait for each other take a core."""
+
     def _assign_work_unit(self, node) -> None:
-        self.workqueue.move_to_end(min(self.workqueue, key=turn), last=False)
+        choose = min if node is self.nodes[0] else max
+        self.workqueue.move_to_end(choose(self.workqueue, key=turn), last=False)
         super()._assign_work_unit(node)
-
-
-def encodable(value):
-    """The same, with escapes for what is no text: a worker could not send its report else."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, dict):
-        return {key: encodable(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(encodable, value))
-    return value

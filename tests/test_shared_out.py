@@ -13,7 +13,8 @@ def test_what_comes_first_is_there():
 
 
 def test_order_and_shares():
-    """Of two workers, each gets whole files, the longest first and then those with most tests."""
+    """Each of two workers gets whole files: one the longest first, the other those with most tests
+    of what is short."""
     tests = {"a/test_one": 1, "b/test_many": 9, "tools/test_few": 3, "multiprocess/test_layouts": 4}
     nodeids = [f"tests/{file}.py::test_{i}" for file, n in tests.items() for i in range(n)]
     sent = []
@@ -43,10 +44,10 @@ def test_order_and_shares():
     files = [(name, {part.split("::")[0] for part in parts}) for name, parts in sent]
     assert files == [
         ("first", {"tests/multiprocess/test_layouts.py"}),
-        ("second", {"tests/tools/test_few.py"}),
-        ("first", {"tests/b/test_many.py"}),
+        ("second", {"tests/b/test_many.py"}),
+        ("first", {"tests/tools/test_few.py"}),
     ]
-    assert [len(parts) for _, parts in sent] == [4, 3, 9]
+    assert [len(parts) for _, parts in sent] == [4, 9, 3]
 
 
 def test_a_report_that_is_no_text_is_sent():
