@@ -35,3 +35,14 @@ class LongestFirst(LoadFileScheduling):
         choose = min if node is self.nodes[0] else max
         self.workqueue.move_to_end(choose(self.workqueue, key=turn), last=False)
         super()._assign_work_unit(node)
+
+
+def encodable(value):
+    """The same, with escapes for what is no text: a worker could not send its report else."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: encodable(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(encodable, value))
+    return value
