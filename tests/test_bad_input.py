@@ -124,7 +124,7 @@ FILES = [
     ("optim.momentum = 0.9", "unknown config key 'optim.momentum'"),
     ("data.means = [0.5]", "unknown config key 'data.means': did you mean 'data.mean'?"),
     ("dataloader.train.dataset.sauce = 1", "did you mean 'dataloader.train.dataset.source'?"),
-    ("train.checkpointer = 5", "train.checkpointer is a group of keys: period, max_to_keep"),
+    ("train.checkpointer = 5", "train.checkpointer is a group of keys: period, epoch, max_to_keep"),
     ("task = []", "task must be a group of keys with a _target_"),
     ("del task", "task must be a group of keys with a _target_"),
     ("graph.train_graph = 3", "graph.train_graph must be a group of keys with a _target_"),
