@@ -31,6 +31,8 @@ PROGRESS = "progress.json"
 _NAMES = re.compile(r"model_(\d+|best|final)(\.old)?")
 
 logger = logging.getLogger(__name__)
+# Name of the learning rate schedule among the checkpointables.
+SCHEDULE = "lr_scheduler"
 
 
 class Checkpointer(LiBaiCheckpointer):
@@ -208,6 +210,18 @@ class Checkpointer(LiBaiCheckpointer):
     def progress(self, path: str) -> dict:
         """The progress of a checkpoint; all ranks call it."""
         return from_rank_0(lambda: read_progress(path))
+
+    def steps_taken(self, path: str) -> int:
+        """Optimizer steps before a checkpoint; all ranks call it.
+
+        Raises:
+            CheckpointError: it does not say.
+        """
+        state = _read_state(os.path.join(path, SCHEDULE))
+        taken = state.get("last_step") if isinstance(state, dict) else None
+        if type(taken) is not int:
+            raise CheckpointError(f"{path}/{SCHEDULE}: not the state of a schedule")
+        return taken
 
     def load(self, path: str, checkpointables: Sequence[str] | None = None) -> dict:
         """Restore the model and the named checkpointables (None: all); all ranks call it.

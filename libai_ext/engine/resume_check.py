@@ -106,7 +106,7 @@ def check(
         f"the config contradicts {path}:{lines}\n"
         "Set these keys as in the checkpoint. For more epochs or another learning rate, set "
         f"another train.output_dir and train.extend_from={path}; for another model or other data, "
-        "train.load_weight in its place"
+        f"train.load_weight={path}"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from typing import Any
@@ -13,7 +12,7 @@ from libai.engine.trainer import TrainerBase
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
-from libai_ext.checkpoint.checkpointer import Checkpointer, latest_checkpoint
+from libai_ext.checkpoint.checkpointer import SCHEDULE, Checkpointer, latest_checkpoint
 from libai_ext.config.lazy_config import fresh, instantiate
 from libai_ext.config.targets import check_targets
 from libai_ext.data.loader import build_eval_loader, build_train_loader
@@ -150,7 +149,7 @@ class Trainer(DefaultTrainer):
             cfg.graph = fresh(cfg.graph)
             self.graph_eval = self.build_graph(cfg, self.model, is_train=False)
         if self.optimizer is not None:
-            items["lr_scheduler"] = self.lr_scheduler
+            items[SCHEDULE] = self.lr_scheduler
             if self.cfg.graph.enabled:
                 self.graph_train = self.build_graph(
                     cfg, self.model, self.optimizer, self.lr_scheduler, is_train=True
@@ -211,11 +210,9 @@ class Trainer(DefaultTrainer):
                 f"train.extend_from: {path} has {done} iterations, this run {self.max_iter}: set "
                 "train.train_epoch or train.train_iter to the length of both together"
             )
-        schedule = copy.deepcopy(self.lr_scheduler.state_dict())
-        checkpointer.load(path)
+        taken = checkpointer.steps_taken(path)
+        checkpointer.load(path, [name for name in checkpointer.checkpointables if name != SCHEDULE])
         refuse_nonfinite(self.model, path)
-        taken = self.lr_scheduler.last_step
-        self.lr_scheduler.load_state_dict(schedule)
         set_schedule(self.lr_scheduler, taken)
         self.start_iter = done
         self.steps.load_state_dict(progress.get("steps", {}), taken)

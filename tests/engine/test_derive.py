@@ -20,6 +20,7 @@ def config(**train):
         warmup_iter=None,
         scheduler={},
         evaluation=dict(eval_period=5000, eval_epoch=None),
+        checkpointer=dict(period=5000, epoch=None),
         dist=dict(data_parallel_size=1, tensor_parallel_size=1, pipeline_parallel_size=1),
     )
     return OmegaConf.create(dict(train=dict(defaults, **train), optim=dict(lr=None)))
