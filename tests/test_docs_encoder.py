@@ -74,7 +74,7 @@ def commands(launch, folder):
 def test_features_on_two_processes(commands, folder, monkeypatch):
     out = commands["tools/features.py"]
     assert "features.npz: features [300, 48], 2 unreadable images left out\nfeatures.png\n" in out
-    assert re.search(r"warning: cannot read image photos/odd/000.png: it is of no known", out)
+    assert re.search(r"warning: cannot read image photos/odd/000.png: unknown image format", out)
     assert Image.open(folder / "features.png").size[0] > 300
     assert not (folder / "features.npz.parts").exists()
 
