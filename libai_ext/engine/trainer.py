@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from libai_ext.checkpoint.checkpointer import SCHEDULE, Checkpointer, latest_checkpoint
 from libai_ext.config.lazy_config import fresh, instantiate
 from libai_ext.config.targets import check_targets
-from libai_ext.data.loader import build_eval_loader, build_train_loader
+from libai_ext.data.loader import Loader, build_eval_loader, build_train_loader
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.engine import metric_names, resume_check
 from libai_ext.engine.derive import derive_schedule
@@ -324,18 +324,23 @@ class Trainer(DefaultTrainer):
     def report(self, evaluator, dataset) -> None:
         """Write a task's files after an evaluation, on rank 0."""
 
-    def test(self) -> dict[str, float]:
-        """Evaluate on the test set; results on rank 0, an empty dict elsewhere.
-
-        With averaged weights, their results have the prefix ``ema_``.
-        """
-        dataset, train = self.test_set, self.cfg.train
-        loader = build_eval_loader(
+    def eval_loader(self, dataset) -> Loader:
+        """One pass over a data set, in batches of an evaluation."""
+        train = self.cfg.train
+        return build_eval_loader(
             dataset,
             train.test_micro_batch_size,
             train.dist.data_parallel_size,
             self.cfg.dataloader.test.num_workers,
         )
+
+    def test(self) -> dict[str, float]:
+        """Evaluate on the test set; results on rank 0, an empty dict elsewhere.
+
+        With averaged weights, their results have the prefix ``ema_``.
+        """
+        dataset = self.test_set
+        loader = self.eval_loader(dataset)
         evaluator = self.build_evaluator(dataset)
         results = self.measure(loader, evaluator)
         if self.average is not None:

@@ -82,7 +82,8 @@ def _make(folder: Path, engine: Path, wheel: OneFlowWheel, compiler: str) -> Non
     world_size = symbols.functions(_WORLD_SIZE)[_WORLD_SIZE]
     places = dict(runtime=runtime, finite_checks=checks, world_size=world_size)
     places["engine"] = str(engine.resolve())
-    places["module"] = str(next(wheel.include.parent.glob("_oneflow_internal*.so")))
+    # Resolved: the cache outlives a checkout that reaches the wheel by a link.
+    places["module"] = str(next(wheel.include.parent.glob("_oneflow_internal*.so")).resolve())
     (folder / "places.json").write_text(json.dumps(places))
     weak = folder / "weak.cpp"
     weak.write_text(_weak(name for prefix in _LIBRARIES for name in symbols.wanted(prefix)))

@@ -9,7 +9,6 @@ import numpy as np
 from libai.utils import distributed as dist
 
 from libai_ext.config.lazy_config import fresh, instantiate
-from libai_ext.data.loader import Loader, build_eval_loader
 from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.evaluator import Evaluator
 from libai_ext.errors import ConfigError
@@ -37,7 +36,7 @@ class OtherData(Evaluator):
 
     def run(self, trainer) -> dict[str, float]:
         evaluator = trainer.build_evaluator(self.dataset)
-        return trainer.measure(_loader(trainer, self.dataset), evaluator)
+        return trainer.measure(trainer.eval_loader(self.dataset), evaluator)
 
 
 class _FrozenFeatures(Evaluator):
@@ -133,18 +132,8 @@ def _features(trainer, dataset) -> tuple[np.ndarray, np.ndarray]:
     def forward(images, **_):
         return {"features": probe.pooled(model, images)}
 
-    loader = _loader(trainer, dataset)
+    loader = trainer.eval_loader(dataset)
     found: Any = evaluate(
         model, loader, trainer.get_batch, _Collect(), trainer.test_batches, forward=forward
     )
     return found.get("features"), found.get("labels")
-
-
-def _loader(trainer, dataset) -> Loader:
-    train = trainer.cfg.train
-    return build_eval_loader(
-        dataset,
-        train.test_micro_batch_size,
-        train.dist.data_parallel_size,
-        trainer.cfg.dataloader.test.num_workers,
-    )

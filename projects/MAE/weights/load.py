@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Sequence
+from typing import Any, Mapping, Sequence
 
+import numpy as np
 import oneflow as flow
 
 from libai_ext.checkpoint.errors import CheckpointError
@@ -15,7 +16,7 @@ from projects.MAE.modeling.vit import ViTClassifier
 from projects.MAE.weights import compare
 from projects.MAE.weights.describe import DECODER, Source, describe
 from projects.MAE.weights.mapping import names_in, to_ours
-from projects.MAE.weights.match import match
+from projects.MAE.weights.match import Match, match
 from projects.MAE.weights.packing import PUBLISHED, Heads
 from projects.MAE.weights.shapes import sizes_of
 
@@ -73,21 +74,44 @@ def load_weights(
                 f"{path}: the model has one channel, the file three: its patch embedding is the "
                 "sum over them"
             )
-        matched = match(
-            {name: tuple(tensor.shape) for name, tensor in tensors.items()},
-            weights,
-            replaced=replaced,
-            grid=model.patch_embed.grid_size,
-            source_grid=source.grid,
-        )
+        matched = match_and_assign(model, tensors, weights, replaced, source)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     skipped = [name for name in names_in(state, source.style) if name.startswith(tuple(skip))]
     matched.left_out += skipped + left_out
+    _log(source, own, matched.table())
+
+
+def match_and_assign(
+    model: Any,
+    tensors: Mapping[str, flow.Tensor],
+    weights: Mapping[str, np.ndarray],
+    replaced: Sequence[str],
+    source: Source,
+) -> Match:
+    """Fit weights to a model, and copy them into its tensors.
+
+    Args:
+        model: has a ``patch_embed``.
+        tensors: those of the model that are to be filled, by name.
+        weights: under our names.
+        replaced: see :func:`projects.MAE.weights.match.match`.
+        source: describes the weights.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    matched = match(
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        weights,
+        replaced=replaced,
+        grid=model.patch_embed.grid_size,
+        source_grid=source.grid,
+    )
     with flow.no_grad():
         for name, array in matched.weights.items():
             assign(tensors[name], array)
-    _log(source, own, matched.table())
+    return matched
 
 
 def _sizes(model: MaskedAutoencoder | ViTClassifier) -> dict[str, Any]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple, Sequence
 
-import oneflow as flow
 from omegaconf import DictConfig
 
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.layers.initialize import assign
 from libai_ext.placement import set_layout
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.vit import ViTClassifier
 from projects.MAE.weights.describe import DECODER, Source, describe
 from projects.MAE.weights.files import read_weights
-from projects.MAE.weights.load import load_weights
+from projects.MAE.weights.load import load_weights, match_and_assign
 from projects.MAE.weights.mapping import names_in
-from projects.MAE.weights.match import match, unknown_grid
+from projects.MAE.weights.match import unknown_grid
 from projects.MAE.weights.packing import PUBLISHED, Heads
 
 # Layers after the last block of an encoder or a classifier: useless without their task.
@@ -70,19 +68,10 @@ def model_of(
         sizes = _sizes(source, img_size, norm_pix_loss)
         set_layout(ONE_PROCESS)
         model = MaskedAutoencoder(**sizes)
-        state = model.state_dict()
-        matched = match(
-            {name: tuple(tensor.shape) for name, tensor in state.items()},
-            weights,
-            replaced=() if has_decoder else _AFTER_THE_BLOCKS,
-            grid=model.patch_embed.grid_size,
-            source_grid=source.grid,
-        )
+        replaced = () if has_decoder else _AFTER_THE_BLOCKS
+        match_and_assign(model, model.state_dict(), weights, replaced, source)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    with flow.no_grad():
-        for name, array in matched.weights.items():
-            assign(state[name], array)
     return Loaded(model.eval(), source)
 
 

@@ -12,13 +12,12 @@ from oneflow import nn
 
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.errors import ConfigError
-from libai_ext.layers.initialize import assign
 from libai_ext.layers.patch_embedding import PatchEmbedding
 from projects.MAE.modeling.mae import LAYER_NORM_EPS, spread, token, transformer_layers
 from projects.MAE.modeling.targets.base import Target, frozen
 from projects.MAE.weights.describe import DECODER, Source
 from projects.MAE.weights.files import read_weights
-from projects.MAE.weights.match import match
+from projects.MAE.weights.load import match_and_assign
 
 _SIZES = ("patch_size", "in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio")
 # Tensors of a pre-trained model or a classifier that an encoder does not use.
@@ -58,18 +57,9 @@ class TeacherFeatures(Target):
         encoder = _Encoder(img_size, sizes)
         parameters = dict(encoder.named_parameters())
         try:
-            matched = match(
-                {name: tuple(tensor.shape) for name, tensor in parameters.items()},
-                weights,
-                replaced=_LEFT_OUT,
-                grid=encoder.patch_embed.grid_size,
-                source_grid=source.grid,
-            )
+            matched = match_and_assign(encoder, parameters, weights, _LEFT_OUT, source)
         except CheckpointError as error:
             raise CheckpointError(f"model.target.weights {self.weights}: {error}") from None
-        with flow.no_grad():
-            for name, array in matched.weights.items():
-                assign(parameters[name], array)
         self.teacher = frozen(encoder)
         self.width = sizes["embed_dim"]
         self.data = source.record.data
