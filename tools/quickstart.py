@@ -1,4 +1,4 @@
-"""Pre-train a small masked autoencoder on handwritten digits and show what it learnt.
+"""Pre-train a small masked autoencoder on handwritten digits and evaluate it.
 
 Run by tools/quickstart.sh, which sets everything up first.
 """
@@ -31,7 +31,7 @@ def main() -> None:
     step("2 of 3: pre-training without labels")
     run("bash", "tools/train.sh", "projects/MAE/train_net.py", CONFIG, "1", "--start-over", *opts)
 
-    step("3 of 3: what it learnt")
+    step("3 of 3: the encoder before and after")
     start()
     report(args.output, opts)
 
@@ -62,7 +62,7 @@ def report(output: str, opts) -> None:
     for name in after:
         print(f"  {name:22s}{before[name]:7.1f} %{after[name]:12.1f} %")
     print(f"""
-{picture}   what it makes of digits it has never seen
+{picture}   reconstructions of unseen digits
 {output}/model_final           checkpoint
 {output}/metrics.jsonl         loss, learning rate and speed, a line per logging step
 {output}/tensorboard           the same, for .venv/bin/tensorboard --logdir

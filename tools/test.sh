@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install what is missing and run all tests, on two workers; arguments go to pytest. With --quick
-# first, those that start no programs of the project: minutes instead of half an hour.
+# first, those that start no programs of the project.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh
