@@ -49,7 +49,8 @@ def main() -> None:
     names = graph._c_nn_graph.additional_var_names
     state = dict(zip(names, graph._c_nn_graph.additional_var_tensors))
     (scale,) = (tensor for name, tensor in state.items() if name.endswith("-LossScale"))
-    print("scale", scale.to_local().numpy() if flow.env.get_rank() == 0 else "")
+    if flow.env.get_rank() == 0:
+        print("scale", scale.to_local().numpy())
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import pytest
 CORE = (
     "numerics",
     "optim",
-    "modeling/test_attention.py",
     "modeling/test_mae.py",
     "modeling/test_partial.py",
     "modeling/test_vit.py",
     "engine/test_graph.py",
+    "pictures/test_attention.py",
     "data/test_augment.py",
     "data/test_dataset.py",
     "data/test_shared_batches.py",
