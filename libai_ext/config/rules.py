@@ -144,7 +144,7 @@ RULES: Mapping[str, Rule] = {
     "optim.params.decay": number(0, 1, above=True),
     "optim.momentum": number(0, 1),
     "optim.params.clip_grad_max_norm": number(0, unset=True, above=True),
-    "graph.enabled": switch,
+    "graph.enabled": switch._replace(unset=True),
     "dataloader.train.num_workers": whole(0, unset=True),
     "dataloader.test.num_workers": whole(0, unset=True),
 }
