@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
+
+from markers import write_between
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "projects/MAE/README.md"
@@ -26,7 +27,6 @@ PROTOCOLS = (
     ("the last two blocks (`n_partial=2`)", "mae_digits_finetune", ("model.n_partial=2",)),
     ("everything", "mae_digits_finetune", ()),
 )
-TABLE = re.compile(r"(<!-- tools/benchmarks/digits_table.py -->\n).*?(?=<!-- end -->)", re.S)
 
 
 def main() -> None:
@@ -50,9 +50,7 @@ def main() -> None:
         rows.append(f"| {name} | {scratch:.1f} | {pretrained:.1f} |\n")
         print(rows[-1], end="", flush=True)
     heading = "| trained on labels | from scratch | pre-trained |\n|---|---|---|\n"
-    text = README.read_text(encoding="utf-8")
-    README.write_text(TABLE.sub(rf"\g<1>{heading}{''.join(rows)}", text), encoding="utf-8")
-    print(f"written into {README.relative_to(ROOT)}")
+    write_between(README, "tools/benchmarks/digits_table.py", heading + "".join(rows))
 
 
 def accuracy(config: str, folder: Path, *options: str) -> float:
