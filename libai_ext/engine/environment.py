@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import platform
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +19,7 @@ _PACKAGES = ("oneflow", "libai", "flowvision", "numpy", "Pillow", "omegaconf")
 
 
 def write(output_dir: str, run: Mapping[str, str] | None = None) -> None:
-    """Write ``environment.json``: date, versions, processor, memory, number of processes.
+    """Write ``environment.json``: date, commit, versions, processor, memory, number of processes.
 
     Args:
         run: summary of the run, as (heading, text).
@@ -26,6 +27,7 @@ def write(output_dir: str, run: Mapping[str, str] | None = None) -> None:
     versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
     content = {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": _commit(),
         "python": platform.python_version(),
         **versions,
         "system": platform.platform(),
@@ -37,6 +39,19 @@ def write(output_dir: str, run: Mapping[str, str] | None = None) -> None:
         "run": dict(run or {}),
     }
     Path(output_dir, FILE).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with ``-dirty`` if a tracked file differs; None if installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = "git --no-optional-locks describe --always --dirty --abbrev=40".split()
+    try:
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None
 
 
 def _installed(name: str) -> bool:

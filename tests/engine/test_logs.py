@@ -126,7 +126,10 @@ def test_plot_and_report_of_it(on_terminal, launch, monkeypatch):
     assert r"<h1>run\xe9 $x$</h1>" in page and "arch mae_vit_digits" in page
     steps = re.findall(r"reconstruction, iteration (\d+)</figcaption>", page)
     assert steps == ["6"]
-    assert json.loads((output / "environment.json").read_text())["command"].startswith("projects/")
+    environment = json.loads((output / "environment.json").read_text())
+    assert environment["command"].startswith("projects/")
+    commit = launch("git", "describe", "--always", "--dirty", "--abbrev=40", cwd=ROOT).strip()
+    assert environment["commit"] == commit
 
 
 def test_the_same_lines_without_a_terminal(monkeypatch, caplog):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "tools/benchmarks"
 sys.path.append(str(BENCHMARKS))
 
-from markers import write_between  # noqa: E402
+from markers import Place  # noqa: E402
+from protocols import RECIPES  # noqa: E402
 from steps import AUTOCAST, FLOAT32, PRODUCTS_ONLY, Measured, as_markdown  # noqa: E402
 from steps_side import flops  # noqa: E402
 
@@ -44,21 +44,21 @@ def test_only_the_text_between_the_markers_changes(tmp_path):
     page = tmp_path / "page.md"
     before = "a\n<!-- x.py -->\n1\n<!-- end -->\nb\n<!-- y.py -->\n2\n<!-- end -->\n"
     page.write_text(before)
-    write_between(page, "y.py", "\\1\n")
+    Place(page, "y.py").write("\\1\n")
     assert page.read_text() == before.replace("2", "\\1")
-    with pytest.raises(ValueError, match=r"page\.md has no place for the table of z\.py"):
-        write_between(page, "z.py", "")
+    with pytest.raises(ValueError, match=r"page\.md has no place for a table: <!-- z"):
+        Place(page, "z.py")
 
 
-def test_every_program_that_writes_a_table_has_its_markers():
-    pages = {"steps.py": "README.md", "digits_table.py": "projects/MAE/README.md"}
-    writers = {
-        file.name for file in BENCHMARKS.glob("*.py") if "write_between(" in file.read_text()
-    }
-    assert writers - {"markers.py"} == set(pages)
-    for program, page in pages.items():
-        text = (BENCHMARKS.parents[1] / page).read_text()
-        assert (
-            len(re.findall(f"<!-- tools/benchmarks/{program} -->\n.*?<!-- end -->", text, re.S))
-            == 1
-        )
+@pytest.mark.parametrize(
+    "program, page",
+    [
+        ("steps.py", "README.md"),
+        *((f"protocols.py {recipe}", "projects/MAE/README.md") for recipe in RECIPES),
+    ],
+)
+def test_a_page_has_a_place_for_each_table(program, page, tmp_path):
+    copy = tmp_path / "page.md"
+    copy.write_text((BENCHMARKS.parents[1] / page).read_text())
+    Place(copy, f"tools/benchmarks/{program}").write("the table\n")
+    assert copy.read_text().count(f"{program} -->\nthe table\n<!-- end -->") == 1

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from markers import write_between
+from markers import Place
 from steps_side import AUTOCAST, OFFICIAL, OURS, PRODUCTS_ONLY, SIZES, flops
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7, help="measurements of each side")
     parser.add_argument("--write", action="store_true", help="update README.md")
     args = parser.parse_args()
+    place = Place(ROOT / "README.md", "tools/benchmarks/steps.py")
     if "avx512_bf16" not in cpu("flags").split():
         print("this CPU has no products of bfloat16: float32 only", file=sys.stderr)
         args.sides = [side for side in args.sides if not side.endswith("bf16")]
@@ -64,7 +65,7 @@ def main() -> None:
     text = f"{setting(args)}\n\n" + "\n".join(filter(None, tables))
     print(text)
     if args.write:
-        write_between(ROOT / "README.md", "tools/benchmarks/steps.py", text)
+        place.write(text)
 
 
 def setting(args: argparse.Namespace) -> str:
