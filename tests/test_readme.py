@@ -30,7 +30,7 @@ def checkpoint(launch, digits, tmp_path_factory):
 
 
 def test_front_page(launch, fake_gpus, digits):
-    quickstart, tests, general, imagenet, data = commands("README.md")
+    quickstart, tests, general, imagenet, data, steps = commands("README.md")
     assert quickstart == ["bash", "tools/quickstart.sh"]  # run in tests/tools/test_quickstart.py
 
     assert tests == ["bash", "tools/test.sh"]
@@ -47,6 +47,9 @@ def test_front_page(launch, fake_gpus, digits):
 
     out = launch(*data, "--images", "8", "--size", "64")
     assert re.search(r"= \d+ images/s per core", out)
+
+    # It takes half an hour, and another environment.
+    assert "--write" in launch(steps[0], steps[1], "--help")
 
 
 def test_commands_name_the_python_of_the_project():

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from markers import Place
 
 ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "projects/MAE/README.md"
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("options", nargs="*", metavar="key=value")
     args = parser.parse_args()
     recipe = RECIPES[args.recipe]
+    place = Place(README, f"tools/benchmarks/protocols.py {args.recipe}")
     output = args.output or Path("output/protocols", args.recipe)
     if recipe.prepare:
         run(sys.executable, *recipe.prepare)
@@ -86,11 +88,7 @@ def main() -> None:
         print(rows[-1], end="", flush=True)
     keep_logs(output, LOGS / args.recipe)
     heading = "| trained on labels | from scratch | pre-trained |\n|---|---|---|\n"
-    marker = f"<!-- tools/benchmarks/protocols.py {args.recipe} -->\n"
-    table = re.compile(f"({re.escape(marker)}).*?(?=<!-- end -->)", re.S)
-    text = README.read_text(encoding="utf-8")
-    README.write_text(table.sub(rf"\g<1>{heading}{''.join(rows)}", text), encoding="utf-8")
-    print(f"written into {README.relative_to(ROOT)}")
+    place.write(heading + "".join(rows))
 
 
 def train(config: str, folder: Path, *options: str) -> None:
