@@ -44,6 +44,7 @@ ALLOWED = {
     ("tools/benchmarks/data.py", "PIL.Image.open"): "of images that it has made",
     ("libai_ext/data/tar_shards.py", "numpy.load"): "with allow_pickle=False",
     ("tools/benchmarks/checkpoint.py", "torch.load"): "of a file that it has made",
+    ("tools/benchmarks/pytorch_training.py", "torch.load"): "with weights_only=True",
     ("tools/features.py", "numpy.load"): "with allow_pickle=False",
     ("projects/MAE/evaluation/extract.py", "numpy.load"): "with allow_pickle=False",
     ("tools/dev/fuzz/table.py", "importlib.import_module"): "of the modules on a fixed list",

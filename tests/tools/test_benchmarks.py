@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "tools/benchmarks"
-sys.path.append(str(BENCHMARKS))
+from projects.MAE.run import resolve
 
-from markers import Place  # noqa: E402
-from protocols import RECIPES  # noqa: E402
-from steps import AUTOCAST, FLOAT32, PRODUCTS_ONLY, Measured, as_markdown  # noqa: E402
-from steps_side import flops  # noqa: E402
+BENCHMARKS = Path(__file__).resolve().parents[2] / "tools/benchmarks"
+with pytest.MonkeyPatch.context() as patch:  # for now: data.py there would hide the tests' folder
+    patch.syspath_prepend(BENCHMARKS)
+    import cifar10_pytorch
+    from markers import Place
+    from protocols import RECIPES
+    from steps import AUTOCAST, FLOAT32, PRODUCTS_ONLY, Measured, as_markdown
+    from steps_side import flops
 
 
 def test_a_table_of_steps_has_medians_ratios_of_pairs_memory_and_shares():
@@ -62,3 +64,36 @@ def test_a_page_has_a_place_for_each_table(program, page, tmp_path):
     copy.write_text((BENCHMARKS.parents[1] / page).read_text())
     Place(copy, f"tools/benchmarks/{program}").write("the table\n")
     assert copy.read_text().count(f"{program} -->\nthe table\n<!-- end -->") == 1
+
+
+@pytest.mark.parametrize(
+    "config, options, recipe",
+    [
+        ("mae_cifar10_small", [], cifar10_pytorch.PRETRAINING),
+        ("mae_cifar10_small_finetune", ["finetune.enable=False"], cifar10_pytorch.LABELS),
+    ],
+)
+def test_the_recipe_in_pytorch_is_that_of_the_config(config, options, recipe):
+    cfg = resolve(f"projects/MAE/configs/{config}.py", options)
+    train, optim = cfg.train, cfg.optim
+    crop, _, to_array = cfg.dataloader.train.dataset.transform.transforms
+    assert recipe == (
+        train.train_epoch,
+        train.warmup_epoch,
+        train.base_lr,
+        train.scheduler.min_lr,
+        tuple(optim.betas),
+        tuple(crop.scale),
+        optim.params.get("decay", 1.0),
+    )
+    assert cifar10_pytorch.BATCH == train.global_batch_size
+    assert cifar10_pytorch.WEIGHT_DECAY == optim.params.weight_decay
+    assert (list(to_array.mean), list(to_array.std)) == (cifar10_pytorch.MEAN, cifar10_pytorch.STD)
+    size, *sizes = cifar10_pytorch.MODEL.values()
+    keys = ("patch_size", "embed_dim", "depth", "num_heads")
+    assert list(cfg.model.img_size) == [size, size]
+    assert sizes == [cfg.model[key] for key in keys]
+    if config == "mae_cifar10_small":
+        keys = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+        assert list(cifar10_pytorch.DECODER.values()) == [cfg.model[key] for key in keys]
+        assert cfg.model.norm_pix_loss
