@@ -2,6 +2,7 @@
 // whole library takes ten seconds this way, and a minute of CPU time with a file each.
 #include "graph/share_memory.cpp"
 #include "ops/adam.cpp"
+#include "ops/attention.cpp"
 #include "ops/copy.cpp"
 #include "ops/elementwise.cpp"
 #include "ops/gelu.cpp"
