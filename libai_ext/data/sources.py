@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Iterator, Protocol, Sequence
+from typing import Any, Iterator, Protocol, Sequence
 
 import numpy as np
-from PIL import Image
 
 from libai_ext.data.cifar import Cifar10, Cifar100
 from libai_ext.data.concat import Concat
@@ -45,8 +44,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """The decoded image, "RGB" or "L" as ``data.mode`` says, and its class number.
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """The decoded image and its class number. As ``data.mode`` says, it is a Pillow image,
+        "RGB" or "L", or a :class:`libai_ext.data.channels.ChannelImage`.
 
         Raises:
             BadImage: this sample is no image; another one replaces it.
@@ -68,7 +68,7 @@ class Source(Protocol):
 
 def open_source(
     roots: str | Sequence[str],
-    mode: str = "RGB",
+    mode: str | int = "RGB",
     max_bad_share: float = 0.01,
     download: bool = False,
     max_pixels: int | None = None,
@@ -115,7 +115,7 @@ def open_source(
     return SkipUnreadable(parts[0] if len(parts) == 1 else Concat(parts), max_bad_share)
 
 
-def open_images(paths: Sequence[str], mode: str = "RGB") -> Concat:
+def open_images(paths: Sequence[str], mode: str | int = "RGB") -> Concat:
     """Image files and roots, in this order, as one source that raises :class:`BadImage` for a bad
     image: for programs that read each image once.
 
@@ -142,6 +142,8 @@ def _open_root(root: str, download: bool, decoding: dict):
     if name in NAMED:
         if len(rest) != 2:
             raise DataError(f"{root}: expected {name}:SPLIT:FOLDER, as {name}:train:data/{name}")
+        if not isinstance(decoding["mode"], str):
+            raise DataError(f"{name} has images of data.mode RGB or L, not {decoding['mode']}")
         split, folder = rest
         return NAMED[name](folder, split, download, decoding["mode"])
     if name == "labels":
