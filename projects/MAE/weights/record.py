@@ -154,9 +154,8 @@ def of_config(cfg: DictConfig, classes: Sequence[str] | None = None) -> Record:
     data = _plain(cfg.get("data")) or {}
     transform = OmegaConf.select(cfg, "dataloader.test.dataset.transform.transforms")
     if type(data.get("mode")) is int:
-        data.update(
-            divisors=DIVISORS, picture_channels=OmegaConf.select(cfg, "task.picture_channels")
-        )
+        shown = _plain(OmegaConf.select(cfg, "task.picture_channels"))
+        data.update(divisors=DIVISORS, picture_channels=shown)
     model = named_target(_plain(cfg.model))
     content: dict[str, Any] = {"model": model, "data": dict(data, transform=_plain(transform))}
     if classes:
