@@ -11,6 +11,8 @@ from pathlib import Path
 import event_pictures
 import numpy as np
 import pytest
+from data.made_tables import table as table_of
+from data.made_tables import write_parquet
 from PIL import Image
 
 from libai_ext.checkpoint import oneflow_folder
@@ -42,7 +44,9 @@ def folder(launch, tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, fields(number))
     (folder / "fields.py").write_text(CONFIG)
-    data = [f"data.{name}=[{folder}/fields/{name}]" for name in ("train", "test")]
+    more = [Path(folder / f"fields/train/{number}.npy").read_bytes() for number in range(3)]
+    table = write_parquet(folder / "more.parquet", table_of(more), row_group_size=2)
+    data = [f"data.train=['{folder}/fields/train','{table}']", f"data.test=[{folder}/fields/test]"]
     data += [f"train.output_dir={folder}/output/fields", "train.evaluation.enabled=True"]
     launch.train(folder / "fields.py", 1, *OPTIONS, *data)
     return folder
@@ -68,6 +72,7 @@ def test_the_run(folder):
         "divisors": DIVISORS,
         "picture_channels": [2, 1, 0],
     }
+    assert "12 training" in (run / "log.txt").read_text()
     assert list(event_pictures.pictures_of(run)) == [3]
 
 

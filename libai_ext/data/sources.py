@@ -8,11 +8,13 @@ from typing import Any, Iterator, Protocol, Sequence
 
 import numpy as np
 
+from libai_ext.data.arrow_source import ArrowImages
 from libai_ext.data.cifar import Cifar10, Cifar100
 from libai_ext.data.concat import Concat
 from libai_ext.data.image_folder import ImageFiles, ImageFolder
 from libai_ext.data.listed import ListedImages
 from libai_ext.data.lmdb_source import DATA_FILE, LmdbImages
+from libai_ext.data.parquet_source import ParquetImages
 from libai_ext.data.retry import is_temporary, read_with_retry
 from libai_ext.data.skip_unreadable import SkipUnreadable
 from libai_ext.data.stl10 import Stl10
@@ -21,6 +23,7 @@ from libai_ext.data.walk import EXTENSIONS
 from libai_ext.errors import DataError
 from libai_ext.launch.exit_report import restarted
 
+TABLES = {"parquet": ParquetImages, "arrow": ArrowImages}
 NAMED = {"cifar10": Cifar10, "cifar100": Cifar100, "stl10": Stl10}
 
 
@@ -84,6 +87,8 @@ def open_source(
     - tar shards: a path that ends in ``.tar``; braces name several, ``{000000..000999}``;
     - ``labels:FILE:FOLDER``: images of a folder with a list of their classes
       (:class:`ListedImages`);
+    - ``parquet:PATH``, ``arrow:PATH`` or a path that ends in ``.parquet``: tables with a column of
+      images (:mod:`libai_ext.data.table_columns`);
     - ``cifar10:SPLIT:FOLDER``, ``cifar100:SPLIT:FOLDER`` (train, test) or ``stl10:SPLIT:FOLDER``
       (train, test, unlabeled).
 
@@ -132,7 +137,7 @@ def open_images(paths: Sequence[str], mode: str | int = "RGB") -> Concat:
 
 
 def _is_image(path: str) -> bool:
-    if path.endswith(".tar") or os.path.isdir(path):
+    if path.endswith((".tar", ".parquet")) or os.path.isdir(path):
         return False
     return os.path.isfile(path) or path.lower().endswith(EXTENSIONS)
 
@@ -150,6 +155,10 @@ def _open_root(root: str, download: bool, decoding: dict):
         if len(rest) != 2:
             raise DataError(f"{root}: expected labels:FILE:FOLDER, as labels:val.txt:data/val")
         return ListedImages(*rest, **decoding)
+    if name in TABLES and rest:
+        return TABLES[name](root.partition(":")[2], **decoding)
+    if root.partition("?")[0].endswith(".parquet"):
+        return ParquetImages(root, **decoding)
     if root.endswith(".tar"):
         return TarShards(root, **decoding)
     if os.path.isfile(os.path.join(root, DATA_FILE)):
