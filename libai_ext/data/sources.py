@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import Iterator, Protocol, Sequence
+from typing import Any, Iterator, Protocol, Sequence
 
 import numpy as np
-from PIL import Image
 
+from libai_ext.data.arrow_source import ArrowImages
 from libai_ext.data.cifar import Cifar10, Cifar100
 from libai_ext.data.concat import Concat
 from libai_ext.data.image_folder import ImageFiles, ImageFolder
 from libai_ext.data.listed import ListedImages
 from libai_ext.data.lmdb_source import DATA_FILE, LmdbImages
+from libai_ext.data.parquet_source import ParquetImages
 from libai_ext.data.retry import is_temporary, read_with_retry
 from libai_ext.data.skip_unreadable import SkipUnreadable
 from libai_ext.data.stl10 import Stl10
@@ -22,6 +23,7 @@ from libai_ext.data.walk import EXTENSIONS
 from libai_ext.errors import DataError
 from libai_ext.launch.exit_report import restarted
 
+TABLES = {"parquet": ParquetImages, "arrow": ArrowImages}
 NAMED = {"cifar10": Cifar10, "cifar100": Cifar100, "stl10": Stl10}
 
 
@@ -45,8 +47,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        """The decoded image, "RGB" or "L" as ``data.mode`` says, and its class number.
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """The decoded image and its class number. As ``data.mode`` says, it is a Pillow image,
+        "RGB" or "L", or a :class:`libai_ext.data.channels.ChannelImage`.
 
         Raises:
             BadImage: this sample is no image; another one replaces it.
@@ -68,7 +71,7 @@ class Source(Protocol):
 
 def open_source(
     roots: str | Sequence[str],
-    mode: str = "RGB",
+    mode: str | int = "RGB",
     max_bad_share: float = 0.01,
     download: bool = False,
     max_pixels: int | None = None,
@@ -84,6 +87,8 @@ def open_source(
     - tar shards: a path that ends in ``.tar``; braces name several, ``{000000..000999}``;
     - ``labels:FILE:FOLDER``: images of a folder with a list of their classes
       (:class:`ListedImages`);
+    - ``parquet:PATH``, ``arrow:PATH`` or a path that ends in ``.parquet``: tables with a column of
+      images (:mod:`libai_ext.data.table_columns`);
     - ``cifar10:SPLIT:FOLDER``, ``cifar100:SPLIT:FOLDER`` (train, test) or ``stl10:SPLIT:FOLDER``
       (train, test, unlabeled).
 
@@ -115,7 +120,7 @@ def open_source(
     return SkipUnreadable(parts[0] if len(parts) == 1 else Concat(parts), max_bad_share)
 
 
-def open_images(paths: Sequence[str], mode: str = "RGB") -> Concat:
+def open_images(paths: Sequence[str], mode: str | int = "RGB") -> Concat:
     """Image files and roots, in this order, as one source that raises :class:`BadImage` for a bad
     image: for programs that read each image once.
 
@@ -132,7 +137,7 @@ def open_images(paths: Sequence[str], mode: str = "RGB") -> Concat:
 
 
 def _is_image(path: str) -> bool:
-    if path.endswith(".tar") or os.path.isdir(path):
+    if path.endswith((".tar", ".parquet")) or os.path.isdir(path):
         return False
     return os.path.isfile(path) or path.lower().endswith(EXTENSIONS)
 
@@ -142,12 +147,18 @@ def _open_root(root: str, download: bool, decoding: dict):
     if name in NAMED:
         if len(rest) != 2:
             raise DataError(f"{root}: expected {name}:SPLIT:FOLDER, as {name}:train:data/{name}")
+        if not isinstance(decoding["mode"], str):
+            raise DataError(f"{name} has images of data.mode RGB or L, not {decoding['mode']}")
         split, folder = rest
         return NAMED[name](folder, split, download, decoding["mode"])
     if name == "labels":
         if len(rest) != 2:
             raise DataError(f"{root}: expected labels:FILE:FOLDER, as labels:val.txt:data/val")
         return ListedImages(*rest, **decoding)
+    if name in TABLES and rest:
+        return TABLES[name](root.partition(":")[2], **decoding)
+    if root.partition("?")[0].endswith(".parquet"):
+        return ParquetImages(root, **decoding)
     if root.endswith(".tar"):
         return TarShards(root, **decoding)
     if os.path.isfile(os.path.join(root, DATA_FILE)):

@@ -47,7 +47,7 @@ class TarShards:
             the samples have a class.
     """
 
-    def __init__(self, shards: str | Sequence[str], mode: str = "RGB", **decoding):
+    def __init__(self, shards: str | Sequence[str], mode: str | int = "RGB", **decoding):
         patterns = [shards] if isinstance(shards, str) else list(shards)
         self.shards = [path for pattern in patterns for path in expand_braces(pattern)]
         self.decode = Decoder(mode, **decoding)

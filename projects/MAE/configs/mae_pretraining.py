@@ -26,7 +26,9 @@ from projects.MAE.modeling.archs import build_mae
 from projects.MAE.modeling.masking import MaskingNoise
 from projects.MAE.tasks import Pretraining
 
-task = LazyCall(Pretraining)(picture_period=200, picture_samples=5)
+# With data.mode a number of channels, pictures show the three, or the one, of picture_channels;
+# unset: the first three.
+task = LazyCall(Pretraining)(picture_period=200, picture_samples=5, picture_channels=None)
 
 train = get_config("common/train.py").train
 train.train_micro_batch_size = 64
@@ -68,6 +70,7 @@ data = DictConfig(
     dict(
         train=["/path/to/imagenet/train"],
         test=["/path/to/imagenet/val"],
+        # "RGB", "L", or a number of channels, as TIFFs and .npy files hold them.
         mode="RGB",
         mean=[0.485, 0.456, 0.406],
         std=[0.229, 0.224, 0.225],
