@@ -40,6 +40,9 @@ class ShardIndex(NamedTuple):
     label: np.ndarray  # int64: class number, or -1
     name: np.ndarray  # UTF-8 bytes: the image member
     skipped: np.ndarray  # UTF-8 bytes: kind, name and count of what was skipped, tab-separated
+    # Of a shard on a server: its bytes, and their hexadecimal SHA-256.
+    length: np.ndarray = np.array(-1)  # int64
+    digest: np.ndarray = np.array(b"")
 
 
 class _Sample:
@@ -51,14 +54,18 @@ class _Sample:
         self.label = NO_LABEL
 
 
-def scan(shard: str) -> ShardIndex:
+def scan(shard: str, path: str | os.PathLike[str] | None = None) -> ShardIndex:
     """Read the headers of a shard.
+
+    Args:
+        shard: its path or, for the messages, its name.
+        path: None: ``shard``.
 
     Raises:
         DataError: it is not a plain tar file, or breaks a rule of the table.
     """
     try:
-        with open_regular(shard) as file:
+        with open_regular(path or shard) as file:
             headers: Any = _Headers(file)
             with tarfile.open(fileobj=headers, mode="r:") as tar:
                 return _Scan(shard, tar).index()
