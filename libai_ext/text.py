@@ -13,7 +13,7 @@ _FORMULA = re.compile(r"[\s\x00]*[=+\-@＝＋－＠]")
 # In place of a password or a signature.
 HIDDEN = "***"
 _USER = re.compile(r"(\w://)\S*@")
-_QUERY = re.compile(r"""(\w://[^\s?'"]*\?)[^\s'"]+""")
+_QUERY = re.compile(r"""(\w://[^\s?'"]*\?)[^\s'"]*[^\s'":;,.)]""")
 
 
 def masked(text: str) -> str:

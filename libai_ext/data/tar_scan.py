@@ -111,12 +111,23 @@ class _Scan:
                 sample = _Sample((folder, stem))
             self._add(member, extension.lower(), sample)
         self._close(sample)
+        self._check_end()
         self._join()
         columns = list(zip(*self.rows)) or [(), (), (), ()]
         offset, size, label = (np.array(column, np.int64) for column in columns[:3])
         skipped = ["\t".join(map(str, row)).encode() for row in self.skipped.items()]
         names = np.array(columns[3], np.bytes_)
         return ShardIndex(offset, size, label, names, np.array(skipped, np.bytes_))
+
+    def _check_end(self) -> None:
+        """tarfile ends silently at a damaged header and at zeros. Zeros alone may follow."""
+        tar: Any = self.tar
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(_MAX_HEADER).strip(b"\0"):
+            raise DataError(
+                f"{self.shard}: the header at byte {tar.offset:,} is damaged, or the archive ends "
+                "there and another one follows: samples would be missing"
+            )
 
     def _is_hidden(self, name: str) -> bool:
         for part in name.split("/"):

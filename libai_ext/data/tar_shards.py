@@ -249,7 +249,7 @@ def _check_index(index: ShardIndex) -> None:
         raise ValueError("its columns are not those of an index")
     if index.length.shape or index.length.dtype.kind != "i" or index.digest.shape:
         raise ValueError("its length or digest is not that of a shard")
-    if not re.fullmatch(rb"([0-9a-f]{64})?", bytes(index.digest.astype("S"))):
+    if not re.fullmatch(rb"([0-9a-f]{64})?", index.digest.astype("S").item()):
         raise ValueError("its digest is no SHA-256")
     labels = numbers[2]
     if (numbers[:2] < 0).any() or ((labels < NO_LABEL) | (labels >= 10**MOST_DIGITS)).any():

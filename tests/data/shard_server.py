@@ -32,6 +32,9 @@ class ShardServer(ThreadingHTTPServer):
     def url(self):
         return f"http://127.0.0.1:{self.server_port}"
 
+    def handle_error(self, *_):
+        """Clients that are killed break off."""
+
     def fetched(self):
         """The names whose bytes were asked for, each once."""
         return sorted({name for method, name, _ in self.asked if method == "GET"})

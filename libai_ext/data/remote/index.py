@@ -50,7 +50,7 @@ def find_shard(url: str, cache: ShardCache) -> tuple[Shard, ShardIndex]:
     key = f"{place}\n{version.size}\n{version.tag}"
     shard = Shard(url, version.size, hashlib.sha256(key.encode()).hexdigest()[:32])
     index = cached_index(key, name, lambda: _beside(shard) or _by_fetching(shard, cache))
-    return shard._replace(digest=bytes(index.digest).decode()), index
+    return shard._replace(digest=index.digest.item().decode()), index
 
 
 def write_beside(shard: str) -> str:
@@ -101,7 +101,7 @@ def _beside(shard: Shard) -> ShardIndex | None:
             f"{url} is no index ({error!r:.200}): write it again with tools/index_shards.py, or "
             "remove it"
         ) from error
-    if not bytes(index.digest) or int(index.length) != shard.size:
+    if not index.digest.item() or index.length != shard.size:
         raise DataError(
             f"{url} is the index of a shard of {int(index.length):,} bytes, the shard has "
             f"{shard.size:,}: write it again with tools/index_shards.py, or remove it"
@@ -115,9 +115,7 @@ def _read(url: str, size: int) -> bytes:
     try:
         while len(content) < size:
             have = len(content)
-            content += read_with_retry(
-                lambda have=have: remote.read(have, size), url, is_temporary
-            )
+            content += read_with_retry(lambda have=have: remote.read(have, size), url, is_temporary)
     except FileNotFoundError as error:
         raise DataError(f"cannot read {url}: {error.strerror}") from error
     finally:

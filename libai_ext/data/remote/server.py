@@ -113,7 +113,7 @@ class RemoteFile:
                 self.close()
                 self._streams = True
         if self._file is None or self._file.tell() != start:
-            self._open_stream(start)
+            self._open_stream(start, size)
         return self._file.read(count)
 
     def _open(self, start: int, size: int) -> None:
@@ -124,9 +124,11 @@ class RemoteFile:
             )
         self._file.seek(start)
 
-    def _open_stream(self, start: int) -> None:
+    def _open_stream(self, start: int, size: int) -> None:
         self.close()
-        self._file = self._system.open(self.url, "rb", block_size=0, timeout=_timeout(None))
+        self._file = self._system.open(
+            self.url, "rb", block_size=0, size=size, timeout=_timeout(None)
+        )
         while start:
             skipped = len(self._file.read(min(start, PIECE)))
             if not skipped:

@@ -11,7 +11,7 @@ from libai_ext.data.remote.ahead import Ahead
 from libai_ext.data.remote.cache import Shard, ShardCache
 from libai_ext.data.remote.index import find_shard
 from libai_ext.data.remote.server import check_url
-from libai_ext.data.retry import is_unavailable, read_with_retry
+from libai_ext.data.retry import is_temporary, read_with_retry
 from libai_ext.data.tar_scan import ShardIndex
 from libai_ext.data.tar_shards import TarShards, expand_braces
 from libai_ext.data.workers import prefetch
@@ -91,7 +91,7 @@ class RemoteTarShards(TarShards):
                 return os.pread(file.fileno(), size, offset)
 
         try:
-            return read_with_retry(read, str(self.cache.path(shard)), is_unavailable)
+            return read_with_retry(read, str(self.cache.path(shard)), is_temporary)
         except OSError as error:
             raise DataError(f"cannot read {self.cache.path(shard)}: {error.strerror}") from error
 
@@ -99,7 +99,7 @@ class RemoteTarShards(TarShards):
         while True:
             try:
                 return self.cache.open(shard)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):  # fetching names a wrong folder
                 if multiprocessing.current_process().daemon:
                     self.cache.fetch(shard)
                 else:
