@@ -30,6 +30,10 @@ train = DictConfig(
         # epoch's permutation within the same batch, so that every sample is seen once an epoch;
         # "drop" leaves it out, as the official PyTorch code does.
         epoch_remainder="carry",
+        # Tar shards alone: an epoch permutes the shards, then the samples within windows of so many
+        # shards, so that few are needed at a time. Unset: 8 for shards on a server, else a
+        # permutation of all samples.
+        shard_window=None,
         # Weights to start from: a file or folder of any known style. --resume goes first.
         load_weight=None,
         # A run, or a checkpoint of one, to continue in a new output directory under another

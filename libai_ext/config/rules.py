@@ -106,6 +106,7 @@ RULES: Mapping[str, Rule] = {
     "train.base_lr": number(0, unset=True),
     "train.scheduler.min_lr": number(0),
     "train.epoch_remainder": one_of("carry", "drop"),
+    "train.shard_window": whole(1, unset=True),
     "train.load_weight": text(unset=True),
     "train.load_grid": each(whole(1), length=2, unset=True),
     "train.log_period": whole(1),

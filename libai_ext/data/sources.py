@@ -15,6 +15,7 @@ from libai_ext.data.image_folder import ImageFiles, ImageFolder
 from libai_ext.data.listed import ListedImages
 from libai_ext.data.lmdb_source import DATA_FILE, LmdbImages
 from libai_ext.data.parquet_source import ParquetImages
+from libai_ext.data.remote.shards import CACHE_GIB, RemoteTarShards
 from libai_ext.data.retry import is_temporary, read_with_retry
 from libai_ext.data.skip_unreadable import SkipUnreadable
 from libai_ext.data.stl10 import Stl10
@@ -77,6 +78,8 @@ def open_source(
     max_pixels: int | None = None,
     draft_size: Sequence[int] | None = None,
     as_torchvision: bool = False,
+    cache_dir: str | None = None,
+    cache_gib: float = CACHE_GIB,
 ) -> SkipUnreadable:
     """Open all roots as one source that skips unreadable images.
 
@@ -85,6 +88,7 @@ def open_source(
     - a folder ``root/class/image`` or ``root/image``;
     - a folder that holds the ``data.mdb`` of an LMDB;
     - tar shards: a path that ends in ``.tar``; braces name several, ``{000000..000999}``;
+    - tar shards on a server, ``https://``, ``s3://`` and so on (:class:`RemoteTarShards`);
     - ``labels:FILE:FOLDER``: images of a folder with a list of their classes
       (:class:`ListedImages`);
     - ``parquet:PATH``, ``arrow:PATH`` or a path that ends in ``.parquet``: tables with a column of
@@ -97,6 +101,7 @@ def open_source(
         mode, max_pixels, draft_size, as_torchvision: arguments of :class:`Decoder`.
         max_bad_share: see :class:`SkipUnreadable`.
         download: fetch CIFAR and STL-10 if they are missing.
+        cache_dir, cache_gib: arguments of :class:`RemoteTarShards`.
 
     Raises:
         DataError: there is no root, or a root cannot be used.
@@ -111,9 +116,10 @@ def open_source(
     roots = [roots] if isinstance(roots, str) else list(roots or [])
     # After a restart every error is retried: the roots were usable when the run began.
     retriable = (lambda error: True) if restarted() else is_temporary
+    cache = dict(cache_dir=cache_dir, cache_gib=cache_gib)
     parts = [
-        read_with_retry(partial(_open_root, str(root), download, decoding), str(root), retriable)
-        for root in roots
+        read_with_retry(partial(_open_root, root, download, decoding, cache), root, retriable)
+        for root in map(str, roots)
     ]
     if not parts:
         raise DataError("no data is given: set data.train (data.test) to a list of folders")
@@ -137,12 +143,14 @@ def open_images(paths: Sequence[str], mode: str | int = "RGB") -> Concat:
 
 
 def _is_image(path: str) -> bool:
-    if path.endswith((".tar", ".parquet")) or os.path.isdir(path):
+    if path.endswith((".tar", ".parquet")) or "://" in path or os.path.isdir(path):
         return False
     return os.path.isfile(path) or path.lower().endswith(EXTENSIONS)
 
 
-def _open_root(root: str, download: bool, decoding: dict):
+def _open_root(root: str, download: bool, decoding: dict, cache: dict):
+    if "://" in root:
+        return RemoteTarShards(root, **cache, **decoding)
     name, *rest = root.split(":", 2)
     if name in NAMED:
         if len(rest) != 2:

@@ -17,6 +17,7 @@ from libai_ext.config.lazy_config import fresh, instantiate
 from libai_ext.config.targets import check_targets
 from libai_ext.data.loader import Loader, build_eval_loader, build_train_loader
 from libai_ext.data.sampler import GlobalOrder
+from libai_ext.data.sharded import shard_windows
 from libai_ext.engine import metric_names, resume_check
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
@@ -88,8 +89,11 @@ class Trainer(DefaultTrainer):
     def _build_order(self) -> None:
         train = self.cfg.train
         self.dataset = self.build_dataset("train")
+        shards = shard_windows(self.dataset.source, train.shard_window)
+        if shards is not None:
+            train.shard_window = shards.window
         self.order = GlobalOrder(
-            len(self.dataset), train.global_batch_size, train.seed, train.epoch_remainder
+            len(self.dataset), train.global_batch_size, train.seed, train.epoch_remainder, shards
         )
         derive_schedule(self.cfg, self.order)
         self.max_iter = train.train_iter

@@ -65,6 +65,8 @@ RULES = {
     "data.max_bad_share": number(0, 1),
     "data.download": switch,
     "data.as_torchvision": switch,
+    "data.cache_dir": text(unset=True),
+    "data.cache_gib": number(0, above=True),
 }
 RECIPES = Path(__file__).resolve().parent / "configs"
 # Keys of the width and the number of heads of the same layers.

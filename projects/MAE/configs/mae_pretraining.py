@@ -64,8 +64,9 @@ model = LazyCall(build_mae)(
     decoder_num_heads=None,
 )
 
-# Roots: folders root/class/image, folders with a list of labels, LMDBs, tar shards, CIFAR and
-# STL-10 (for their syntax see libai_ext.data.sources); several roots are read as one data set.
+# Roots: folders root/class/image, folders with a list of labels, LMDBs, tar shards here or on a
+# server, CIFAR and STL-10 (for their syntax see libai_ext.data.sources); several roots are read as
+# one data set.
 data = DictConfig(
     dict(
         train=["/path/to/imagenet/train"],
@@ -80,6 +81,9 @@ data = DictConfig(
         download=False,
         # Decode like torchvision: EXIF rotation ignored, 16-bit grey clipped at 255.
         as_torchvision=False,
+        # Shards on a server are kept here, up to so many GiB; unset: in the user's cache folder.
+        cache_dir=None,
+        cache_gib=32.0,
     )
 )
 
@@ -93,6 +97,8 @@ def source(roots):
         max_bad_share="${data.max_bad_share}",
         download="${data.download}",
         as_torchvision="${data.as_torchvision}",
+        cache_dir="${data.cache_dir}",
+        cache_gib="${data.cache_gib}",
         # Larger images count as bad; unset: Pillow's own limit.
         max_pixels=None,
         # [height, width]: JPEGs of at least twice that size are decoded at a reduced size.

@@ -131,7 +131,7 @@ def _lay_index(path: Path, data: bytes) -> None:
 
 def _read_index(path: Path) -> Any:
     """Read the first samples by the index, with the index file itself as the shard."""
-    index = tar_shards._read_index(path)
+    index = tar_shards.read_index(path)
     if index is None:
         raise DataError(f"{path}: made again")
     with mock.patch.object(tar_shards, "load_index", lambda shard: index):
