@@ -3,6 +3,8 @@
 from libai.config import LazyCall
 from omegaconf import DictConfig
 
+from libai_ext.engine.loggers.mlflow_tracking import MLflow
+from libai_ext.engine.loggers.weights_and_biases import WeightsAndBiases
 from libai_ext.optim.schedule import warmup_cosine
 
 train = DictConfig(
@@ -63,6 +65,11 @@ train = DictConfig(
             eval_metric=None,
             eval_mode=None,
             evals=dict(),
+        ),
+        # Services that get the metrics too: named nodes of libai_ext.engine.loggers.logger.Logger.
+        loggers=dict(
+            wandb=LazyCall(WeightsAndBiases)(enabled=False, project=None, entity=None, name=None),
+            mlflow=LazyCall(MLflow)(enabled=False, tracking_uri=None, experiment=None, name=None),
         ),
         # Moving average of the weights, evaluated beside them.
         ema=dict(enabled=False, decay=0.9999),

@@ -196,6 +196,13 @@ def dump(cfg: DictConfig) -> str:
     return yaml.safe_dump(_plain(cfg), sort_keys=False, default_flow_style=None, width=100)
 
 
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config as in :func:`dump`, with references resolved."""
+    cfg = fresh(cfg)
+    OmegaConf.resolve(cfg)
+    return _plain(cfg)
+
+
 def _plain(node):
     if isinstance(node, DictConfig):
         return {key: _referring(node, key) for key in node}

@@ -23,6 +23,7 @@ from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.evaluator import build_evaluators
 from libai_ext.engine.hooks import build_hooks, set_schedule
+from libai_ext.engine.loggers.logger import build_loggers
 from libai_ext.engine.nonfinite import NonFiniteMonitor, refuse_nonfinite
 from libai_ext.engine.output_dir import unwritable
 from libai_ext.engine.precision import scales_loss
@@ -77,6 +78,7 @@ class Trainer(DefaultTrainer):
         self.evaluators = build_evaluators(cfg) if training else {}
         for evaluator in self.evaluators.values():
             evaluator.open(self)
+        self.loggers = build_loggers(cfg) if training and dist.is_main_process() else {}
         flow.manual_seed(cfg.train.seed)
         self.model = self.build_model(cfg)
         ema = cfg.train.ema
