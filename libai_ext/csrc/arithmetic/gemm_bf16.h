@@ -300,8 +300,8 @@ inline void Multiply(const Product& x, Buffers& packed, int rank, int threads) {
         };
         const int i = rank / across, j = rank % across;
         ComputePart((k + kBlockDepth - 1) / kBlockDepth, packed.a, packed.b,
-                    x.c + i0 * x.c_row + j0, x.c_row, cut(m, i, down), cut(m, i + 1, down), cut(n, j, across),
-                    cut(n, j + 1, across), x.accumulate || k0 > 0);
+                    x.c + i0 * x.c_row + j0, x.c_row, cut(m, i, down), cut(m, i + 1, down),
+                    cut(n, j, across), cut(n, j + 1, across), x.accumulate || k0 > 0);
         wait();  // before the next chunk takes the place of this one
       }
     }

@@ -101,7 +101,7 @@ class PlanIndex {
   std::unordered_map<int64_t, const RegstDescProto*> registers_;
 };
 
-size_t Head(std::vector<size_t>* head, size_t task) {
+size_t FindHead(std::vector<size_t>* head, size_t task) {
   while ((*head)[task] != task) { task = (*head)[task] = (*head)[(*head)[task]]; }
   return task;
 }
@@ -132,12 +132,12 @@ Chains FindChains(Plan* plan, const PlanIndex& index) {
       for (int64_t id : pair.second.consumer_task_id()) {
         const auto to = known.find(id);
         if (to != known.end() && to->second.second == kind) {
-          chains.head[Head(&chains.head, to->second.first)] = Head(&chains.head, from);
+          chains.head[FindHead(&chains.head, to->second.first)] = FindHead(&chains.head, from);
         }
       }
     }
   }
-  for (size_t i = 0; i < chains.tasks.size(); ++i) { chains.head[i] = Head(&chains.head, i); }
+  for (size_t i = 0; i < chains.tasks.size(); ++i) { chains.head[i] = FindHead(&chains.head, i); }
   return chains;
 }
 
