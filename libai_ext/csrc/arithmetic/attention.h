@@ -35,8 +35,9 @@ struct Matrix {
 inline void Multiply(bool bfloat16, int64_t m, int64_t n, int64_t k, float alpha, const Matrix& a,
                      const Matrix& b, float* c, int64_t c_row, bool accumulate) {
   if (bfloat16) {
-    bf16::Multiply({m, n, k, alpha, a.data, a.row, a.col, b.data, b.row, b.col, c, c_row, accumulate},
-                   bf16::Buffers::OfThisThread(), /*rank=*/0, /*threads=*/1);
+    bf16::Multiply(
+        {m, n, k, alpha, a.data, a.row, a.col, b.data, b.row, b.col, c, c_row, accumulate},
+        bf16::Buffers::OfThisThread(), /*rank=*/0, /*threads=*/1);
   } else {
     gemm::Slab(m, n, k, alpha, a.data, a.row, a.col, b.data, b.row, b.col, c, c_row, accumulate);
   }

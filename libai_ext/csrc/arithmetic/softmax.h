@@ -1,5 +1,5 @@
-// The softmax of a row and its gradient, for scores that are computed anew whenever they are needed.
-// Sums run over 16 lanes and then over these, in an order that depends on the row's length alone.
+// The softmax of a row and its gradient, for scores that are computed anew whenever they are
+// needed. Sums run over 16 lanes and then over these, in an order that depends on the length alone.
 #pragma once
 
 #include <algorithm>
@@ -34,8 +34,8 @@ float Fold(Lanes lanes, const Join& join) {
                           lanes, LaneBits{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
   lanes = join(lanes, __builtin_shuffle(
                           lanes, LaneBits{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
-  return join(lanes, __builtin_shuffle(lanes, LaneBits{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13,
-                                                       12, 15, 14}))[0];
+  return join(lanes, __builtin_shuffle(
+                         lanes, LaneBits{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}))[0];
 }
 
 inline float Sum(Lanes lanes) {
