@@ -1,5 +1,6 @@
 // The softmax of a row and its gradient, for scores that are computed anew whenever they are
-// needed. Sums run over 16 lanes and then over these, in an order that depends on the length alone.
+// needed. Sums run over 16 lanes and then over these, in an order that depends on the row's length
+// alone.
 #pragma once
 
 #include <algorithm>
