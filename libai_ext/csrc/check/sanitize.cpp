@@ -99,8 +99,8 @@ void CheckAttention(const AttentionShape& x) {
 }
 
 void CheckAttentions() {
-  const int64_t shapes[][4] = {{2, 1, 3, 16}, {3, 17, 2, 32}, {1, 65, 2, 48}, {1, 197, 1, 80},
-                               {1, 33, 1, 5}, {1, 301, 1, 64}, {0, 3, 2, 16}, {2, 0, 2, 16}};
+  const int64_t shapes[][4] = {{2, 1, 3, 16}, {3, 17, 2, 32},  {1, 65, 2, 48}, {1, 197, 1, 80},
+                               {1, 33, 1, 5}, {1, 301, 1, 64}, {0, 3, 2, 16},  {2, 0, 2, 16}};
   for (const auto& s : shapes) {
     for (const bool bfloat16 : {false, true}) {
       CheckAttention({s[0], s[1], s[2], s[3], 0.25f, bfloat16});

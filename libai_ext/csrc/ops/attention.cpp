@@ -38,9 +38,7 @@ AttentionShape ShapeOf(Context* ctx) {
           ProductsAreBfloat16()};
 }
 
-void ComputeAttention(Context* ctx) {
-  Attention(ShapeOf(ctx), Input(ctx, kIn), Output(ctx, kOut));
-}
+void ComputeAttention(Context* ctx) { Attention(ShapeOf(ctx), Input(ctx, kIn), Output(ctx, kOut)); }
 
 void ComputeAttentionGrad(Context* ctx) {
   AttentionGrad(ShapeOf(ctx), Input(ctx, kIn), Input(ctx, kOutGrad), Output(ctx, kInGrad));
@@ -51,8 +49,8 @@ Maybe<void> InferShape(user_op::InferContext* ctx) {
   const int64_t axes = shape.NumAxes(), packed = 3 * HeadSize(ctx);
   if (axes < 2 || packed <= 0 || shape.At(axes - 1) % packed != 0) {
     return oneflow::Error::RuntimeError()
-           << "queries, keys and values of shape " << shape.ToString() << " are not tokens of heads of "
-           << packed << " values";
+           << "queries, keys and values of shape " << shape.ToString()
+           << " are not tokens of heads of " << packed << " values";
   }
   shape.Set(axes - 1, shape.At(axes - 1) / 3);
   ctx->SetOutputShape(kOut, 0, shape);
@@ -107,9 +105,9 @@ class AttentionGradient final : public one::OpExprGradFunctionIf {
   Maybe<void> ApplyIf(const one::AutoGradCaptureState* state, const one::TensorTuple& out_grads,
                       one::TensorTuple* in_grads) const override {
     in_grads->resize(1);
-    in_grads->at(0) = JUST(one::OpInterpUtil::Dispatch<one::Tensor>(
-        *op_, {state->saved().at(0), out_grads.at(0)},
-        static_cast<const Saved*>(state)->attributes));
+    in_grads->at(0) = JUST(
+        one::OpInterpUtil::Dispatch<one::Tensor>(*op_, {state->saved().at(0), out_grads.at(0)},
+                                                 static_cast<const Saved*>(state)->attributes));
     return Maybe<void>::Ok();
   }
 
