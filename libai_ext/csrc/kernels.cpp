@@ -1,5 +1,5 @@
 // The one file to compile. OneFlow's headers alone take four seconds, so all ops share them: the
-// whole library takes 15 seconds this way, and a minute of CPU time with a file each.
+// whole library takes ten seconds this way, and a minute of CPU time with a file each.
 #include "ops/adam.cpp"
 #include "ops/attention.cpp"
 #include "ops/copy.cpp"
