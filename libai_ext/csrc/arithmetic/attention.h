@@ -87,6 +87,12 @@ struct Head {
   }
 };
 
+// Asks for a row of what lies after this head: the next head.
+inline void PrefetchNext(const float* row, int64_t width) {
+  constexpr int64_t kLine = 16;
+  for (int64_t j = 0; j < width; j += kLine) { __builtin_prefetch(row + width + j, 0, 2); }
+}
+
 // Calls compute(head, scores) for every head of every image.
 template<typename Compute>
 void ForHeads(const AttentionShape& x, const float* packed, const Compute& compute) {
@@ -113,7 +119,10 @@ inline void Attention(const AttentionShape& x, const float* packed, float* out) 
     ForBlocks(n, [&](int64_t first, int64_t rows) {
       Multiply(x.bfloat16, rows, n, d, x.scale, head.query.From(first), head.key.Transposed(), p,
                row, false);
-      for (int64_t i = 0; i < rows; ++i) { Softmax(n, p + i * row); }
+      for (int64_t i = 0; i < rows; ++i) {
+        PrefetchNext(head.query.data + (first + i) * head.in_row, 3 * d);
+        Softmax(n, p + i * row);
+      }
       Multiply(x.bfloat16, rows, d, n, 1.f, {p, row, 1}, head.value,
                out + head.out_offset + first * head.out_row, head.out_row, false);
     });
@@ -136,7 +145,11 @@ inline void AttentionGrad(const AttentionShape& x, const float* packed, const fl
       const Matrix query = head.query.From(first);
       Multiply(x.bfloat16, rows, n, d, x.scale, query, head.key.Transposed(), p, row, false);
       Multiply(x.bfloat16, rows, n, d, 1.f, grad, head.value.Transposed(), dp, row, false);
-      for (int64_t i = 0; i < rows; ++i) { SoftmaxAndGrad(n, p + i * row, dp + i * row); }
+      for (int64_t i = 0; i < rows; ++i) {
+        PrefetchNext(query.data + i * head.in_row, 3 * d);
+        PrefetchNext(grad.data + i * head.out_row, d);
+        SoftmaxAndGrad(n, p + i * row, dp + i * row);
+      }
       const Matrix weights{p, row, 1}, scores_grad{dp, row, 1};
       Multiply(x.bfloat16, n, d, rows, 1.f, weights.Transposed(), grad, value_grad, head.in_row,
                first > 0);

@@ -3,8 +3,8 @@
 // alone.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
-#include <cstdint>
 
 #include "vector_math.h"
 
@@ -17,67 +17,75 @@ inline int64_t PaddedRow(int64_t cols) { return (cols + kRowLanes - 1) / kRowLan
 
 namespace softmax {
 
-typedef float Lanes __attribute__((vector_size(kRowLanes * sizeof(float)), aligned(4), may_alias));
+typedef float Lanes __attribute__((vector_size(kRowLanes * 4), aligned(4), may_alias));
+typedef uint32_t LaneBits __attribute__((vector_size(kRowLanes * 4)));
 
-inline const Lanes& At(const float* row, int64_t j) {
-  return *reinterpret_cast<const Lanes*>(row + j);
-}
+inline Lanes& At(float* row, int64_t j) { return *reinterpret_cast<Lanes*>(row + j); }
 
 inline void FillEnd(float* row, int64_t cols, float value) {
-  for (int64_t j = cols; j < PaddedRow(cols); ++j) { row[j] = value; }
+  std::fill(row + cols, row + PaddedRow(cols), value);
+}
+
+// All lanes joined in pairs, then pairs of these, and so on.
+template<typename Join>
+float Fold(Lanes lanes, const Join& join) {
+  lanes = join(lanes, __builtin_shuffle(
+                          lanes, LaneBits{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
+  lanes = join(lanes, __builtin_shuffle(
+                          lanes, LaneBits{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
+  lanes = join(lanes, __builtin_shuffle(
+                          lanes, LaneBits{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
+  return join(lanes, __builtin_shuffle(
+                         lanes, LaneBits{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}))[0];
 }
 
 inline float Sum(Lanes lanes) {
-  float sum = 0;
-  for (int i = 0; i < kRowLanes; ++i) { sum += lanes[i]; }
-  return sum;
+  return Fold(lanes, [](Lanes a, Lanes b) { return a + b; });
 }
 
-inline float Largest(int64_t cols, const float* row) {
+// NaN is left to the exponentials, which keep it.
+inline float Largest(int64_t cols, float* row) {
+  const auto larger = [](Lanes a, Lanes b) { return a > b ? a : b; };
   Lanes lanes = At(row, 0);
-  for (int64_t j = kRowLanes; j < cols; j += kRowLanes) {
-    lanes = At(row, j) > lanes ? At(row, j) : lanes;
-  }
-  float largest = lanes[0];
-  for (int i = 1; i < kRowLanes; ++i) { largest = lanes[i] > largest ? lanes[i] : largest; }
-  return largest;
+  for (int64_t j = kRowLanes; j < cols; j += kRowLanes) { lanes = larger(At(row, j), lanes); }
+  return Fold(lanes, larger);
 }
 
-// Replaces the row by exp(row - its largest element), which is 0 in the padding.
-inline void Exponentials(int64_t cols, float* row) {
+// Replaces the row by exp(row - its largest element), 0 in the padding; calls use(j, lanes).
+template<typename Use>
+void Exponentials(int64_t cols, float* row, const Use& use) {
   FillEnd(row, cols, -INFINITY);
   const float largest = Largest(cols, row);
-  const int64_t padded = PaddedRow(cols);
-  for (int64_t j = 0; j < padded; ++j) { row[j] = ExpOfNegative(row[j] - largest); }
+  for (int64_t j = 0; j < cols; j += kRowLanes) {
+    At(row, j) = ExpOfNegative<LaneBits>(At(row, j) - largest);
+    use(j, At(row, j));
+  }
 }
 
 }  // namespace softmax
 
 // Replaces a row of scores by its softmax. A row with NaN or +infinity becomes NaN.
 inline void Softmax(int64_t cols, float* row) {
-  softmax::Exponentials(cols, row);
   softmax::Lanes sum{};
-  for (int64_t j = 0; j < cols; j += kRowLanes) { sum += softmax::At(row, j); }
+  softmax::Exponentials(cols, row, [&](int64_t, const softmax::Lanes& power) { sum += power; });
   const float factor = 1.f / softmax::Sum(sum);
-  const int64_t padded = PaddedRow(cols);
-  for (int64_t j = 0; j < padded; ++j) { row[j] *= factor; }
+  for (int64_t j = 0; j < cols; j += kRowLanes) { softmax::At(row, j) *= factor; }
 }
 
 // The same, and replaces the gradient of the softmax in `grad` by that of the scores.
 inline void SoftmaxAndGrad(int64_t cols, float* row, float* grad) {
-  softmax::Exponentials(cols, row);
   softmax::FillEnd(grad, cols, 0.f);
   softmax::Lanes sum{}, dot{};
-  for (int64_t j = 0; j < cols; j += kRowLanes) {
-    sum += softmax::At(row, j);
-    dot += softmax::At(row, j) * softmax::At(grad, j);
-  }
+  softmax::Exponentials(cols, row, [&](int64_t j, const softmax::Lanes& power) {
+    sum += power;
+    dot += power * softmax::At(grad, j);
+  });
   const float factor = 1.f / softmax::Sum(sum);
   const float mean = softmax::Sum(dot) * factor;
-  const int64_t padded = PaddedRow(cols);
-  for (int64_t j = 0; j < padded; ++j) {
-    row[j] *= factor;
-    grad[j] = row[j] * (grad[j] - mean);
+  for (int64_t j = 0; j < cols; j += kRowLanes) {
+    const softmax::Lanes weight = softmax::At(row, j) * factor;
+    softmax::At(row, j) = weight;
+    softmax::At(grad, j) = weight * (softmax::At(grad, j) - mean);
   }
 }
 

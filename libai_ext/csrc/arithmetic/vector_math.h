@@ -8,27 +8,28 @@
 namespace libai_ext {
 
 // exp(x) for x <= 0, relative error below 2e-7; below -87 (where floats turn subnormal) it is 0.
-inline float ExpOfNegative(float x) {
+// Of a float, or of a vector of GCC's with Bits a vector of as many uint32_t.
+template<typename Bits = uint32_t, typename Float = float>
+Float ExpOfNegative(Float x) {
   constexpr float kLog2E = 1.44269504f;
   constexpr float kLn2High = 0.693359375f;  // ln 2 in two parts: products with it are exact
   constexpr float kLn2Low = -2.12194440e-4f;
   // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the sum.
   constexpr float kRound = 12582912.f;
-  const float clamped = x < -87.f ? -87.f : x;
-  const float shifted = clamped * kLog2E + kRound;
-  const float n = shifted - kRound;
-  const float r = (clamped - n * kLn2High) - n * kLn2Low;
+  const Float clamped = x < -87.f ? -87.f : x;
+  const Float shifted = clamped * kLog2E + kRound;
+  const Float n = shifted - kRound;
+  const Float r = (clamped - n * kLn2High) - n * kLn2Low;
   // (exp(r) - 1 - r) / r^2 on |r| <= ln(2) / 2, least maximum error
-  float p = 1.39504781e-3f;
-  p = p * r + 8.36887956e-3f;
+  Float p = 1.39504781e-3f * r + 8.36887956e-3f;
   p = p * r + 4.16662061e-2f;
   p = p * r + 1.66665189e-1f;
   p = p * r + 5.00000010e-1f;
   p = p * r * r + r + 1.f;
-  uint32_t bits;
+  Bits bits;
   std::memcpy(&bits, &shifted, sizeof bits);
   bits = (bits + 127u) << 23;
-  float power;
+  Float power;
   std::memcpy(&power, &bits, sizeof power);
   return x < -87.f ? 0.f : p * power;
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import oneflow as flow
 import pytest
@@ -140,6 +143,34 @@ def test_in_a_graph_the_same_bits(rng):
     out = Graph()(flow.tensor(gradient))
     np.testing.assert_array_equal(out.numpy(), expected.numpy())
     np.testing.assert_array_equal(weight.numpy(), packed - grad.numpy())
+
+
+def test_a_view(rng, assert_close):
+    packed, gradient = arrays(rng, (3, 20, 2, 16))
+    x = flow.tensor(packed).transpose(0, 1)
+    out = self_attention(x, 16, 0.25)
+    expected = reference(packed.transpose(1, 0, 2), gradient.transpose(1, 0, 2), 2, 0.25)[0]
+    assert_close(out, expected)
+
+
+def test_the_gradient_interface_is_that_of_the_wheel():
+    """csrc/shim/gradient_interface.h declares the same functions and members in the same order."""
+    headers = Path(flow.__file__).parent / "include/oneflow/core/framework"
+
+    def body(file, beginning):
+        return (headers / file).read_text().split(f"{beginning} {{")[1].split("\n};")[0]
+
+    function = body("op_expr_grad_function.h", "class OpExprGradFunctionIf")
+    state = body("op_expr_grad_function.h", "class AutoGradCaptureState")
+    for text, *names in (
+        (function, "~OpExpr", "MakeCustomState", "Init", "CaptureIf", "ApplyIf"),
+        (state, "~AutoGrad", "std::vector<bool> input_", "TensorTuple saved_", "kInitialSize> h"),
+    ):
+        places = [text.index(name) for name in names]
+        assert places == sorted(places)
+    assert function.count("virtual ") == 5 and state.count("virtual ") == 1
+    context = body("op_interpreter.h", "struct OpExprInterpContext")
+    assert re.search(r"\n  \S+ \w+;", context)[0].strip() == "AttrMap attrs;"
 
 
 def test_half_a_head_is_refused():
