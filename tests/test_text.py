@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 
 import pytest
+from omegaconf import OmegaConf
 
-from libai_ext.errors import DataError
-from libai_ext.text import csv_cell, printable, printable_lines
+from libai_ext.config.lazy_config import dump
+from libai_ext.errors import ConfigError, DataError
+from libai_ext.text import csv_cell, masked, printable, printable_lines
 
 SHOWN = {
     "\x1b[2Jcat": r"\x1b[2Jcat",
@@ -37,3 +39,19 @@ def test_no_cell_is_a_formula(name):
 @pytest.mark.parametrize("name", ["a=1", "cat/0.png", "", "3", "'=1"])
 def test_other_cells_stay(name):
     assert csv_cell(name) == name
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("https://me:se@cret/x@host/a.tar", "https://***@host/a.tar"),
+        ("https://host/a-{0..9}.tar?sig=secret%2F: gone", "https://host/a-{0..9}.tar?***: gone"),
+        ("['s3://b/a.tar', 'http://m:secret@h/a?x=secret']", "['s3://b/a.tar', 'http://***@h/a?***']"),
+        ("a@b.org/what? s3://bucket/a.tar, really?", "a@b.org/what? s3://bucket/a.tar, really?"),
+    ],
+)  # fmt: skip
+def test_passwords_and_signatures_in_urls_are_hidden(text, shown):
+    assert masked(text) == shown
+    assert masked(shown) == shown
+    assert str(ConfigError(text)) == str(DataError(text)) == shown
+    assert "secret" not in dump(OmegaConf.create({"data": {"train": [text]}}))

@@ -25,6 +25,7 @@ def settings_of(*opts, samples=100, file=CONFIG):
         ["data.train=[/elsewhere]", "data.test=[/elsewhere]"],
         ["train.log_period=1", "train.checkpointer.period=7", "train.output_dir=/elsewhere"],
         ["dataloader.train.num_workers=3", "data.max_bad_share=0.5"],
+        ["data.cache_dir=/elsewhere", "data.cache_gib=1"],
     ],
 )
 def test_layout_places_and_reports_are_free(opts):
@@ -42,6 +43,7 @@ def test_layout_places_and_reports_are_free(opts):
         (["optim.lr=1.0"], "optim.lr: 0.002 in the checkpoint, 1.0 in the config"),
         (["optim.betas=[0.9,0.99]"], "optim.betas: [0.9, 0.95] in the checkpoint, [0.9, 0.99] in"),
         (["train.epoch_remainder=drop"], "train.epoch_remainder: carry in the checkpoint, drop"),
+        (["train.shard_window=2"], "train.shard_window: None in the checkpoint, 2 in the config"),
         (["graph.enabled=True"], "graph.enabled: False in the checkpoint, True in the config"),
         (["data.std=[0.4]"], "transforms.1.std: [0.5] in the checkpoint, [0.4] in the config"),
         (["train.scheduler.min_lr=0.1"], "train.scheduler.min_lr: 0.0 in the checkpoint, 0.1"),

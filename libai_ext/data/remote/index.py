@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import zipfile
+from functools import partial
 
 import numpy as np
 
@@ -114,8 +115,8 @@ def _read(url: str, size: int) -> bytes:
     remote, content = RemoteFile(url), b""
     try:
         while len(content) < size:
-            have = len(content)
-            content += read_with_retry(lambda have=have: remote.read(have, size), url, is_temporary)
+            read = partial(remote.read, len(content), size)
+            content += read_with_retry(read, url, is_temporary)
     except FileNotFoundError as error:
         raise DataError(f"cannot read {url}: {error.strerror}") from error
     finally:
