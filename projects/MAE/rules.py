@@ -64,6 +64,7 @@ RULES = {
     "data.max_bad_share": number(0, 1),
     "data.download": switch,
     "data.as_torchvision": switch,
+    "data.reduce_jpegs": switch,
 }
 RECIPES = Path(__file__).resolve().parent / "configs"
 # Keys of the width and the number of heads of the same layers.
