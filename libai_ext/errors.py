@@ -1,10 +1,13 @@
 """Errors that the user can correct: programs print the message alone and exit with status 2."""
 
-from libai_ext.text import printable
+from libai_ext.text import masked, printable
 
 
 class UserError(ValueError):
     """The message names the file or key, and says what to do."""
+
+    def __init__(self, message: object = ""):
+        super().__init__(masked(str(message)))
 
 
 class ConfigError(UserError):

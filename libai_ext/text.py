@@ -1,4 +1,4 @@
-"""Escapes untrusted text, such as names of files and classes."""
+"""Escapes untrusted text, such as names of files and classes, and hides secrets of URLs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ _UNSAFE = "\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\
 _UNSAFE_CHARACTER = re.compile(f"[{_UNSAFE}]")
 # Spreadsheets take it for the start of a formula.
 _FORMULA = re.compile(r"[\s\x00]*[=+\-@＝＋－＠]")
+# In place of a password or a signature.
+HIDDEN = "***"
+_USER = re.compile(r"(\w://)\S*@")
+_QUERY = re.compile(r"""(\w://[^\s?'"]*\?)[^\s'"]*[^\s'":;,.)]""")
+
+
+def masked(text: str) -> str:
+    """Without what may be secret in a URL: ``user:password@``, and the query, which may be a
+    signature.
+
+    >>> masked("https://me:secret@host/a.tar?sig=1")
+    'https://***@host/a.tar?***'
+    """
+    if "://" not in text:
+        return text
+    return _QUERY.sub(rf"\g<1>{HIDDEN}", _USER.sub(rf"\g<1>{HIDDEN}@", text))
 
 
 def printable(text: str) -> str:

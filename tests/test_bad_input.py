@@ -166,7 +166,7 @@ def test_what_an_older_config_lacks_is_by_default(absent, kept, tmp_path):
     path.write_text(lazy_config.dump(older))
     notes = []
     found = resolve(str(path), ["train.seed=3"], notes=notes)
-    assert notes == [f"keys that the config lacks, by default: {', '.join(OLDER[absent])}"]
+    assert notes[:1] == [f"keys that the config lacks, by default: {', '.join(OLDER[absent])}"]
     assert found == resolve(kept, [])
 
 

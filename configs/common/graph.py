@@ -1,4 +1,4 @@
-"""Static graph (``graph.enabled``) or eager execution."""
+"""Static graph or eager execution."""
 
 from libai.config import LazyCall
 from omegaconf import DictConfig
@@ -7,7 +7,9 @@ from libai_ext.engine.graph import Graph
 
 graph = DictConfig(
     dict(
-        enabled=True,
+        # True: a static graph; False: eager mode. Unset: a graph on GPUs, eager mode on CPU unless
+        # something else that is set needs a graph. A resumed run keeps its mode.
+        enabled=None,
         train_graph=LazyCall(Graph)(is_train=True),
         eval_graph=LazyCall(Graph)(is_train=False),
     )

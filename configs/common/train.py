@@ -3,6 +3,8 @@
 from libai.config import LazyCall
 from omegaconf import DictConfig
 
+from libai_ext.engine.loggers.mlflow_tracking import MLflow
+from libai_ext.engine.loggers.weights_and_biases import WeightsAndBiases
 from libai_ext.optim.schedule import warmup_cosine
 
 train = DictConfig(
@@ -30,6 +32,10 @@ train = DictConfig(
         # epoch's permutation within the same batch, so that every sample is seen once an epoch;
         # "drop" leaves it out, as the official PyTorch code does.
         epoch_remainder="carry",
+        # Tar shards alone: an epoch permutes the shards, then the samples within windows of so many
+        # shards, so that few are needed at a time. Unset: 8 for shards on a server, else a
+        # permutation of all samples.
+        shard_window=None,
         # Weights to start from: a file or folder of any known style. --resume goes first.
         load_weight=None,
         # A run, or a checkpoint of one, to continue in a new output directory under another
@@ -59,6 +65,11 @@ train = DictConfig(
             eval_metric=None,
             eval_mode=None,
             evals=dict(),
+        ),
+        # Services that get the metrics too: named nodes of libai_ext.engine.loggers.logger.Logger.
+        loggers=dict(
+            wandb=LazyCall(WeightsAndBiases)(enabled=False, project=None, entity=None, name=None),
+            mlflow=LazyCall(MLflow)(enabled=False, tracking_uri=None, experiment=None, name=None),
         ),
         # Moving average of the weights, evaluated beside them.
         ema=dict(enabled=False, decay=0.9999),

@@ -8,6 +8,7 @@ describes the model for other uses of the weights.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -267,6 +268,28 @@ def latest_checkpoint(path: str) -> str:
         from_rank_0(lambda: manifest.verify(Path(path)))
         return path
     return Checkpointer(None, path).get_checkpoint_file()
+
+
+def recorded_settings(path: str) -> dict[str, Any]:
+    """The settings in the latest ``progress.json`` that can be read; all ranks call it.
+
+    Args:
+        path: a checkpoint or a run.
+
+    Returns:
+        See :func:`libai_ext.engine.resume_check.settings`; empty if there are none.
+    """
+    return from_rank_0(lambda: _settings(path))
+
+
+def _settings(path: str) -> dict[str, Any]:
+    folders = sorted(Checkpointer(None, path)._folders(), key=_recency, reverse=True)
+    for folder in [Path(path), *folders]:
+        with contextlib.suppress(CheckpointError):
+            settings = read_progress(str(folder)).get("settings")
+            if isinstance(settings, dict):
+                return settings
+    return {}
 
 
 def _is_flat(state: Any) -> bool:

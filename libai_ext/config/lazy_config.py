@@ -18,6 +18,7 @@ from libai_ext.config import safe_yaml, values
 from libai_ext.config.names import did_you_mean, from_elsewhere, question
 from libai_ext.config.targets import check_targets, parameters
 from libai_ext.errors import ConfigError, UserError
+from libai_ext.text import masked
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -190,8 +191,16 @@ def _nearest(key: str, known: list[str]) -> str:
 
 
 def dump(cfg: DictConfig) -> str:
-    """The config as plain YAML for :func:`load`; references to other keys are kept."""
+    """The config as plain YAML for :func:`load`; references to other keys are kept, passwords and
+    signatures in URLs are not."""
     return yaml.safe_dump(_plain(cfg), sort_keys=False, default_flow_style=None, width=100)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config as in :func:`dump`, with references resolved."""
+    cfg = fresh(cfg)
+    OmegaConf.resolve(cfg)
+    return _plain(cfg)
 
 
 def _plain(node):
@@ -201,7 +210,9 @@ def _plain(node):
         return [_referring(node, position) for position in range(len(node))]
     if isinstance(node, (list, tuple)):
         return [_plain(item) for item in node]
-    if node is None or isinstance(node, (bool, int, float, str)):
+    if isinstance(node, str):
+        return masked(node)
+    if node is None or isinstance(node, (bool, int, float)):
         return node
     if callable(node):
         return f"{node.__module__}.{node.__qualname__}"

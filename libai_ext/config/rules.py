@@ -106,6 +106,7 @@ RULES: Mapping[str, Rule] = {
     "train.base_lr": number(0, unset=True),
     "train.scheduler.min_lr": number(0),
     "train.epoch_remainder": one_of("carry", "drop"),
+    "train.shard_window": whole(1, unset=True),
     "train.load_weight": text(unset=True),
     "train.load_grid": each(whole(1), length=2, unset=True),
     "train.log_period": whole(1),
@@ -123,6 +124,12 @@ RULES: Mapping[str, Rule] = {
     "train.evaluation.eval_epoch": number(0, unset=True, above=True),
     "train.evaluation.eval_metric": text(unset=True),
     "train.evaluation.eval_mode": one_of("max", "min")._replace(unset=True),
+    "train.loggers.wandb.project": text(unset=True),
+    "train.loggers.wandb.entity": text(unset=True),
+    "train.loggers.wandb.name": text(unset=True),
+    "train.loggers.mlflow.tracking_uri": text(unset=True),
+    "train.loggers.mlflow.experiment": text(unset=True),
+    "train.loggers.mlflow.name": text(unset=True),
     "train.ema.enabled": switch,
     "train.ema.decay": number(0, 1),
     "train.amp.enabled": switch,
@@ -144,7 +151,7 @@ RULES: Mapping[str, Rule] = {
     "optim.params.decay": number(0, 1, above=True),
     "optim.momentum": number(0, 1),
     "optim.params.clip_grad_max_norm": number(0, unset=True, above=True),
-    "graph.enabled": switch,
+    "graph.enabled": switch._replace(unset=True),
     "dataloader.train.num_workers": whole(0, unset=True),
     "dataloader.test.num_workers": whole(0, unset=True),
 }
@@ -205,15 +212,17 @@ def check(
             raise ConfigError(f"the config has no node '{name}'")
     check_targets(cfg)
     splits = [name for name, node in cfg.dataloader.items() if node is not None]
-    evals = _evals(cfg)
-    for key in (*_CALLED, *called, *(f"dataloader.{name}.dataset" for name in splits), *evals):
+    evals, loggers = _named(cfg, _EVALS), _named(cfg, _LOGGERS)
+    datasets = [f"dataloader.{name}.dataset" for name in splits]
+    for key in (*_CALLED, *called, *datasets, *evals, *loggers):
         _check_called(cfg, key)
     _check_names(cfg.train, get_config("common/train.py").train, "train")
     check_arguments(cfg)
     _check_data(cfg)
     problems = []
     periods = {f"{key}.{name}": rule for key in evals for name, rule in _PERIODS.items()}
-    for key, rule in {**RULES, **periods, **(rules or {})}.items():
+    switches = {f"{key}.enabled": switch for key in loggers}
+    for key, rule in {**RULES, **periods, **switches, **(rules or {})}.items():
         value = OmegaConf.select(cfg, key, default=_ABSENT)
         if value is _ABSENT or (value is None and rule.unset):
             continue
@@ -224,14 +233,20 @@ def check(
 
 
 _ABSENT = object()
+# Groups of nodes with names of the user's choice.
 _EVALS = "train.evaluation.evals"
+_LOGGERS = "train.loggers"
 _PERIODS = {"period": whole(1, unset=True), "epoch": number(0, unset=True, above=True)}
 
 
-def _evals(cfg: DictConfig) -> list[str]:
-    """Keys of the evaluators that are not null."""
-    evals = OmegaConf.select(cfg, _EVALS) or {}
-    return [f"{_EVALS}.{name}" for name, node in evals.items() if node is not None]
+def _named(cfg: DictConfig, group: str) -> list[str]:
+    """Keys of the nodes of a group that are not null."""
+    nodes = OmegaConf.select(cfg, group)
+    if nodes is None:
+        return []
+    if not isinstance(nodes, DictConfig):
+        raise ConfigError(f"{group} must be a group of keys, not {_shown(nodes)}")
+    return [f"{group}.{name}" for name in map(str, nodes) if nodes[name] is not None]
 
 
 def _check_called(cfg: DictConfig, key: str) -> None:
@@ -268,7 +283,7 @@ def _check_names(node: DictConfig, known: DictConfig, prefix: str) -> None:
             )
         inner, model = node._get_node(name), known._get_node(name)
         if (
-            f"{prefix}.{name}" != _EVALS
+            f"{prefix}.{name}" not in (_EVALS, _LOGGERS)
             and isinstance(model, DictConfig)
             and "_target_" not in model
         ):

@@ -19,6 +19,7 @@ _RECIPES = re.compile(
     r"oneflow\.nn\.optimizer\.adamw"
     r"|libai_ext\.data\.(auto_augment|dataset|mixup|random_erasing|skip_unreadable|sources|transforms)"
     r"|libai_ext\.(engine\.graph|layers\.drop_path|optim\.(lars|param_groups|schedule))"
+    r"|libai_ext\.engine\.loggers\.(mlflow_tracking|weights_and_biases)"
     r"|projects\.\w+\.(tasks|modeling\.(archs|masking|targets\.\w+)|evaluation\.evaluators)"
 )
 # The user's packages.

@@ -11,7 +11,9 @@ from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from libai_ext.data.channels import ChannelImage
 from libai_ext.data.transforms import INTERPOLATIONS
+from libai_ext.errors import DataError
 
 MAX_LEVEL = 10.0
 
@@ -147,6 +149,9 @@ class RandAugment:
         magnitude_std: each use of an operation draws its level from N(magnitude, magnitude_std).
         increasing: the variants whose strength grows with the level (timm's ``inc1``).
         probability: of applying each drawn operation.
+
+    Called with an image of any number of channels, it raises :class:`DataError`: its operations are
+    those of colours.
     """
 
     def __init__(
@@ -168,6 +173,11 @@ class RandAugment:
         self.paint = Paint(INTERPOLATIONS[interpolation], color if len(color) > 1 else color[0])
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        if isinstance(image, ChannelImage):
+            raise DataError(
+                f"RandAugment is for 8-bit images with data.mode RGB or L, not {image.mode}: take "
+                "it out of dataloader.train.dataset.transform.transforms"
+            )
         for operation, argument in self.draw(rng):
             image = operation.apply(image, argument, self.paint)
         return image

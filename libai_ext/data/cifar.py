@@ -49,7 +49,7 @@ class Cifar:
         self.root = root
         self.folder = provide(self.archive, root, download)
         self.split = split
-        self.mode = Decoder(mode).mode
+        self.mode = str(Decoder(mode).mode)
         file, key = self.meta
         self.classes = _read(self.folder / file, **{key: _names})[key]
         self.pixels, self.labels = self._load()

@@ -15,6 +15,17 @@
 | rotated or mirrored by an EXIF tag | transposed upright; an unreadable tag counts as none |
 | 1 x 1 | as it is; the transform scales it up |
 
+With a number of channels as mode, values are kept as they are stored
+(:mod:`libai_ext.data.channels`):
+
+| file | rule |
+|---|---|
+| TIFF | :mod:`libai_ext.data.tiff` |
+| ``.npy`` of [H, W] or [H, W, C], no Python objects | read |
+| others | 8-bit grey and RGB, with or without alpha, and 16-bit grey are read |
+| another number of channels or type, values that are not finite | :class:`BadImage` |
+| more than ``max_pixels`` values, those of all channels together | :class:`BadImage` |
+
 :mod:`libai_ext.data.skip_unreadable` replaces bad images. A file that cannot be *opened* (missing,
 no permission, a failing disk) is not a bad image: skipping it would make the samples depend on the
 machine.
@@ -30,11 +41,13 @@ import io
 import re
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from libai_ext.data import tiff
+from libai_ext.data.channels import MAX_SIDE, NPY, ChannelImage, of_pillow, read_npy
 from libai_ext.errors import DataError
 
 MODES = ("RGB", "L")
@@ -43,8 +56,6 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "PPM", "TIFF", "JPEG2000", "TGA"
 
 # Of a file. The largest allowed image takes less, even uncompressed.
 MAX_BYTES = 1 << 30
-
-MAX_SIDE = 65_535
 # Of a JPEG: each scan processes all pixels. Programs write 10 or 20.
 MAX_SCANS = 100
 # Scans x pixels: the largest image in 10 scans.
@@ -97,23 +108,31 @@ class Decoder:
     """Applies the rules of this module.
 
     Args:
-        mode: Pillow mode of the result, ``"RGB"`` or ``"L"``.
+        mode: Pillow mode of the result, ``"RGB"`` or ``"L"``; or the number of channels of a
+            :class:`ChannelImage`.
         max_pixels: larger images are bad; None: Pillow's limit, 179 million.
         draft_size: smallest (height, width) that is needed. Larger JPEG files are decoded at 1/2,
             1/4 or 1/8 of their size, not below this one: faster, with slightly different pixels.
         as_torchvision: see the head of this module.
     """
 
-    mode: str = "RGB"
+    mode: str | int = "RGB"
     max_pixels: int | None = None
     draft_size: Sequence[int] | None = None
     as_torchvision: bool = False
 
     def __post_init__(self):
-        if self.mode not in MODES:
-            raise DataError(f"data.mode must be one of {MODES}, not {self.mode!r}")
+        if not (self.mode in MODES or self.is_stored and int(self.mode) > 0):
+            raise DataError(f"data.mode must be one of {MODES} or a number, not {self.mode!r}")
+        if self.is_stored and self.as_torchvision:
+            raise DataError(f"data.as_torchvision goes with data.mode RGB or L, not {self.mode}")
 
-    def __call__(self, data: bytes, name: str) -> Image.Image:
+    @property
+    def is_stored(self) -> bool:
+        """Whether the result is a :class:`ChannelImage`."""
+        return type(self.mode) is int
+
+    def __call__(self, data: bytes, name: str) -> Any:
         """The image in ``data``; ``name`` is for the message.
 
         Raises:
@@ -122,18 +141,33 @@ class Decoder:
         if not data:
             raise BadImage(name, "the file is empty")
         with _bad_image_for_errors(name), _pixel_limit(self.max_pixels):
+            if self.is_stored and data.startswith((NPY, *tiff.MAGIC)):
+                return self._stored(data)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_cost(image, data)
                 return self._convert(self._load(image))
 
-    def convert(self, image: Image.Image, name: str = "that was given") -> Image.Image:
-        """The same for an image that Pillow has opened or made; the image is not changed.
+    def convert(self, image: Any, name: str = "that was given") -> Any:
+        """The same for an image that Pillow has opened or made, or, with a number of channels as
+        mode, for an array [H, W] or [H, W, C]; it is not changed.
 
         Raises:
             BadImage: see the table.
         """
         with _bad_image_for_errors(name):
+            if isinstance(image, np.ndarray):
+                return ChannelImage(image, int(self.mode))
             return self._convert(self._load(image))
+
+    def _stored(self, data: bytes) -> ChannelImage:
+        """The image in a TIFF or ``.npy``."""
+        channels = int(self.mode)
+        most = self.max_pixels or 2 * (Image.MAX_IMAGE_PIXELS or MAX_BYTES)
+        if data.startswith(NPY):
+            return ChannelImage(read_npy(data, most), channels)
+        array, orientation = tiff.read(data, channels, most)
+        turn, image = _UPRIGHT.get(orientation), ChannelImage(array, channels)
+        return image if turn is None else image.transpose(turn)
 
     def _load(self, image: Image.Image) -> Image.Image:
         """The first frame, decoded and upright."""
@@ -143,11 +177,13 @@ class Decoder:
         image.load()
         if self.as_torchvision:
             return image
+        if deep_colours and self.is_stored:
+            raise ValueError("Pillow reads only 8 of its 16 bits: save it as a TIFF or .npy")
         if deep_colours:
             _check_brightness(np.asarray(image.convert("RGB")).max())
         # After load: some plug-ins (TIFF) turn the image themselves and drop the tag.
         turn = _UPRIGHT.get(_orientation(image))
-        if image.mode.startswith("I"):
+        if image.mode.startswith("I") and not self.is_stored:
             image = _eight_bits(image)
         return image if turn is None else image.transpose(turn)
 
@@ -156,22 +192,26 @@ class Decoder:
         reduction = _reduction.get()
         if image.format not in _JPEGS:
             return
+        # A draft to grey takes it from the file, not from the colours.
+        mode = None if self.is_stored else str(self.mode)
         turned = not self.as_torchvision and _orientation(image) >= 5
         if self.draft_size is not None:
             height, width = self.draft_size
-            image.draft(self.mode, (height, width) if turned else (width, height))
+            image.draft(mode, (height, width) if turned else (width, height))
         elif reduction is not None:
             by = reduction(*(reversed(image.size) if turned else image.size))
-            if by > 1:  # a draft also changes how grey is computed
-                image.draft(self.mode, (image.width // by, image.height // by))
+            if by > 1:
+                image.draft(mode, (image.width // by, image.height // by))
 
-    def _convert(self, image: Image.Image) -> Image.Image:
+    def _convert(self, image: Image.Image) -> Any:
+        if self.is_stored:
+            return ChannelImage(of_pillow(image), int(self.mode))
         if image.mode == "F" and not self.as_torchvision:
             raise ValueError("floating-point pixels have no defined range")
         if "transparency" in image.info:  # Pillow warns of palettes with it: conversion drops it
             image = image.copy()
             del image.info["transparency"]
-        return image if image.mode == self.mode else image.convert(self.mode)
+        return image if image.mode == self.mode else image.convert(str(self.mode))
 
 
 def _check_cost(image: Image.Image, data: bytes) -> None:

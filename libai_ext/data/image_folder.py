@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
-from PIL import Image
 
 from libai_ext.data.decode import MAX_BYTES, Decoder
 from libai_ext.data.fingerprint import of_files, of_labels
 from libai_ext.data.retry import is_unavailable, read_with_retry
-from libai_ext.data.walk import EXTENSIONS, Walk, some, warn_once
+from libai_ext.data.walk import Walk, some, warn_once
 from libai_ext.errors import DataError
 from libai_ext.files.regular import read_regular
 
@@ -30,7 +29,7 @@ class ImageFiles:
         self,
         samples: Sequence[tuple[str, int]],
         classes: Sequence[str],
-        mode: str = "RGB",
+        mode: str | int = "RGB",
         **decoding,
     ):
         self.samples = list(samples)
@@ -45,7 +44,7 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         """The decoded image and its class number.
 
         Raises:
@@ -87,11 +86,11 @@ class ImageFolder(ImageFiles):
             which may or may not be classes.
     """
 
-    def __init__(self, roots: Sequence[str], mode: str = "RGB", **decoding):
+    def __init__(self, roots: Sequence[str], mode: str | int = "RGB", **decoding):
         self.roots = [str(root) for root in ([roots] if isinstance(roots, str) else roots)]
         if not self.roots:
             raise DataError("no data folder is given: set data.train to a list of folders")
-        found = [_scan(root) for root in self.roots]
+        found = [_scan(root, mode) for root in self.roots]
         classes = sorted({name for images in found for name in images})
         number = {name: i for i, name in enumerate(classes)}
         samples = [
@@ -103,10 +102,10 @@ class ImageFolder(ImageFiles):
         super().__init__(samples, classes, mode, **decoding)
 
 
-def _scan(root: str) -> dict[str, list[str]]:
+def _scan(root: str, mode: str | int) -> dict[str, list[str]]:
     """Sorted paths of the images of a root, by sorted class name."""
     check_folder(root)
-    walk = Walk(root)
+    walk = Walk(root, mode)
     own, folders = walk.entries(walk.root)
     classes = {os.path.basename(folder): walk.images(folder) for folder in folders}
     empty = [name for name, images in classes.items() if not images]
@@ -127,7 +126,7 @@ def _scan(root: str) -> dict[str, list[str]]:
         warn_once(f"data folder {root}: skipped {walk.skipped}")
     if not own and not full:
         raise DataError(
-            f"data folder {root} holds no image ({', '.join(EXTENSIONS)}); "
+            f"data folder {root} holds no image ({', '.join(walk.extensions)}); "
             "expected root/class/image or root/image"
             + (f"; skipped: {walk.skipped}" if walk.skipped else "")
         )

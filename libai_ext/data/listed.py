@@ -8,7 +8,7 @@ import re
 from collections import Counter
 
 from libai_ext.data.image_folder import ImageFiles, check_folder
-from libai_ext.data.walk import EXTENSIONS, Walk, some, warn_once
+from libai_ext.data.walk import Walk, some, warn_once
 from libai_ext.errors import DataError
 from libai_ext.files.regular import read_regular
 
@@ -38,12 +38,12 @@ class ListedImages(ImageFiles):
             or is missing.
     """
 
-    def __init__(self, file: str, folder: str, mode: str = "RGB", **decoding):
+    def __init__(self, file: str, folder: str, mode: str | int = "RGB", **decoding):
         rows = _read(file)
         check_folder(folder)
-        walk = Walk(folder)
+        walk = Walk(folder, mode)
         paths = _by_name(walk.images(walk.root), walk.root)
-        rows = _without_header(rows, paths)
+        rows = _without_header(rows, paths, walk.extensions)
         missing = [name for name, _ in rows if name not in paths]
         if missing:
             raise DataError(
@@ -106,12 +106,14 @@ def _read(file: str) -> list[tuple[str, str]]:
     return rows
 
 
-def _without_header(rows: list[tuple[str, str]], paths: dict) -> list[tuple[str, str]]:
+def _without_header(
+    rows: list[tuple[str, str]], paths: dict, extensions: tuple[str, ...]
+) -> list[tuple[str, str]]:
     """The first row is a header if it names neither an image nor a class of the other rows."""
     (name, label), others = rows[0], rows[1:]
     is_head = (
         name not in paths
-        and not name.lower().endswith(EXTENSIONS)
+        and not name.lower().endswith(extensions)
         and label not in {other for _, other in others}
     )
     return others if is_head and others else rows

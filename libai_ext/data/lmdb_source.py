@@ -32,7 +32,7 @@ class LmdbImages:
 
     classes = [""]
 
-    def __init__(self, root: str, mode: str = "RGB", **decoding):
+    def __init__(self, root: str, mode: str | int = "RGB", **decoding):
         self.root = os.path.realpath(root)
         self.decode = Decoder(mode, **decoding)
         self.path = f"{self.root}/{DATA_FILE}"

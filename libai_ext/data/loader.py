@@ -9,6 +9,7 @@ from libai.data.structures import Instance
 from libai_ext.data.dataset import KeyedDataset, to_instance
 from libai_ext.data.host_memory import shares_memory
 from libai_ext.data.sampler import EvalSampler, GlobalOrder, TrainSampler
+from libai_ext.data.sharded import fetch_ahead
 from libai_ext.data.shared_batches import PREFETCH, Packed, SharedBatches
 from libai_ext.data.workers import prefetch
 from libai_ext.kernels.threads import available_cpus
@@ -35,9 +36,12 @@ class Loader:
             yield self.dataset.collate(self._samples(keys))
 
     def _prefetched(self) -> Iterator[dict]:
+        order = getattr(self.batch_sampler, "order", None)
         shared = SharedBatches(self.dataset.collate, self.num_workers, copy=shares_memory())
 
         def make(worker: int, number: int, keys) -> Packed:
+            if order is not None and order.shards is not None:
+                fetch_ahead(self.dataset.source, order, keys[0].iteration)
             return shared.pack(worker, number, self._samples(keys))
 
         batches = prefetch(make, self.batch_sampler, self.num_workers, PREFETCH)

@@ -9,6 +9,7 @@ import time
 from typing import Callable, TypeVar
 
 from libai_ext.errors import DataError, DataUnavailable
+from libai_ext.text import masked
 
 T = TypeVar("T")
 
@@ -40,7 +41,7 @@ def read_with_retry(read: Callable[[], T], what: str, retriable: Callable[[Excep
         DataUnavailable: the last try failed with a retriable error.
         OSError, DataError: another error.
     """
-    began, pause = None, _FIRST_PAUSE
+    began, pause, what = None, _FIRST_PAUSE, masked(what)
     while True:
         try:
             result = read()
@@ -65,7 +66,9 @@ def read_with_retry(read: Callable[[], T], what: str, retriable: Callable[[Excep
 
 def is_temporary(error: Exception) -> bool:
     """Whether an error, or the cause of a :class:`DataError`, is that of an unavailable disk or
-    server."""
+    server. A :class:`DataUnavailable` has been retried already."""
+    if isinstance(error, DataUnavailable):
+        return False
     cause = error.__cause__ if isinstance(error, DataError) else error
     return isinstance(cause, OSError) and cause.errno in _TEMPORARY
 

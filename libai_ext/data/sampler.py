@@ -6,6 +6,7 @@ from typing import Iterator, NamedTuple
 
 import numpy as np
 
+from libai_ext.data.shard_order import ShardWindows
 from libai_ext.errors import ConfigError
 
 REMAINDERS = ("carry", "drop")
@@ -25,19 +26,28 @@ class SampleKey(NamedTuple):
 
 
 class GlobalOrder:
-    """The infinite stream of sample keys: a new permutation of the data set each epoch.
+    """The infinite stream of sample keys: a new permutation of the data set each epoch. It depends
+    on these arguments alone.
 
     Args:
         num_samples: size of the data set.
         global_batch: samples per optimizer step over all processes.
         remainder: ``"carry"``: the stream continues, a batch may hold the end of one epoch and the
             start of the next; ``"drop"``: an epoch ends with its last full batch.
+        shards: keeps the permutation within few shards at a time; None: any permutation.
 
     Raises:
         ConfigError: the data set is empty, or ``drop`` would leave nothing.
     """
 
-    def __init__(self, num_samples: int, global_batch: int, seed: int, remainder: str = "carry"):
+    def __init__(
+        self,
+        num_samples: int,
+        global_batch: int,
+        seed: int,
+        remainder: str = "carry",
+        shards: ShardWindows | None = None,
+    ):
         if remainder not in REMAINDERS:
             raise ConfigError(
                 f"train.epoch_remainder must be one of {REMAINDERS}, not {remainder!r}"
@@ -53,6 +63,7 @@ class GlobalOrder:
         self.num_samples = num_samples
         self.global_batch = global_batch
         self.seed = seed
+        self.shards = shards
         whole = num_samples // global_batch * global_batch
         self.epoch_length = whole if remainder == "drop" else num_samples
         self._permutation = (-1, np.empty(0, np.int64))
@@ -69,10 +80,28 @@ class GlobalOrder:
     def _key(self, position: int) -> SampleKey:
         epoch, offset = divmod(position, self.epoch_length)
         if self._permutation[0] != epoch:
-            rng = np.random.default_rng([self.seed, epoch])
-            self._permutation = (epoch, rng.permutation(self.num_samples))
+            self._permutation = (epoch, self._permuted(self._generator(epoch)))
         index = int(self._permutation[1][offset])
         return SampleKey(epoch, index, *divmod(position, self.global_batch))
+
+    def shards_at(self, iteration: int) -> tuple[list[int], list[int]]:
+        """The shards of the window in which an iteration begins, and those of the next window."""
+        assert self.shards is not None
+        epoch, offset = divmod(iteration * self.global_batch, self.epoch_length)
+        windows = self.shards.windows(self._generator(epoch))
+        ends = np.cumsum([self.shards.sizes[window].sum() for window in windows])
+        here = int(np.searchsorted(ends, offset, "right"))
+        if here + 1 == len(windows):
+            windows += self.shards.windows(self._generator(epoch + 1))
+        return windows[here].tolist(), windows[here + 1].tolist()
+
+    def _generator(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, epoch])
+
+    def _permuted(self, rng: np.random.Generator) -> np.ndarray:
+        if self.shards is None:
+            return rng.permutation(self.num_samples)
+        return self.shards.permutation(rng)
 
 
 class TrainSampler:

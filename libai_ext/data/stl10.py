@@ -50,7 +50,7 @@ class Stl10:
         self.root = root
         self.folder = provide(self.archive, root, download)
         self.split = split
-        self.mode = Decoder(mode).mode
+        self.mode = str(Decoder(mode).mode)
         path = self.folder / f"{split}_X.bin"
         count, rest = divmod(os.path.getsize(path), _BYTES_PER_IMAGE)
         if rest or not count:

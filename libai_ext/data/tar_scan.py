@@ -40,6 +40,9 @@ class ShardIndex(NamedTuple):
     label: np.ndarray  # int64: class number, or -1
     name: np.ndarray  # UTF-8 bytes: the image member
     skipped: np.ndarray  # UTF-8 bytes: kind, name and count of what was skipped, tab-separated
+    # Of a shard on a server: its bytes, and their hexadecimal SHA-256.
+    length: np.ndarray = np.array(-1)  # int64
+    digest: np.ndarray = np.array(b"")
 
 
 class _Sample:
@@ -51,14 +54,18 @@ class _Sample:
         self.label = NO_LABEL
 
 
-def scan(shard: str) -> ShardIndex:
+def scan(shard: str, path: str | os.PathLike[str] | None = None) -> ShardIndex:
     """Read the headers of a shard.
+
+    Args:
+        shard: its path or, for the messages, its name.
+        path: None: ``shard``.
 
     Raises:
         DataError: it is not a plain tar file, or breaks a rule of the table.
     """
     try:
-        with open_regular(shard) as file:
+        with open_regular(path or shard) as file:
             headers: Any = _Headers(file)
             with tarfile.open(fileobj=headers, mode="r:") as tar:
                 return _Scan(shard, tar).index()
@@ -104,12 +111,23 @@ class _Scan:
                 sample = _Sample((folder, stem))
             self._add(member, extension.lower(), sample)
         self._close(sample)
+        self._check_end()
         self._join()
         columns = list(zip(*self.rows)) or [(), (), (), ()]
         offset, size, label = (np.array(column, np.int64) for column in columns[:3])
         skipped = ["\t".join(map(str, row)).encode() for row in self.skipped.items()]
         names = np.array(columns[3], np.bytes_)
         return ShardIndex(offset, size, label, names, np.array(skipped, np.bytes_))
+
+    def _check_end(self) -> None:
+        """tarfile ends silently at a damaged header and at zeros. Zeros alone may follow."""
+        tar: Any = self.tar
+        tar.fileobj.seek(tar.offset)
+        if tar.fileobj.read(_MAX_HEADER).strip(b"\0"):
+            raise DataError(
+                f"{self.shard}: the header at byte {tar.offset:,} is damaged, or the archive ends "
+                "there and another one follows: samples would be missing"
+            )
 
     def _is_hidden(self, name: str) -> bool:
         for part in name.split("/"):

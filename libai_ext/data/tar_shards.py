@@ -11,7 +11,7 @@ import os
 import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import BinaryIO, Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -47,12 +47,13 @@ class TarShards:
             the samples have a class.
     """
 
-    def __init__(self, shards: str | Sequence[str], mode: str = "RGB", **decoding):
+    def __init__(self, shards: str | Sequence[str], mode: str | int = "RGB", **decoding):
         patterns = [shards] if isinstance(shards, str) else list(shards)
         self.shards = [path for pattern in patterns for path in expand_braces(pattern)]
         self.decode = Decoder(mode, **decoding)
-        parts = [load_index(path) for path in self.shards]
-        self._shard = np.repeat(np.arange(len(parts)), [len(part.offset) for part in parts])
+        parts = self._indices()
+        self.shard_sizes = [len(part.offset) for part in parts]
+        self._shard = np.repeat(np.arange(len(parts)), self.shard_sizes)
         self._offset, self._size, self.labels = (
             np.concatenate([part[column] for part in parts]) for column in range(3)
         )
@@ -65,6 +66,9 @@ class TarShards:
             raise DataError(f"no image ({', '.join(EXTENSIONS)}) in {', '.join(patterns)}")
         self.classes = self._classes()
         self._files: tuple[int, OrderedDict] = (os.getpid(), OrderedDict())
+
+    def _indices(self) -> list[ShardIndex]:
+        return [load_index(path) for path in self.shards]
 
     def __getstate__(self):
         return dict(self.__dict__, _files=(-1, OrderedDict()))
@@ -79,13 +83,10 @@ class TarShards:
             DataError: the shard cannot be read.
             DataUnavailable: the disk or server did not come back.
         """
-        shard, size = int(self._shard[index]), int(self._size[index])
+        size = int(self._size[index])
         if size > MAX_BYTES:
             raise BadImage(self.name(index), f"{size:,} bytes, more than any image has")
-        try:
-            data = read_with_retry(lambda: self._read(index), self.shards[shard], is_unavailable)
-        except OSError as error:
-            raise DataError(f"cannot read {self.shards[shard]}: {error.strerror}") from error
+        data = self._data(index)
         if len(data) < size:
             raise BadImage(self.name(index), f"the shard ends after {len(data)} of {size} bytes")
         return self.decode(data, self.name(index)), int(self.labels[index])
@@ -95,6 +96,13 @@ class TarShards:
         yield from of_labels(self)
         yield self._size.tobytes()
         yield from (names.tobytes() for names in self._names)
+
+    def _data(self, index: int) -> bytes:
+        shard = self.shards[int(self._shard[index])]
+        try:
+            return read_with_retry(lambda: self._read(index), shard, is_unavailable)
+        except OSError as error:
+            raise DataError(f"cannot read {shard}: {error.strerror}") from error
 
     def _read(self, index: int) -> bytes:
         shard = int(self._shard[index])
@@ -166,42 +174,68 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def load_index(shard: str) -> ShardIndex:
-    """Read the index from the cache, or scan the shard and fill the cache."""
+    """The index of a local shard."""
     try:
         status = os.stat(shard)
     except OSError as error:
         raise DataError(f"shard {shard}: {error.strerror}") from error
     key = f"{os.path.realpath(shard)}\n{status.st_size}\n{status.st_mtime_ns}"
+    return cached_index(key, shard, lambda: scan(shard))
+
+
+def cached_index(key: str, shard: str, make: Callable[[], ShardIndex]) -> ShardIndex:
+    """Read an index from the cache, or make it and fill the cache.
+
+    Args:
+        key: of the shard's place and version.
+        shard: its name, for messages.
+    """
     try:
         cached = user_cache() / "tar_index" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         cached.parent.mkdir(parents=True, exist_ok=True)
-        # The ranks of a job start together: one scans, the others wait for its result.
+        # The ranks of a job start together: one makes it, the others wait for its result.
         with exclusive(cached.with_suffix(".lock")):
-            index = _read_index(cached)
+            index = read_index(cached)
             if index is None:
-                index = scan(shard)
-                with atomic_file(cached) as path, open(path, "wb") as file:
-                    np.savez(file, **index._asdict())
+                index = make()
+                write_index(cached, index)
             return index
     except DataError:
         raise
     except (OSError, UserError) as error:
         logger.warning(f"no index cache, {shard} is scanned at each start: {error}")
-        return scan(shard)
+        return make()
 
 
-def _read_index(path: Path) -> ShardIndex | None:
+def write_index(path: str | os.PathLike[str], index: ShardIndex) -> None:
+    """Write a file for :func:`read_index`."""
+    with atomic_file(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **index._asdict())
+
+
+def read_index(path: Path) -> ShardIndex | None:
     """None if it is missing, damaged or of another version."""
     try:
-        with open_regular(path) as file, np.load(file, allow_pickle=False) as content:
-            index = ShardIndex(*(content[column] for column in ShardIndex._fields))
-        _check_index(index)
-        return index
+        with open_regular(path) as file:
+            return parse_index(file)
     except FileNotFoundError:
         return None
     except Exception as error:  # NumPy raises many kinds of errors for damaged archives
         logger.warning(f"index cache {path} is damaged and is built again: {error!r:.200}")
         return None
+
+
+def parse_index(file: BinaryIO) -> ShardIndex:
+    """Read an index of unknown origin.
+
+    Raises:
+        Exception: of many kinds: it is damaged, or no scan makes it.
+    """
+    with np.load(file, allow_pickle=False) as content:
+        names = [name for name in ShardIndex._fields if name in content]
+        index = ShardIndex(**{name: content[name] for name in names})
+    _check_index(index)
+    return index
 
 
 def _check_index(index: ShardIndex) -> None:
@@ -213,6 +247,10 @@ def _check_index(index: ShardIndex) -> None:
     kinds = numbers.dtype == np.int64 and index.name.dtype.kind == index.skipped.dtype.kind == "S"
     if not kinds or numbers.ndim != 2 or index.name.shape != numbers[0].shape:
         raise ValueError("its columns are not those of an index")
+    if index.length.shape or index.length.dtype.kind != "i" or index.digest.shape:
+        raise ValueError("its length or digest is not that of a shard")
+    if not re.fullmatch(rb"([0-9a-f]{64})?", index.digest.astype("S").item()):
+        raise ValueError("its digest is no SHA-256")
     labels = numbers[2]
     if (numbers[:2] < 0).any() or ((labels < NO_LABEL) | (labels >= 10**MOST_DIGITS)).any():
         raise ValueError("it holds numbers that no scan finds")

@@ -1,4 +1,5 @@
 """Image transforms on Pillow and NumPy. Each is called with an image and the sample's generator.
+An image is a Pillow image or a :class:`libai_ext.data.channels.ChannelImage`.
 
 Geometry follows torchvision's operators of the same names.
 """
@@ -197,7 +198,8 @@ class RandomHorizontalFlip:
 
 
 class ToArray:
-    """float32 [C, H, W], normalised: ``(value / 255 - mean) / std`` per channel."""
+    """float32 [C, H, W], normalised: ``(value / 255 - mean) / std`` per channel; for images of any
+    number of channels with their divisor in place of 255."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         means, stds = np.asarray(mean, np.float64), np.asarray(std, np.float64)
@@ -210,7 +212,7 @@ class ToArray:
         pixels = pixels[..., None] if pixels.ndim == 2 else pixels
         # Transpose the bytes, not the floats: NumPy is slow along an axis of three.
         out = np.ascontiguousarray(pixels.transpose(2, 0, 1)).astype(np.float32)
-        out *= self.scale
+        out *= self.scale * np.float32(255 / getattr(image, "divisor", 255))
         out += self.shift
         return out
 

@@ -3,6 +3,7 @@
 | in a folder | rule |
 |---|---|
 | a file with one of :data:`EXTENSIONS`, in any case | an image |
+| ``.npy`` | an image if ``data.mode`` is a number of channels, else skipped |
 | a sub-folder | walked as well |
 | a link | treated as its target |
 | a hidden name (``.ipynb_checkpoints``, ``._1.jpg``), a system folder (``__MACOSX``) | skipped |
@@ -30,6 +31,7 @@ EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm"),
     *(".pbm", ".pnm", ".tif", ".tiff", ".jp2", ".tga", ".psd"),
 )
+ARRAYS = ".npy"
 # Image formats that Pillow alone cannot read.
 UNREAD = (
     *(".heic", ".heif", ".avif", ".jxl", ".svg", ".exr", ".dcm"),
@@ -76,12 +78,16 @@ class Skipped:
 class Walk:
     """Finds the images below one root, and counts what it skips.
 
+    Args:
+        mode: ``data.mode``.
+
     Attributes:
         skipped: what was skipped so far.
     """
 
-    def __init__(self, root: str):
+    def __init__(self, root: str, mode: str | int = "RGB"):
         self.root = root.rstrip("/") or "/"
+        self.extensions = EXTENSIONS if isinstance(mode, str) else (*EXTENSIONS, ARRAYS)
         self.skipped = Skipped()
 
     def images(self, folder: str) -> list[str]:
@@ -132,12 +138,12 @@ class Walk:
                     "missing: restore the target, or remove the link"
                 )
             self.skipped.add("special files", entry.name)
-        elif extension in EXTENSIONS:
+        elif extension in self.extensions:
             return "image"
         elif extension in UNREAD:
             raise DataError(
                 f"{entry.path}: {extension} images cannot be read: convert them to one of "
-                f"{', '.join(EXTENSIONS)}, or remove them"
+                f"{', '.join(self.extensions)}, or remove them"
             )
         else:
             self.skipped.add("files that are not images", extension or "no extension")

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.errors import ConfigError
+from libai_ext.placement import device_type
 
 SIZES = ("data_parallel_size", "tensor_parallel_size", "pipeline_parallel_size")
 _MICRO = "train.train_micro_batch_size"
@@ -65,6 +66,41 @@ def derive_layout(cfg: DictConfig) -> None:
     for name in unset:
         others = math.prod(layout[other] for other in SIZES if other != name)
         layout[name] = max(1, int(os.environ.get("WORLD_SIZE", 1)) // max(1, others))
+
+
+def derive_mode(cfg: DictConfig, recorded: bool | None) -> list[str]:
+    """Choose graph or eager mode if ``graph.enabled`` is unset.
+
+    On CPU, OneFlow 0.9.0's graphs take twice the memory of eager mode and about a tenth more time.
+
+    Args:
+        cfg: after :func:`derive_layout`.
+        recorded: ``graph.enabled`` of the checkpoint that the run continues; None: it continues
+            none.
+
+    Returns:
+        A sentence with the reason; none if the mode is set.
+    """
+    if cfg.graph.get("enabled") is not None:
+        return []
+    if recorded is None:
+        cfg.graph.enabled, reason = _best_mode(cfg.train)
+    else:
+        cfg.graph.enabled, reason = recorded, "that of the checkpoint"
+    mode = "graph" if cfg.graph.enabled else "eager"
+    return [f"{mode} mode, since graph.enabled is unset: {reason}"]
+
+
+def _best_mode(train: DictConfig) -> tuple[bool, str]:
+    """Whether a graph is better, and why."""
+    if device_type() == "cuda":
+        return True, "the faster one on a GPU"
+    for name in ("activation_checkpoint", "zero_optimization"):
+        if train[name].enabled:
+            return True, f"train.{name} needs a graph"
+    if train.dist.pipeline_parallel_size > 1 and (train.num_accumulation_steps or 1) > 1:
+        return True, "only in a graph do pipeline stages work at the same time"
+    return False, "on CPU it takes less time and memory than a graph"
 
 
 def batch_problem(train: DictConfig) -> str | None:

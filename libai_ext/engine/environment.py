@@ -14,6 +14,8 @@ from typing import Mapping
 
 import psutil
 
+from libai_ext.text import masked
+
 FILE = "environment.json"
 _PACKAGES = ("oneflow", "libai", "flowvision", "numpy", "Pillow", "omegaconf")
 
@@ -35,7 +37,7 @@ def write(output_dir: str, run: Mapping[str, str] | None = None) -> None:
         "cores": os.cpu_count(),
         "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
-        "command": " ".join(sys.argv),
+        "command": masked(" ".join(sys.argv)),
         "run": dict(run or {}),
     }
     Path(output_dir, FILE).write_text(json.dumps(content, indent=2) + "\n")

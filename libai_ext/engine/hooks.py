@@ -7,10 +7,14 @@ from functools import partial
 from libai.engine import hooks
 from libai.utils import distributed as dist
 
+from libai_ext.config.lazy_config import plain
 from libai_ext.engine import metric_names
 from libai_ext.engine.checkpointing import Checkpointing, Evaluation
+from libai_ext.engine.loggers.background import BackgroundWriter
+from libai_ext.engine.loggers.logger import Run
 from libai_ext.engine.progress import Progress
 from libai_ext.engine.run_metrics import BadImageReport, RunMetrics
+from libai_ext.engine.setup import summary
 from libai_ext.engine.signals import SaveOnSignal
 from libai_ext.engine.watchdog import StepWatch
 from libai_ext.engine.writers import LoggingStepWriter, writers
@@ -40,7 +44,7 @@ def build_hooks(trainer) -> list[hooks.HookBase]:
     if dist.is_main_process():
         if trainer.keeps:
             files = writers(train.output_dir, trainer.start_iter)
-            built.append(LoggingStepWriter(files, *periods))
+            built.append(LoggingStepWriter([*files, *_background(trainer)], *periods))
         built.append(Progress(train.log_period))
     if trainer.keeps:
         checkpointer = trainer.checkpointer
@@ -48,6 +52,14 @@ def build_hooks(trainer) -> list[hooks.HookBase]:
         if train.save_on_signal:
             built.append(SaveOnSignal(checkpointer))  # last, since it may end the run
     return built
+
+
+def _background(trainer) -> list[BackgroundWriter]:
+    """Writers of the loggers."""
+    train = trainer.cfg.train
+    run = Run(train.output_dir, plain(trainer.cfg), summary(trainer))
+    span = trainer.start_iter, trainer.max_iter
+    return [BackgroundWriter(name, one, run, *span) for name, one in trainer.loggers.items()]
 
 
 class Schedule(hooks.LRScheduler):

@@ -8,7 +8,7 @@ from libai.utils import distributed as dist
 from libai.utils.logger import setup_logger
 
 from libai_ext.engine.log_file import log_file
-from libai_ext.text import printable_lines
+from libai_ext.text import masked, printable_lines
 
 # ``extra`` of a message for the files alone: the terminal has a progress bar.
 FILES_ONLY = "files_only"
@@ -34,7 +34,7 @@ def set_up_logs(output_dir: str | None) -> None:
 
 
 def _escape(record: logging.LogRecord) -> bool:
-    record.msg, record.args = printable_lines(record.getMessage()), None
+    record.msg, record.args = printable_lines(masked(record.getMessage())), None
     return True
 
 

@@ -25,6 +25,8 @@ _WRITTEN = (
     "log.txt*",
     "metrics.jsonl",
     "tensorboard",
+    "loggers",
+    "wandb",
     "last_checkpoint",
     "model_*",
     "nonfinite_*.json",

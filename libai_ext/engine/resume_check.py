@@ -23,6 +23,7 @@ _VALUES = (
     "train.warmup_iter",
     "train.seed",
     "train.epoch_remainder",
+    "train.shard_window",
     "graph.enabled",
 )
 _DATA = "training data"
@@ -32,6 +33,8 @@ _FREE = (
     "num_workers",
     "source.roots",
     "source.download",
+    "source.cache_dir",
+    "source.cache_gib",
     "source.max_bad_share",
     "target.weights",
     # Computed from train.train_iter and train.warmup_iter.

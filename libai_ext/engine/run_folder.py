@@ -30,7 +30,7 @@ def read_metrics(run: str) -> dict[str, Series]:
     series: dict[str, Series] = {}
     lines = read_text(path).splitlines()
     for number, line in enumerate(lines, 1):
-        row = _numbers(line)
+        row = metrics_of(line)
         if row is None:
             if number == len(lines):
                 break
@@ -46,8 +46,8 @@ def read_metrics(run: str) -> dict[str, Series]:
     return series
 
 
-def _numbers(line: str) -> dict[str, float] | None:
-    """The numbers of a line; None if it is not a line of metrics."""
+def metrics_of(line: str) -> dict[str, float] | None:
+    """The numbers of a line of ``metrics.jsonl``; None if it is not one."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

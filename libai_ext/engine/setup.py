@@ -66,8 +66,14 @@ def summary(trainer) -> dict[str, str]:
 def _training_rows(trainer) -> dict[str, str]:
     train = trainer.cfg.train
     epochs = trainer.max_iter * train.global_batch_size / trainer.order.epoch_length
+    shards = trainer.order.shards
+    order = (
+        f", in windows of {shards.window} of {len(shards.sizes):,} shards (train.shard_window)"
+        if shards is not None
+        else ""
+    )
     return {
-        "samples": f"{len(trainer.dataset):,}",
+        "samples": f"{len(trainer.dataset):,}{order}",
         "iterations": f"{trainer.max_iter:,} ({epochs:.4g} epochs), warm-up {train.warmup_iter:,}",
         "effective batch": f"{train.global_batch_size} = micro {train.train_micro_batch_size} x "
         f"accumulation {train.num_accumulation_steps} x data parallel "

@@ -86,7 +86,8 @@ class EagerSteps(Steps):
         else:
             self._update(norms)
             trainer.means.add(metric_names.TRAINING_LOSS, sum(values.values()))
-        trainer.optimizer.zero_grad()
+        # Zeros would have to be written, and added to the next gradients.
+        trainer.optimizer.zero_grad(set_to_none=True)
 
     def _update(self, norms: dict[str, float]) -> None:
         optimizer = self.trainer.optimizer

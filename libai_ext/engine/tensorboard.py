@@ -43,7 +43,6 @@ class TensorBoard(RetryingWriter):
         for name, picture, iteration in storage._vis_data:
             image = summary.image(name, picture)
             events.append(Event(wall_time=time.time(), step=iteration, summary=image))
-        storage.clear_images()
         return events
 
     def append(self, records: list[list[Event]]) -> None:

@@ -17,11 +17,13 @@ from libai_ext.config.lazy_config import fresh, instantiate
 from libai_ext.config.targets import check_targets
 from libai_ext.data.loader import Loader, build_eval_loader, build_train_loader
 from libai_ext.data.sampler import GlobalOrder
+from libai_ext.data.sharded import shard_windows
 from libai_ext.engine import metric_names, resume_check
 from libai_ext.engine.derive import derive_schedule
 from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.evaluator import build_evaluators
 from libai_ext.engine.hooks import build_hooks, set_schedule
+from libai_ext.engine.loggers.logger import build_loggers
 from libai_ext.engine.nonfinite import NonFiniteMonitor, refuse_nonfinite
 from libai_ext.engine.output_dir import unwritable
 from libai_ext.engine.precision import scales_loss
@@ -76,6 +78,7 @@ class Trainer(DefaultTrainer):
         self.evaluators = build_evaluators(cfg) if training else {}
         for evaluator in self.evaluators.values():
             evaluator.open(self)
+        self.loggers = build_loggers(cfg) if training and dist.is_main_process() else {}
         flow.manual_seed(cfg.train.seed)
         self.model = self.build_model(cfg)
         ema = cfg.train.ema
@@ -88,8 +91,11 @@ class Trainer(DefaultTrainer):
     def _build_order(self) -> None:
         train = self.cfg.train
         self.dataset = self.build_dataset("train")
+        shards = shard_windows(self.dataset.source, train.shard_window)
+        if shards is not None:
+            train.shard_window = shards.window
         self.order = GlobalOrder(
-            len(self.dataset), train.global_batch_size, train.seed, train.epoch_remainder
+            len(self.dataset), train.global_batch_size, train.seed, train.epoch_remainder, shards
         )
         derive_schedule(self.cfg, self.order)
         self.max_iter = train.train_iter

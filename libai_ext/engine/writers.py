@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Sequence
 
 from libai.engine.hooks import PeriodicWriter
-from libai.utils.events import EventStorage, EventWriter
+from libai.utils.events import EventStorage, EventWriter, get_event_storage
 
 from libai_ext.engine.retrying_writer import RetryingWriter, latest_scalars
 from libai_ext.engine.tensorboard import TensorBoard
@@ -111,6 +111,7 @@ class LoggingStepWriter(PeriodicWriter):
         if is_logging_step(self.trainer, self.periods):
             for writer in self._writers:
                 writer.write()
+            get_event_storage().clear_images()
 
 
 def writers(output_dir: str, start_iter: int):

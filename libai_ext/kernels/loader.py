@@ -80,6 +80,7 @@ def _load() -> Status:
         return Status(False, f"native kernels: off: {error}")
     library.libai_ext_stream_count.restype = ctypes.c_int64
     library.libai_ext_bfloat16_instructions.restype = ctypes.c_char_p
+    library.libai_ext_share_graph_memory.restype = ctypes.c_int64
     if library.libai_ext_stream_count() > 0:
         raise RuntimeError(
             "libai_ext.kernels.load() came too late: call it right after `import oneflow`, before "
@@ -89,6 +90,8 @@ def _load() -> Status:
     if library.libai_ext_register(message, ctypes.c_int64(len(message))) != 0:
         # Some kernels may be registered already, so the run cannot continue.
         raise RuntimeError(f"OneFlow refused the native kernels: {message.value.decode()}")
+    if not library.libai_ext_share_graph_memory():
+        done += "; but graphs share no memory, as this build of OneFlow is another one"
     global _library
     _library = library
     return Status(True, done)

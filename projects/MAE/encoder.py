@@ -33,7 +33,7 @@ class Encoder:
 
     Attributes:
         source: what is known about the weights, and where it was found.
-        preprocess: turns a path, a Pillow image or a uint8 array [H, W] or [H, W, 3] into float32
+        preprocess: turns a path, a Pillow image or an array [H, W] or [H, W, C] into float32
             [C, H, W]: a :class:`projects.MAE.weights.preprocessing.Preprocessing`.
         shape: (C, H, W) of the model's input.
         grid: (rows, columns) of patches.
@@ -164,8 +164,12 @@ class Encoder:
             yield np.stack(batch)
 
     def _checked(self, image: Any) -> np.ndarray:
-        """float32 [C, H, W] of an image that may have this form already."""
-        if not (isinstance(image, np.ndarray) and image.dtype == np.float32):
+        """float32 [C, H, W] of an image that may have this form already. Only with a number of
+        channels as mode, other float32 arrays are images."""
+        is_ready = isinstance(image, np.ndarray) and image.dtype == np.float32
+        if is_ready and isinstance(self.preprocess.mode, int):
+            is_ready = image.shape == self.shape
+        if not is_ready:
             image = self.preprocess(image)
         if image.shape != self.shape:
             raise DataError(

@@ -50,6 +50,7 @@ RULES = {
     "model.n_partial": number(0, unset=True),
     "task.picture_period": whole(0),
     "task.picture_samples": whole(1),
+    "task.picture_channels": each(whole(0), unset=True),
     "task.per_class": switch,
     "task.confusion": switch,
     "task.predictions": switch,
@@ -58,13 +59,15 @@ RULES = {
     "finetune.path": text(unset=True),
     "data.train": each(text()),
     "data.test": each(text(), unset=True),
-    "data.mode": one_of("RGB", "L"),
+    "data.mode": either(one_of("RGB", "L"), whole(1)),
     "data.mean": each(number()),
     "data.std": each(number(0, above=True)),
     "data.max_bad_share": number(0, 1),
     "data.download": switch,
     "data.as_torchvision": switch,
     "data.reduce_jpegs": switch,
+    "data.cache_dir": text(unset=True),
+    "data.cache_gib": number(0, above=True),
 }
 RECIPES = Path(__file__).resolve().parent / "configs"
 # Keys of the width and the number of heads of the same layers.
@@ -119,13 +122,19 @@ def check_config(cfg: DictConfig) -> None:
     data, channels = cfg.get("data"), cfg.model.get("in_chans")
     if data is None or channels is None:
         return
-    if channels != {"RGB": 3, "L": 1}[data.mode]:
+    if channels != {"RGB": 3, "L": 1}.get(data.mode, data.mode):
         raise ConfigError(f"model.in_chans {channels} does not go with data.mode {data.mode}")
     for key in ("mean", "std"):
         if len(data[key]) != channels:
             raise ConfigError(
                 f"data.{key} has {len(data[key])} values for model.in_chans {channels} channels"
             )
+    shown = cfg.task.get("picture_channels") if "task" in cfg else None
+    if shown is not None and (len(shown) not in (1, 3) or max(shown) >= channels):
+        raise ConfigError(
+            f"task.picture_channels {list(shown)} must be one or three of the channels 0 to "
+            f"{channels - 1}"
+        )
 
 
 def check_heads(model: DictConfig) -> None:

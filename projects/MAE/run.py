@@ -12,9 +12,16 @@ from libai.utils import distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
 from libai_ext import device
+from libai_ext.checkpoint.checkpointer import recorded_settings
 from libai_ext.config import lazy_config
 from libai_ext.config.lazy_config import instantiate
-from libai_ext.engine.derive import derive_batch, derive_best, derive_layout, refuse_ineffective
+from libai_ext.engine.derive import (
+    derive_batch,
+    derive_best,
+    derive_layout,
+    derive_mode,
+    refuse_ineffective,
+)
 from libai_ext.engine.evaluator import build_evaluators
 from libai_ext.engine.memory import max_memory
 from libai_ext.engine.output_dir import (
@@ -32,7 +39,7 @@ from libai_ext.startup import START_SECONDS
 from projects.MAE.modeling.archs import resolve_arch
 from projects.MAE.parallel.layout import fit_layout
 from projects.MAE.rules import check_heads, read_config
-from projects.MAE.weights.adopt import adopt, starting_point
+from projects.MAE.weights.adopt import Start, adopt, starting_point
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +112,7 @@ def resolve(
         notes += adopt(cfg, opts, start)
     derive_layout(cfg)
     refuse_ineffective(cfg, opts)
+    notes += derive_mode(cfg, _recorded_mode(cfg, start))
     cfg.train.update(train)
     resolve_arch(cfg.model)
     check_heads(cfg.model)
@@ -122,6 +130,15 @@ def resolve(
     derive_best(cfg, task.metrics, others)
     task.prepare(cfg)
     return cfg
+
+
+def _recorded_mode(cfg: DictConfig, start: Start | None) -> bool | None:
+    """``graph.enabled`` of the run that this one continues; None: it continues none."""
+    if start is None or start.evaluate:
+        return None
+    run = start.path if start.own else cfg.train.extend_from
+    mode = recorded_settings(run).get("graph.enabled") if run else None
+    return mode if isinstance(mode, bool) else None
 
 
 def run(args: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -109,13 +109,20 @@ class Pretraining(Task):
     Args:
         picture_period: iterations between reconstructions in TensorBoard; 0: none.
         picture_samples: how many samples they show.
+        picture_channels: which channels, see :func:`projects.MAE.pictures.panels.as_picture`.
     """
 
     metrics = {"loss": "min"}
 
-    def __init__(self, picture_period: int = 200, picture_samples: int = 5):
+    def __init__(
+        self,
+        picture_period: int = 200,
+        picture_samples: int = 5,
+        picture_channels: Sequence[int] | None = None,
+    ):
         self.picture_period = picture_period
         self.picture_samples = picture_samples
+        self.picture_channels = picture_channels
 
     def prepare(self, cfg: DictConfig) -> None:
         """Set the fields' grid, number of patches and number of kept patches."""
@@ -150,7 +157,7 @@ class Pretraining(Task):
             )
 
     def hooks(self, cfg: DictConfig) -> list:
-        return [PictureHook(self.picture_period, self.picture_samples)]
+        return [PictureHook(self.picture_period, self.picture_samples, self.picture_channels)]
 
     def evaluator(self, dataset) -> MeanOf:
         return MeanOf(loss="sample_losses")

@@ -11,9 +11,9 @@ import libai.utils.distributed as dist
 import numpy as np
 import oneflow as flow
 import pytest
-from libai.layers import LayerNorm, Linear
+from libai.layers import LayerNorm, Linear, MultiheadAttention
 
-from libai_ext.compat import gather, layer_norm, nlp_helper, placements, repairs
+from libai_ext.compat import attention, gather, layer_norm, nlp_helper, placements, repairs
 
 
 def original(module_name: str, attribute: str):
@@ -114,6 +114,46 @@ def test_linear_without_copies(monkeypatch, options):
     assert [list(cast) for cast in casts] == [["grad_sbp"]]
     for theirs, ours in zip(*results):
         np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_attention_without_copies_and_matrices(monkeypatch, native):
+    """What LiBai's own computes, which keeps the matrices of its softmax."""
+    if not native:
+        monkeypatch.setattr(attention.kernels, "is_loaded", lambda: False)
+    rng = np.random.default_rng(0)
+    layer = MultiheadAttention(24, 3)
+    x, upstream = (global_tensor(np.float32(rng.normal(size=(2, 7, 24)))) for _ in range(2))
+    softmaxes, softmax = [], flow.softmax
+    monkeypatch.setattr(flow, "softmax", lambda *a, **k: softmaxes.append(a) or softmax(*a, **k))
+    results = []
+    fresh = original("libai.layers.attention", "MultiheadAttention").forward
+    for forward in (fresh, MultiheadAttention.forward):
+        tensor = x.detach().clone().requires_grad_()
+        out = forward(layer, tensor, attention_mask=None, use_cache=False)
+        (out * upstream).sum().backward()
+        gradient = layer.query_key_value.weight.grad
+        results.append((out.numpy(), tensor.grad.numpy(), gradient.numpy().copy()))
+        gradient.zero_()
+    assert len(softmaxes) == (1 if native else 2)
+    for theirs, ours in zip(*results):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6 * np.abs(theirs).max())
+
+
+def test_attention_with_more_than_the_native_op_has_is_libais():
+    rng = np.random.default_rng(0)
+    x = global_tensor(np.float32(rng.normal(size=(2, 5, 24))))
+    mask = global_tensor(np.ones((2, 1, 5, 5), np.float32))
+    layer = MultiheadAttention(24, 3)
+    plain = layer(x).numpy()
+    np.testing.assert_allclose(layer(x, None, mask).numpy(), plain, atol=1e-5)
+    out, (key, _) = layer(x, use_cache=True)
+    assert key.shape == (2, 3, 5, 8)
+    np.testing.assert_allclose(out.numpy(), plain, atol=1e-5)
+    dropping = MultiheadAttention(24, 3, attention_dropout_prob=0.5)
+    dropping.load_state_dict(layer.state_dict())
+    assert np.abs(dropping(x).numpy() - plain).max() > 1e-3
+    np.testing.assert_allclose(dropping.eval()(x).numpy(), plain, atol=1e-5)
 
 
 def test_applying_twice_changes_nothing():

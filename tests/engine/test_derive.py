@@ -4,7 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from libai_ext.data.sampler import GlobalOrder
-from libai_ext.engine.derive import derive_batch, derive_best, derive_schedule
+from libai_ext.engine import derive
+from libai_ext.engine.derive import derive_batch, derive_best, derive_mode, derive_schedule
 from libai_ext.errors import ConfigError
 
 
@@ -136,3 +137,39 @@ def test_the_better_way_is_the_metrics(metric, mode, ema, derived):
 def test_a_metric_that_keeps_no_model_or_the_worst(metric, mode, ema, message):
     with pytest.raises(ConfigError, match=message):
         judged(metric, mode, ema)
+
+
+def mode(monkeypatch, device, recorded=None, given=None, stages=1, **train):
+    """``graph.enabled`` and what the log says of it."""
+    monkeypatch.setattr(derive, "device_type", lambda: device)
+    off = dict.fromkeys(("activation_checkpoint", "zero_optimization"), dict(enabled=False))
+    cfg = config(**{**off, **train})
+    cfg.train.dist.pipeline_parallel_size = stages
+    cfg.graph = dict(enabled=given)
+    notes = derive_mode(cfg, recorded)
+    return cfg.graph.enabled, "".join(notes).partition(" is unset: ")[2]
+
+
+STAGES = "only in a graph do pipeline stages work at the same time"
+CHECKPOINT = dict(activation_checkpoint=dict(enabled=True))
+
+
+@pytest.mark.parametrize(
+    "device, options, graph, reason",
+    [
+        ("cpu", dict(), False, "on CPU it takes less time and memory than a graph"),
+        ("cuda", dict(), True, "the faster one on a GPU"),
+        ("cpu", dict(stages=2, num_accumulation_steps=4), True, STAGES),
+        ("cpu", dict(stages=2), False, "on CPU it takes less time and memory than a graph"),
+        ("cpu", dict(num_accumulation_steps=4), False, "on CPU it takes less time and memory than"),
+        ("cpu", CHECKPOINT, True, "train.activation_checkpoint needs a graph"),
+        ("cuda", dict(recorded=False), False, "that of the checkpoint"),
+        ("cpu", dict(recorded=True), True, "that of the checkpoint"),
+        ("cpu", dict(given=True, recorded=False), True, ""),
+        ("cuda", dict(given=False), False, ""),
+    ],
+)
+def test_graph_or_eager_mode(monkeypatch, device, options, graph, reason):
+    found, said = mode(monkeypatch, device, **options)
+    assert found is graph
+    assert said.startswith(reason) and bool(said) == bool(reason)

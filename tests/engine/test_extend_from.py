@@ -49,11 +49,11 @@ def runs(launch, digits, tmp_path_factory):
             runs.command(f"{mode}-longer", 7, *CONSTANT, first, *own),
             runs.command(f"{mode}-falling", 7, "optim.lr=2e-3", first, *own),
         ]
-    checkpoint = runs.root / "eager-first/model_final"
+    checkpoint = runs.root / "graph-first/model_final"
     commands.append(
         runs.command(
-            "from-checkpoint", 7, *CONSTANT, "graph.enabled=False",
-            f"train.extend_from={checkpoint}", "train.checkpointer.epoch=0.03",
+            "from-checkpoint", 7, *CONSTANT, f"train.extend_from={checkpoint}",
+            "train.checkpointer.epoch=0.03",
         )
     )  # fmt: skip
     path = runs.root / "commands.json"
@@ -79,7 +79,7 @@ def test_the_new_schedule_counts(runs, mode):
 
 
 def test_a_checkpoint_may_be_named_and_saves_may_be_by_epoch(runs):
-    assert runs.weights("from-checkpoint") == runs.weights("eager-whole")
+    assert runs.weights("from-checkpoint") == runs.weights("graph-whole")
     # 599 images, batches of 16: 0.03 epochs end in the second iteration.
     saved = sorted(path.name for path in (runs.root / "from-checkpoint").glob("model_0*"))
     assert saved == ["model_0000005"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from libai_ext.config import lazy_config
@@ -40,7 +42,7 @@ def test_layout_places_and_reports_are_free(opts):
         (["optim.lr=1.0"], "optim.lr: 0.002 in the checkpoint, 1.0 in the config"),
         (["optim.betas=[0.9,0.99]"], "optim.betas: [0.9, 0.95] in the checkpoint, [0.9, 0.99] in"),
         (["train.epoch_remainder=drop"], "train.epoch_remainder: carry in the checkpoint, drop"),
-        (["graph.enabled=False"], "graph.enabled: True in the checkpoint, False in the config"),
+        (["graph.enabled=True"], "graph.enabled: False in the checkpoint, True in the config"),
         (["data.std=[0.4]"], "transforms.1.std: [0.5] in the checkpoint, [0.4] in the config"),
         (["train.scheduler.min_lr=0.1"], "train.scheduler.min_lr: 0.0 in the checkpoint, 0.1"),
     ],
@@ -75,3 +77,31 @@ def test_the_dump_of_a_config_agrees_with_it(tmp_path):
     dumped = tmp_path / "config.yaml"
     dumped.write_text(lazy_config.dump(cfg))
     check(settings(cfg, range(100)), settings_of(file=str(dumped)), "path")
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_mode_that_is_unset_is_that_of_the_checkpoint(tmp_path, graph):
+    """Of the latest one that can be read; a mode that is set stays."""
+    out, notes = [f"train.output_dir={tmp_path}"], []
+    for name, progress in (
+        ("model_0000001", {"iteration": 1, "settings": {"graph.enabled": not graph}}),
+        ("model_0000003", {"iteration": 3, "settings": {"graph.enabled": graph}}),
+        ("model_0000005", {"settings": {}}),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "progress.json").write_text(json.dumps(progress))
+    assert resolve(CONFIG, out, go_on=True, notes=notes).graph.enabled is graph
+    assert notes[-1].endswith("mode, since graph.enabled is unset: that of the checkpoint")
+    assert resolve(CONFIG, out).graph.enabled is False
+    given = resolve(CONFIG, [*out, f"graph.enabled={not graph}"], go_on=True)
+    assert given.graph.enabled is not graph
+
+
+@pytest.mark.parametrize("mode", [None, 1, "yes", [True]])
+def test_a_checkpoint_without_a_mode(tmp_path, mode):
+    folder = tmp_path / "model_final"
+    folder.mkdir()
+    progress = {"iteration": 1, "settings": {"graph.enabled": mode}}
+    (folder / "progress.json").write_text(json.dumps(progress))
+    cfg = resolve(CONFIG, [f"train.output_dir={tmp_path}"], go_on=True)
+    assert cfg.graph.enabled is False

@@ -85,7 +85,7 @@ def runs(launch, few, tmp_path_factory):
         1: [
             runs.command("plain"),
             runs.command("measured", *measured),
-            runs.command("eager", *measured, "graph.enabled=False"),
+            runs.command("graph", *measured, "graph.enabled=True"),
         ],
         2: [runs.command(name, *measured, layout=sizes) for name, sizes in LAYOUTS.items()],
     }
@@ -115,7 +115,7 @@ def test_the_curve_is_that_of_a_run_without(runs):
         assert (weights[0] / file).read_bytes() == (weights[1] / file).read_bytes(), file
 
 
-@pytest.mark.parametrize("name", ["eager", *LAYOUTS])
+@pytest.mark.parametrize("name", ["graph", *LAYOUTS])
 def test_every_layout_measures_the_same(runs, name):
     for metric in ("knn/top1", "probe/top1"):
         assert runs.series(name, metric) == pytest.approx(runs.series("measured", metric))

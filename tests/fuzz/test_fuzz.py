@@ -18,7 +18,7 @@ RUNS = 300
 FOUND = {"lines": (4, 0), "torch": (0, 2), "tar-cache": (0, 1), "texts": (1, 8)}
 TARGETS = {
     *("config", "pickle", "torch", "safetensors", "oneflow", "tar", "tar-cache", "lmdb"),
-    *("cifar", "image", "texts", "lines"),
+    *("cifar", "image", "channels", "texts", "lines"),
 }
 
 

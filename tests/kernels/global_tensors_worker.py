@@ -15,6 +15,8 @@ def main():
     start()
     import oneflow as flow
 
+    from libai_ext.compat.attention import self_attention
+
     assert kernels.is_loaded()
     output, layout = sys.argv[1:]
     placement = flow.placement("cpu", list(range(flow.env.get_world_size())))
@@ -32,16 +34,19 @@ def main():
     up = leaf((48, 16), broadcast if data else split(0))
     bias = leaf((48,), broadcast if data else split(0))
     down = leaf((16, 48), broadcast if data else split(1))
+    packed = leaf((6, 10, 24), split(0 if data else 2))
 
     h = flow._C.layer_norm_affine(
         x, gamma, beta, begin_norm_axis=2, begin_params_axis=2, epsilon=1e-6
     )
     h = flow.nn.functional.gelu(flow.matmul(h, up, transpose_b=True) + bias)
     y = x + flow.matmul(h, down, transpose_b=True)
-    loss = (y * y).sum()
+    context = self_attention(packed, 4, 0.5)  # two heads
+    assert context.sbp == (split(0 if data else 2),)
+    loss = (y * y).sum() + (context * context).sum()
     loss.backward()
-    results = {"loss": loss}
-    for name in ("x", "gamma", "beta", "up", "bias", "down"):
+    results = {"loss": loss, "context": context}
+    for name in ("x", "gamma", "beta", "up", "bias", "down", "packed"):
         results[name] = locals()[name].grad
     arrays = {name: tensor.to_global(sbp=broadcast).numpy() for name, tensor in results.items()}
     if flow.env.get_rank() == 0:

@@ -14,6 +14,8 @@ import oneflow as flow
 from libai_ext import kernels
 
 assert kernels.load().loaded
+from libai_ext.compat.attention import self_attention
+
 rng = np.random.default_rng(0)
 def leaf(*shape):
     return flow.tensor(rng.standard_normal(shape).astype(np.float32), requires_grad=True)
@@ -26,7 +28,11 @@ scores = flow.matmul(h, h, transpose_b=True)
 out = flow.nn.functional.gelu(flow.matmul(scores, flow.matmul(h, w, transpose_b=True)))
 loss = (out * out).mean()
 loss.backward()
+packed = leaf(3, 301, 3 * 2 * 32)
+context = self_attention(packed, 32, 0.2)
+(context * context).mean().backward()
 arrays = [t.numpy() for t in (out, loss, x.grad, w.grad, gamma.grad, beta.grad)]
+arrays += [context.numpy(), packed.grad.numpy()]
 np.savez(sys.argv[1], *arrays)
 """
 
@@ -46,6 +52,6 @@ def _run(threads, output):
 def test_threads_do_not_matter(threads, tmp_path):
     one = _run(1, tmp_path / "one.npz")
     many = _run(threads, tmp_path / "many.npz")
-    assert len(one) == 6
+    assert len(one) == 8
     for a, b in zip(one, many):
         np.testing.assert_array_equal(a, b)

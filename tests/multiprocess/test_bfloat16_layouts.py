@@ -80,7 +80,7 @@ def test_the_curve_of_float32_on_any_layout(launch, digits, tmp_path):
     assert "loss_scale" not in (tmp_path / "graph" / "metrics.jsonl").read_text()
 
     layouts = [
-        runs.command(name, AMP, f"train.dist.{part}_parallel_size=2")
+        runs.command(name, AMP, "graph.enabled=True", f"train.dist.{part}_parallel_size=2")
         for name, part in PARTS.items()
     ]
     runs.start(2, *layouts)

@@ -97,8 +97,7 @@ def train(config: str, folder: Path, *options: str) -> None:
         return
     resume = ["--resume"] if (ROOT / folder).is_dir() else []
     program = ["tools/train.sh", "projects/MAE/train_net.py", f"projects/MAE/configs/{config}.py"]
-    common = [f"train.output_dir={folder}", "graph.enabled=False"]
-    run("bash", *program, "1", *resume, *common, *options)
+    run("bash", *program, "1", *resume, f"train.output_dir={folder}", *options)
 
 
 def run(*command: str) -> None:

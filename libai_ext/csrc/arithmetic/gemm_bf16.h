@@ -269,6 +269,7 @@ struct Product {
   const float* b;
   int64_t b_row, b_col;
   float* c;
+  int64_t c_row;
   bool accumulate;
 };
 
@@ -298,9 +299,9 @@ inline void Multiply(const Product& x, Buffers& packed, int rank, int threads) {
               std::min(size, (size + kTile - 1) / kTile * part / parts * kTile));
         };
         const int i = rank / across, j = rank % across;
-        ComputePart((k + kBlockDepth - 1) / kBlockDepth, packed.a, packed.b, x.c + i0 * x.n + j0,
-                    x.n, cut(m, i, down), cut(m, i + 1, down), cut(n, j, across),
-                    cut(n, j + 1, across), x.accumulate || k0 > 0);
+        ComputePart((k + kBlockDepth - 1) / kBlockDepth, packed.a, packed.b,
+                    x.c + i0 * x.c_row + j0, x.c_row, cut(m, i, down), cut(m, i + 1, down),
+                    cut(n, j, across), cut(n, j + 1, across), x.accumulate || k0 > 0);
         wait();  // before the next chunk takes the place of this one
       }
     }
@@ -327,6 +328,7 @@ inline void GemmBfloat16(int64_t batch, int64_t m, int64_t n, int64_t k, float a
                          b.row,
                          b.col,
                          c + q * c_batch,
+                         n,
                          accumulate};
   };
   constexpr double kGrain = 5e5;  // multiply-adds a thread should have

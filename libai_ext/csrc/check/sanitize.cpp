@@ -6,10 +6,10 @@
 #include <limits>
 
 #include "../arithmetic/adam.h"
+#include "../arithmetic/attention.h"
 #include "../arithmetic/copy.h"
 #include "../arithmetic/elementwise.h"
 #include "../arithmetic/gelu.h"
-#include "../arithmetic/gemm_bf16.h"
 #include "../arithmetic/layer_norm.h"
 #include "../arithmetic/reduce.h"
 #include "../arithmetic/resample.h"
@@ -73,6 +73,37 @@ void CheckProducts() {
     for (int mode = 0; mode < 8; ++mode) {
       CheckProduct(Gemm, AsIs, shape, mode);
       CheckProduct(GemmBfloat16, AsBfloat16, shape, mode);
+    }
+  }
+}
+
+// With values of 1, the output is 1 and the scores do not matter; the gradient of the values is a
+// share of the output's.
+void CheckAttention(const AttentionShape& x) {
+  const int64_t row = x.heads * x.width, size = x.batch * x.tokens * row;
+  Array packed = Random(3 * size), out(size), packed_grad(3 * size);
+  const auto is_value = [&](int64_t i) { return i / x.width % 3 == 2; };
+  for (int64_t i = 0; i < 3 * size; ++i) {
+    if (is_value(i)) { packed[i] = 1; }
+  }
+  const Array out_grad(size, 0.5f);
+  Attention(x, packed.data(), out.data());
+  AttentionGrad(x, packed.data(), out_grad.data(), packed_grad.data());
+  for (const float value : out) { Expect(Near(value, 1, 1e-2), "Attention"); }
+  double sum = 0;
+  for (int64_t i = 0; i < 3 * size; ++i) {
+    if (is_value(i)) { sum += packed_grad[i]; }
+    if (!is_value(i)) { Expect(Near(packed_grad[i], 0, 1e-2), "AttentionGrad"); }
+  }
+  Expect(Near(sum, 0.5 * size, 1e-2), "AttentionGrad");
+}
+
+void CheckAttentions() {
+  const int64_t shapes[][4] = {{2, 1, 3, 16}, {3, 17, 2, 32},  {1, 65, 2, 48}, {1, 197, 1, 80},
+                               {1, 33, 1, 5}, {1, 301, 1, 64}, {0, 3, 2, 16},  {2, 0, 2, 16}};
+  for (const auto& s : shapes) {
+    for (const bool bfloat16 : {false, true}) {
+      CheckAttention({s[0], s[1], s[2], s[3], 0.25f, bfloat16});
     }
   }
 }
@@ -247,6 +278,7 @@ int main() {
   for (const int threads : {1, 2, 3}) {
     omp_set_num_threads(threads);
     CheckProducts();
+    CheckAttentions();
     for (const int64_t cols : {1, 33, 768, 5000}) { CheckLayerNorm(37, cols); }
     CheckGelu();
     for (const auto& dims : {std::vector<int64_t>{6, 70, 5, 9}, {1, 1}, {300, 65}, {200000}, {}}) {

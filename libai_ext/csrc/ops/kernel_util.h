@@ -77,8 +77,12 @@ void Register(const std::string& op, const Hob& matches) {
   });
 }
 
+// Whether products round their factors to bfloat16 (matmul.cpp).
+bool ProductsAreBfloat16();
+
 // One a file of this folder.
 void RegisterAdam();
+void RegisterAttention();
 void RegisterCopy();
 void RegisterElementwise();
 void RegisterGelu();

@@ -96,6 +96,8 @@ void ComputeBroadcastMatmulGradB(Context* ctx) {
 
 }  // namespace
 
+bool ProductsAreBfloat16() { return bfloat16_products; }
+
 void RegisterMatmul() {
   for (const char* op : {"matmul", "batch_matmul", "broadcast_matmul"}) {
     Register<ComputeMatmul>(op, OnCpu("out"));

@@ -21,6 +21,7 @@ int64_t libai_ext_stream_count() {
 int libai_ext_register(char* message, int64_t message_size) {
   try {
     libai_ext::RegisterAdam();
+    libai_ext::RegisterAttention();
     libai_ext::RegisterCopy();
     libai_ext::RegisterElementwise();
     libai_ext::RegisterGelu();

@@ -15,8 +15,6 @@ model.decoder_embed_dim = 128
 model.decoder_num_heads = 4
 model.norm_pix_loss = True
 
-graph.enabled = False  # takes less time and memory on CPU
-
 train.output_dir = "output/cifar10_small"
 train.global_batch_size = 256
 train.train_epoch = 20

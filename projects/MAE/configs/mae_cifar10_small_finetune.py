@@ -26,8 +26,6 @@ from .mae_cifar10_finetune import (  # noqa: F401
 model.depth = 6  # for a start without weights
 model.drop_path = 0.0
 
-graph.enabled = False  # takes less time and memory on CPU
-
 _dataset = dataloader.train.dataset
 _dataset.transform.transforms = [
     LazyCall(RandomResizedCrop)(size="${model.img_size}", scale=(0.5, 1.0)),

@@ -26,7 +26,9 @@ from projects.MAE.modeling.archs import build_mae
 from projects.MAE.modeling.masking import MaskingNoise
 from projects.MAE.tasks import Pretraining
 
-task = LazyCall(Pretraining)(picture_period=200, picture_samples=5)
+# With data.mode a number of channels, pictures show the three, or the one, of picture_channels;
+# unset: the first three.
+task = LazyCall(Pretraining)(picture_period=200, picture_samples=5, picture_channels=None)
 
 train = get_config("common/train.py").train
 train.train_micro_batch_size = 64
@@ -62,12 +64,14 @@ model = LazyCall(build_mae)(
     decoder_num_heads=None,
 )
 
-# Roots: folders root/class/image, folders with a list of labels, LMDBs, tar shards, CIFAR and
-# STL-10 (for their syntax see libai_ext.data.sources); several roots are read as one data set.
+# Roots: folders root/class/image, folders with a list of labels, LMDBs, tar shards here or on a
+# server, CIFAR and STL-10 (for their syntax see libai_ext.data.sources); several roots are read as
+# one data set.
 data = DictConfig(
     dict(
         train=["/path/to/imagenet/train"],
         test=["/path/to/imagenet/val"],
+        # "RGB", "L", or a number of channels, as TIFFs and .npy files hold them.
         mode="RGB",
         mean=[0.485, 0.456, 0.406],
         std=[0.229, 0.224, 0.225],
@@ -80,6 +84,9 @@ data = DictConfig(
         # In training, decode a JPEG at 1/8, 1/4 or 1/2 of its size where its crop is large enough:
         # faster for photographs of more than a megapixel, with slightly different pixels.
         reduce_jpegs=False,
+        # Shards on a server are kept here, up to so many GiB; unset: in the user's cache folder.
+        cache_dir=None,
+        cache_gib=32.0,
     )
 )
 
@@ -93,6 +100,8 @@ def source(roots):
         max_bad_share="${data.max_bad_share}",
         download="${data.download}",
         as_torchvision="${data.as_torchvision}",
+        cache_dir="${data.cache_dir}",
+        cache_gib="${data.cache_gib}",
         # Larger images count as bad; unset: Pillow's own limit.
         max_pixels=None,
         # [height, width]: JPEGs of at least twice that size are decoded at a reduced size.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Sequence
 
 import numpy as np
 import oneflow as flow
@@ -36,10 +37,12 @@ class PictureHook(HookBase):
     Args:
         period: in iterations; 0 draws nothing.
         samples: rows of the picture, at most a global batch.
+        channels: which are shown, see :func:`projects.MAE.pictures.panels.as_picture`.
     """
 
-    def __init__(self, period: int, samples: int):
+    def __init__(self, period: int, samples: int, channels: Sequence[int] | None = None):
         self.period = period
+        self.channels = channels
         self.samples = samples
         self._batch: dict | None = None
 
@@ -69,7 +72,7 @@ class PictureHook(HookBase):
         )
         if not dist.is_main_process():
             return None
-        pictures = panels(model, cfg.data, images, prediction, mask)
+        pictures = panels(model, cfg.data, images, prediction, mask, self.channels)
         picture = np.asarray(tile(pictures[: self.samples]))
         return picture[None] if picture.ndim == 2 else picture.transpose(2, 0, 1)
 

@@ -16,7 +16,7 @@ from libai_ext.placement import batch_sbp, to_global
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.masking import num_kept
 from projects.MAE.pictures import attention
-from projects.MAE.pictures.panels import panels
+from projects.MAE.pictures.panels import as_picture, panels
 from projects.MAE.weights.match import WHERE_DECODERS_ARE
 from projects.MAE.weights.model import model_of
 from projects.MAE.weights.packing import Heads
@@ -77,12 +77,12 @@ def read_images(
     Raises:
         DataError: a file is missing or not an image.
     """
-    files = _files(paths, samples)
+    files = _files(paths, samples, subject.preprocess.mode)
     images = [subject.preprocess(file) for file, _ in files]
     return np.stack(images), [name for _, name in files]
 
 
-def _files(paths: Sequence[str], samples: int) -> list[tuple[str, str]]:
+def _files(paths: Sequence[str], samples: int, mode: str | int) -> list[tuple[str, str]]:
     """(path, name) of each image."""
     if samples < 1:
         raise ConfigError(f"--samples must be at least 1, not {samples}")
@@ -91,7 +91,7 @@ def _files(paths: Sequence[str], samples: int) -> list[tuple[str, str]]:
         if not Path(path).is_dir():
             files.append((path, Path(path).name))
             continue
-        found = [file for file, _ in ImageFolder([path]).samples]
+        found = [file for file, _ in ImageFolder([path], mode).samples]
         places = np.linspace(0, len(found) - 1, min(samples, len(found))).astype(int)
         files += [(found[place], os.path.relpath(found[place], path)) for place in places]
     return files
@@ -144,9 +144,8 @@ def reconstruction_rows(
         # Patches with the lowest noise stay visible.
         noise = to_global(np.float32(hidden), batch_sbp())
         out = model(to_global(images, batch_sbp()), noise)
-    pictures = panels(
-        model, subject.preprocess, images, out["prediction"].numpy(), out["mask"].numpy()
-    )
+    prediction, mask, data = out["prediction"].numpy(), out["mask"].numpy(), subject.preprocess
+    pictures = panels(model, data, images, prediction, mask, data.picture_channels)
     return [list(row if subject.has_decoder else row[:2]) for row in pictures]
 
 
@@ -163,11 +162,11 @@ def attention_rows(
         maps = attention.rollout(weights)[:, None]
         titles = ["attention rollout"]
     grid = subject.model.patch_embed.grid_size
-    mean, std = (np.array(values) for values in (subject.preprocess.mean, subject.preprocess.std))
-    originals = images.transpose(0, 2, 3, 1) * std + mean
+    data = subject.preprocess
+    originals = as_picture(images.transpose(0, 2, 3, 1), data, data.picture_channels)
     rows = [
         [original, *(overlay(original, one.reshape(grid)) for one in own)]
-        for original, own in zip(np.clip(originals, 0, 1), maps)
+        for original, own in zip(originals, maps)
     ]
     return rows, ["original", *titles]
 

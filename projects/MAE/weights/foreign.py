@@ -9,7 +9,7 @@ from typing import Any, Mapping
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.plain import Placeholder
 from libai_ext.checkpoint.record import read_text
-from projects.MAE.weights.huggingface import TRANSFORM
+from projects.MAE.weights.huggingface import AS_STORED, CHANNELS, TRANSFORM
 from projects.MAE.weights.record import EMPTY, Record, parse, sound
 
 CONFIG = "config.json"
@@ -47,6 +47,9 @@ def huggingface(folder: str) -> Record:
         "std": _channels(preprocessor.get("image_std"), config),
         "transform": preprocessor.get(TRANSFORM),
     }
+    stored = preprocessor.get(CHANNELS)
+    if isinstance(stored, dict):
+        data.update({key: stored.get(key) for key in AS_STORED})
     return parse({"model": model, "data": data, "classes": _labels(config.get("id2label"))}, path)
 
 

@@ -23,6 +23,8 @@ BICUBIC = 3  # Pillow's number
 # This project's own key in preprocessor_config.json: what evaluation did with an image. It may
 # differ from the plain resize that transformers does.
 TRANSFORM = "evaluation_transform"
+# The keys of a record's data about images of any number of channels, and where they are kept.
+CHANNELS, AS_STORED = "channels_as_stored", ("mode", "divisors", "picture_channels")
 
 
 def config(
@@ -84,6 +86,8 @@ def preprocessor(image_size: int | list[int], known: Record) -> dict[str, Any] |
         return None
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     own = {TRANSFORM: known.data["transform"]} if "transform" in known.data else {}
+    if type(known.data.get("mode")) is int:
+        own[CHANNELS] = {key: known.data[key] for key in AS_STORED if key in known.data}
     return {
         **own,
         "image_processor_type": "ViTImageProcessor",

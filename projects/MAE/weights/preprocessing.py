@@ -10,6 +10,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image
 
+from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.config import lazy_config, safe_yaml, targets
 from libai_ext.config.lazy_config import instantiate
 from libai_ext.data.decode import MAX_BYTES, Decoder
@@ -19,24 +20,29 @@ from libai_ext.files.regular import read_regular
 from projects.MAE.weights.describe import RUN_CONFIG, Source
 
 IMAGENET = dict(mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+MODES = {1: "L", 3: "RGB"}  # by number of channels, if a file does not say another
 GREY = dict(mean=[0.5], std=[0.5])
 
 
 class Preprocessing(NamedTuple):
     """Called with a path, a Pillow image or a uint8 array [H, W] or [H, W, 3]: float32 [C, H, W].
+    If ``mode`` is a number of channels C, an array is [H, W] or [H, W, C], uint8, uint16 or
+    float32.
 
     Attributes:
-        mode: "RGB" or "L".
-        mean, std: of each channel, for values in [0, 1].
-        transform: the evaluation transform; takes a Pillow image of this mode.
+        mode: "RGB", "L", or a number of channels as in :mod:`libai_ext.data.channels`.
+        mean, std: of each channel, for values in [0, 1], and for those of float32 as they are.
+        transform: the evaluation transform; takes an image of this mode.
         notes: a sentence for each value that the file does not give, with what is used instead.
+        picture_channels: see :func:`projects.MAE.pictures.panels.as_picture`.
     """
 
-    mode: str
+    mode: str | int
     mean: Sequence[float]
     std: Sequence[float]
     transform: Callable
     notes: Sequence[str] = ()
+    picture_channels: Sequence[int] | None = None
 
     def __call__(self, image: Any) -> np.ndarray:
         """
@@ -53,10 +59,13 @@ class Preprocessing(NamedTuple):
                 raise DataError(f"cannot open {name}: {error.strerror}") from error
             upright = decode(data, name)
         else:
-            upright = decode.convert(_pillow(image))
+            upright = decode.convert(image if self._is_stored(image) else _pillow(image))
         return self.of(upright)
 
-    def of(self, image: Image.Image) -> np.ndarray:
+    def _is_stored(self, image: Any) -> bool:
+        return isinstance(self.mode, int) and isinstance(image, np.ndarray)
+
+    def of(self, image: Any) -> np.ndarray:
         """The same for an image from a data source: upright and in this mode."""
         return self.transform(image, np.random.default_rng(0))  # evaluation uses no randomness
 
@@ -85,9 +94,17 @@ def preprocessing_of(source: Source, img_size: Sequence[int] | None = None) -> P
         UserError: the record holds a value that cannot be used.
     """
     known, notes = source.record, []
-    grey, data = known.model["in_chans"] == 1, known.data
+    channels, data = known.model["in_chans"], known.data
+    mode = data.get("mode")
+    if type(mode) is int and mode != channels:
+        raise CheckpointError(f"{known.origin}: data.mode is {mode}, the model has {channels}")
+    if type(mode) is not int:
+        mode = MODES.get(channels, channels)
+        if channels not in MODES:
+            notes.append(f"{source.path} does not say data.mode: {channels} channels as stored")
     if "mean" not in data or "std" not in data:
-        data, whose = (GREY, "0.5") if grey else (IMAGENET, "ImageNet's")
+        plain = dict(mean=[0.0] * channels, std=[1.0] * channels), "0 and 1"
+        data, whose = {1: (GREY, "0.5"), 3: (IMAGENET, "ImageNet's")}.get(channels, plain)
         notes.append(f"{source.path} does not say mean and deviation of its data: {whose}")
     mean, std = list(data["mean"]), list(data["std"])
     size = tuple(img_size or known.model["img_size"])
@@ -100,7 +117,8 @@ def preprocessing_of(source: Source, img_size: Sequence[int] | None = None) -> P
             "official evaluation does, by a bicubic resize to at least {} x {} and the middle of "
             "it".format(*crop.cover)
         )
-    return Preprocessing("L" if grey else "RGB", mean, std, transform, notes)
+    shown = known.data.get("picture_channels")
+    return Preprocessing(mode, mean, std, transform, notes, shown)
 
 
 def _recorded(source: Source) -> Callable | None:

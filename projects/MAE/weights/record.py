@@ -9,7 +9,8 @@ As JSON, with the names of the config's keys:
 
 Unknown values are left out. ``target`` of a model is the class of what it predicts, if that is not
 pixels; ``classes`` are the names of a classifier's outputs in order; ``transform`` is what
-evaluation does with an image, a list of config nodes.
+evaluation does with an image, a list of config nodes. A mode that is a number of channels comes
+with ``divisors``, those of :mod:`libai_ext.data.channels`, and ``picture_channels``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.config import safe_yaml
+from libai_ext.data.channels import DIVISORS
+from libai_ext.data.decode import MODES
 from libai_ext.errors import ConfigError
 from projects.MAE.modeling.sizes import ARCHS
 
@@ -89,7 +92,15 @@ _MODEL = {
     "batch_norm": _SWITCH,
 }
 _DATA = {
-    "mode": ("RGB or L", lambda value: value in ("RGB", "L")),
+    "mode": (
+        "RGB, L or a number of channels",
+        lambda value: isinstance(value, str) and value in MODES or _is_whole(value),
+    ),
+    "divisors": (f"{DIVISORS}, as in this version", lambda value: value == DIVISORS),
+    "picture_channels": (
+        "one or three whole numbers",
+        lambda value: _list_of(lambda v: _is_whole(v) or v == 0)(value) and len(value) in (1, 3),
+    ),
     "mean": ("a list of numbers", _list_of(_is_number)),
     "std": ("a list of numbers above 0", _list_of(lambda v: _is_number(v) and v > 0)),
     "transform": ("a list of transforms", _list_of(lambda value: isinstance(value, dict))),
@@ -142,6 +153,9 @@ def of_config(cfg: DictConfig, classes: Sequence[str] | None = None) -> Record:
     """
     data = _plain(cfg.get("data")) or {}
     transform = OmegaConf.select(cfg, "dataloader.test.dataset.transform.transforms")
+    if type(data.get("mode")) is int:
+        shown = _plain(OmegaConf.select(cfg, "task.picture_channels"))
+        data.update(divisors=DIVISORS, picture_channels=shown)
     model = named_target(_plain(cfg.model))
     content: dict[str, Any] = {"model": model, "data": dict(data, transform=_plain(transform))}
     if classes:

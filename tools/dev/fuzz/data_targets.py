@@ -16,6 +16,7 @@ from unittest import mock
 
 import lmdb
 import numpy as np
+import tifffile
 from guard import Target, expect
 from PIL import Image
 
@@ -130,7 +131,7 @@ def _lay_index(path: Path, data: bytes) -> None:
 
 def _read_index(path: Path) -> Any:
     """Read the first samples by the index, with the index file itself as the shard."""
-    index = tar_shards._read_index(path)
+    index = tar_shards.read_index(path)
     if index is None:
         raise DataError(f"{path}: made again")
     with mock.patch.object(tar_shards, "load_index", lambda shard: index):
@@ -281,4 +282,50 @@ IMAGE = Target(
     ),
 )  # fmt: skip
 
-TARGETS = (TAR, TAR_CACHE, LMDB, CIFAR, IMAGE)
+
+# Images of two channels
+
+
+def _channels(folder: Path) -> Iterator[bytes]:
+    Image.init()  # imports all of Pillow's formats, as an unknown file would
+    array = np.arange(20 * 18 * 2, dtype=np.uint16).reshape(20, 18, 2)
+    for options in (
+        dict(planarconfig="contig"),
+        dict(compression="zlib", predictor=True, tile=(16, 16), byteorder=">"),
+        dict(bigtiff=True, rowsperstrip=6),
+    ):
+        out = io.BytesIO()
+        values = array if "planarconfig" in options else array.transpose(2, 0, 1)
+        tifffile.imwrite(out, values, photometric="minisblack", metadata=None, **options)
+        yield out.getvalue()
+    out = io.BytesIO()
+    np.save(out, array[:4, :5].astype(np.float32))
+    yield out.getvalue()
+    yield _image("PNG", "LA")
+    yield _image("TIFF", "LA", compression="tiff_lzw")
+
+
+def _read_channels(path: Path) -> np.ndarray:
+    return np.asarray(Decoder(2, max_pixels=MAX_PIXELS)(path.read_bytes(), str(path)))
+
+
+def _compare_channels(path: Path, first: np.ndarray) -> None:
+    expect(first.shape[2] == 2 and 0 < first.size <= MAX_PIXELS, "it has another shape")
+    expect(np.array_equal(first, _read_channels(path)), "it has other values at the second time")
+
+
+CHANNELS = Target(
+    name="channels",
+    seeds=_channels,
+    read=_read_channels,
+    errors=(DataError,),
+    compare=_compare_channels,
+    words=(
+        b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"\x93NUMPY\1\0", b"'descr'", b"'<f4'", b"'|O'",
+        b"'shape': (", b"'fortran_order': True", struct.pack("<HHII", 259, 3, 1, 5),
+        struct.pack("<HHII", 317, 3, 1, 3), struct.pack("<HHII", 322, 4, 1, 16),
+    ),
+    may=("compile",),  # NumPy reads the header of a .npy as a literal
+)  # fmt: skip
+
+TARGETS = (TAR, TAR_CACHE, LMDB, CIFAR, IMAGE, CHANNELS)

@@ -20,6 +20,7 @@ MODULES = {
     "lmdb": "data_targets",
     "cifar": "data_targets",
     "image": "data_targets",
+    "channels": "data_targets",
     "texts": "text_target",
     "lines": "launcher_target",
 }

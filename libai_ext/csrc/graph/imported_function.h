@@ -1,0 +1,57 @@
+// Replaces a function that a loaded library calls through its table of imported functions.
+#pragma once
+
+#include <dlfcn.h>
+#include <link.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace libai_ext {
+
+// The entry for `symbol` in the table of `library`; null if it has none.
+inline void** ImportedFunction(const link_map& library, const char* symbol) {
+  const ElfW(Sym)* symbols = nullptr;
+  const char* strings = nullptr;
+  const ElfW(Rela)* entries = nullptr;
+  size_t bytes = 0;
+  for (const ElfW(Dyn)* part = library.l_ld; part->d_tag != DT_NULL; ++part) {
+    const auto address = part->d_un.d_ptr;
+    if (part->d_tag == DT_SYMTAB) { symbols = reinterpret_cast<const ElfW(Sym)*>(address); }
+    if (part->d_tag == DT_STRTAB) { strings = reinterpret_cast<const char*>(address); }
+    if (part->d_tag == DT_JMPREL) { entries = reinterpret_cast<const ElfW(Rela)*>(address); }
+    if (part->d_tag == DT_PLTRELSZ) { bytes = part->d_un.d_val; }
+  }
+  for (const auto* entry = entries; bytes >= sizeof(*entry); ++entry, bytes -= sizeof(*entry)) {
+    if (std::strcmp(strings + symbols[ELF64_R_SYM(entry->r_info)].st_name, symbol) == 0) {
+      return reinterpret_cast<void**>(library.l_addr + entry->r_offset);
+    }
+  }
+  return nullptr;
+}
+
+// Lets the library that defines `function` call `replacement` instead. Other libraries, this one
+// too, still call `function`. Returns whether it could be done.
+template<typename Function>
+bool ReplaceInOwnLibrary(Function* function, Function* replacement) {
+  Dl_info found;
+  link_map* library = nullptr;
+  if (!dladdr1(reinterpret_cast<void*>(function), &found, reinterpret_cast<void**>(&library),
+               RTLD_DL_LINKMAP)
+      || !found.dli_sname) {
+    return false;
+  }
+  void** entry = ImportedFunction(*library, found.dli_sname);
+  if (!entry) { return false; }
+  const auto page_bytes = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto page = reinterpret_cast<uintptr_t>(entry) / page_bytes * page_bytes;
+  if (mprotect(reinterpret_cast<void*>(page), page_bytes, PROT_READ | PROT_WRITE) != 0) {
+    return false;
+  }
+  *entry = reinterpret_cast<void*>(replacement);
+  return true;
+}
+
+}  // namespace libai_ext

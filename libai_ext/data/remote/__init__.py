@@ -1,0 +1,1 @@
+"""Tar shards on a server, with a bounded cache on this machine."""
