@@ -7,7 +7,7 @@ Geometry follows torchvision's operators of the same names.
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from typing import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -155,6 +155,22 @@ class RandomResizedCrop:
         w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
         left, top = (width - w) // 2, (height - h) // 2
         return left, top, left + w, top + h
+
+    def reduction(self, width: int, height: int, rng: Callable[[], np.random.Generator]) -> int:
+        """The largest of 8, 4 and 2 so that the crop of an image of 1 / 8, 1 / 4 or 1 / 2 of this
+        size (rounded up) has its final size or more: to reduce the image before loses no detail. 1
+        if there is none.
+
+        Args:
+            rng: gives a new generator of the sample, as the crop will have it.
+        """
+        for by in (8, 4, 2):
+            small = -(-width // by), -(-height // by)
+            if small[0] >= self.width and small[1] >= self.height:
+                left, top, right, bottom = self.box(*small, rng())
+                if right - left >= self.width and bottom - top >= self.height:
+                    return by
+        return 1
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         # Crop first, as torchvision does: resampling must not use pixels outside the crop.

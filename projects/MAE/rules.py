@@ -65,6 +65,7 @@ RULES = {
     "data.max_bad_share": number(0, 1),
     "data.download": switch,
     "data.as_torchvision": switch,
+    "data.reduce_jpegs": switch,
     "data.cache_dir": text(unset=True),
     "data.cache_gib": number(0, above=True),
 }

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -234,3 +236,49 @@ def test_resize_and_center_crop():
 def test_channels_must_match_the_statistics():
     with pytest.raises(ValueError, match="3 channels, data.mean and data.std have 1"):
         ToArray([0.5], [0.5])(gradient_image(), None)
+
+
+def test_jpegs_are_reduced_as_far_as_the_crop_allows(tmp_path):
+    """Of 960 x 640: all of it at 1/4 or 1/2, half of the area (679 x 453) at 1/2 or not at all."""
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (20, 30, 3), np.uint8)
+    picture = Image.fromarray(blocks).resize((960, 640), Image.Resampling.BICUBIC)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture.save(tmp_path / "0.jpg", quality=95)
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "1.jpg", quality=95, exif=turned)
+    source = ImageFolder([str(tmp_path)])
+    to_array = ToArray([0.0] * 3, [1.0] * 3)
+
+    def images(area, size, reduce_jpegs):
+        crop = RandomResizedCrop(size, scale=(area, area), ratio=(1.5, 1.5))
+        data = KeyedDataset(source, Compose([crop, to_array]), reduce_jpegs=reduce_jpegs)
+        return [data[SampleKey(0, index)]["images"] for index in (0, 1)]
+
+    reduced = np.asarray(picture.reduce(4), np.float32).transpose(2, 0, 1) / 255
+    for image in images(1.0, (160, 240), True):  # no resize is left
+        assert np.abs(image - reduced).mean() < 0.01
+    for area, size in ((1.0, (161, 240)), (0.5, (220, 330)), (0.5, (300, 500))):
+        for ours, full in zip(images(area, size, True), images(area, size, False)):
+            assert np.array_equal(ours, full) == (size == (300, 500))
+            assert np.abs(ours - full).mean() < 0.02
+    with pytest.raises(ConfigError, match="data.reduce_jpegs needs a RandomResizedCrop"):
+        KeyedDataset(source, Compose([to_array]), reduce_jpegs=True)
+
+
+def test_the_reduction_is_the_largest_that_keeps_the_size_of_the_crop():
+    crop = RandomResizedCrop((224, 224), scale=(0.2, 1.0))
+    found = set()
+    for seed in range(50):
+        make = partial(np.random.default_rng, seed)
+        by = crop.reduction(2000, 1601, make)
+        fitting = [1]
+        for candidate in (2, 4, 8):
+            size = -(-2000 // candidate), -(-1601 // candidate)
+            left, top, right, bottom = crop.box(*size, make())
+            if min(right - left, bottom - top) >= 224:
+                fitting.append(candidate)
+        assert by == max(fitting)
+        found.add(by)
+    assert found == {2, 4}
+    assert crop.reduction(400, 300, make) == 1

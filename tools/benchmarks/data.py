@@ -2,8 +2,10 @@
 of batches from a worker process.
 
     .venv/bin/python tools/benchmarks/data.py [--size 224] [--jpeg 500x375] [--images 200]
+    .venv/bin/python tools/benchmarks/data.py --folder PHOTOGRAPHS
 
-The files are generated: smooth shapes and noise, quality 90, about ImageNet's bytes per pixel.
+The files are generated: smooth shapes and noise, quality 90, about ImageNet's bytes per pixel; or
+they are those of a folder.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from plain_pillow import MEAN, STD, plain
 
 from libai_ext.startup import start
 
@@ -30,8 +33,13 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="side of the crops")
     parser.add_argument("--jpeg", default="500x375", help="width x height of the files")
     parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--folder", help="images in place of generated ones")
     args = parser.parse_args()
     start()
+    if args.folder:
+        report(measure(args.folder, args.size))
+        compare(args.folder, args.size)
+        return
     with tempfile.TemporaryDirectory() as folder:
         width, height = map(int, args.jpeg.split("x"))
         size = write_images(Path(folder), args.images, width, height)
@@ -66,7 +74,7 @@ def measure(folder: str, size: int) -> dict:
     from libai_ext.data.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop, ToArray
 
     source = ImageFolder([folder])
-    to_array = ToArray([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    to_array = ToArray(MEAN, STD)
     transform = Compose([RandomResizedCrop((size, size)), RandomHorizontalFlip(), to_array])
     times: dict[str, list[float]] = {"decode": [], "crop to float array": []}
     batch = []
@@ -90,17 +98,6 @@ def measure(folder: str, size: int) -> dict:
     return medians
 
 
-def plain(image: Image.Image, box, mirrored: bool, size: int, mean, std) -> np.ndarray:
-    """torchvision's ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize on
-    an opened file, in Pillow and NumPy."""
-    image = image.convert("RGB").crop(box).resize((size, size), Image.Resampling.BICUBIC)
-    if mirrored:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = np.ascontiguousarray(np.array(image).transpose(2, 0, 1))
-    values = pixels.astype(np.float32) / 255
-    return (values - mean[:, None, None]) / std[:, None, None]
-
-
 def compare(folder: str, size: int) -> None:
     """Compare the CPU time of the same crops by :func:`plain` and by the project, in turns."""
     from libai_ext.data.dataset import KeyedDataset
@@ -108,41 +105,40 @@ def compare(folder: str, size: int) -> None:
     from libai_ext.data.sources import open_source
     from libai_ext.data.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop, ToArray
 
-    mean: Any = np.array([0.485, 0.456, 0.406], np.float32)
-    std: Any = np.array([0.229, 0.224, 0.225], np.float32)
     crop = RandomResizedCrop((size, size))
-    transform = Compose([crop, RandomHorizontalFlip(), ToArray(mean, std)])
+    transform = Compose([crop, RandomHorizontalFlip(), ToArray(MEAN, STD)])
     source: Any = open_source([folder])
-    dataset = KeyedDataset(source, transform)
+    exact, reduced = (KeyedDataset(source, transform, reduce_jpegs=on) for on in (False, True))
 
     def by_plain(index: int) -> np.ndarray:
-        path = source.source.samples[index][0]
         rng = np.random.default_rng([0, 0, index, 0])  # the data set's own key
-        with Image.open(path) as image:
-            box = crop.box(image.width, image.height, rng)
-            return plain(image, box, rng.random() < 0.5, size, mean, std)
+        return plain(source.source.samples[index][0], crop, rng)
 
-    sides = (by_plain, lambda index: dataset[SampleKey(0, index)]["images"])
+    sides = {
+        "plain Pillow and NumPy": by_plain,
+        "here": lambda index: exact[SampleKey(0, index)]["images"],
+        "here, data.reduce_jpegs": lambda index: reduced[SampleKey(0, index)]["images"],
+    }
     times, differences = [], []
-    for begin in range(0, len(dataset), TURN):
-        indices = range(begin, min(begin + TURN, len(dataset)))
+    for begin in range(0, len(source), TURN):
+        indices = range(begin, min(begin + TURN, len(source)))
         results, marks = [], [time.process_time()]
-        for side in sides:
+        for side in sides.values():
             results.append([side(index) for index in indices])
             marks.append(time.process_time())
         times.append(np.diff(marks) / len(indices))
-        for expected, ours in zip(*results):
-            difference = np.abs(ours - expected) * std[:, None, None] * 255
-            differences.append((difference.mean(), difference.max()))
-    theirs, own = np.median(times, axis=0)
-    ratio = np.median([pair[0] / pair[1] for pair in times])
-    mean_difference, largest = np.max(differences, axis=0)
-    print(
-        f"plain Pillow and NumPy {1 / theirs:.0f} images/s per core, here {1 / own:.0f}: "
-        f"{ratio:.2f} x (median of {len(times)} pairs)\n"
-        f"difference in levels of 255: at most {mean_difference:.3f} in the mean of an image, "
-        f"{largest:.3f} in a pixel"
-    )
+        for expected, *others in zip(*results):
+            levels = [np.abs(other - expected) * STD[:, None, None] * 255 for other in others]
+            differences.append([(0.0, 0.0)] + [(level.mean(), level.max()) for level in levels])
+    seconds = np.median(times, axis=0)
+    ratios = np.median([turn[0] / turn for turn in times], axis=0)
+    means, largest = np.mean(differences, axis=0).T[0], np.max(differences, axis=0).T[1]
+    print(f"images/s per core, ratio (medians of {len(times)} turns), difference in levels of 255:")
+    for number, name in enumerate(sides):
+        print(
+            f"  {name:24s} {1 / seconds[number]:5.0f}  {ratios[number]:.2f} x  "
+            f"{means[number]:.3f} in the mean, {largest[number]:.3f} at most"
+        )
 
 
 def transfer(size: int) -> None:

@@ -100,6 +100,7 @@ dataloader = DictConfig(
                 ),
                 # depth follows from the model.
                 fields=[LazyCall(DropPathNoise)(depth=None)],
+                reduce_jpegs="${data.reduce_jpegs}",
                 labels=True,
                 mixer=LazyCall(Mixer)(
                     num_classes="${model.num_classes}",
