@@ -108,9 +108,14 @@ class Peer:
     """A process that runs one command at a time."""
 
     def __init__(self, python: str, side: str, task: str, size: str, env=None):
+        env = dict(os.environ, **(env or {}))
+        if side in SIDES:  # as the launcher does
+            from libai_ext.kernels.threads import configure_environment
+
+            configure_environment(environ=env)
         self.process: Any = subprocess.Popen(
             [python, os.path.abspath(__file__), "--serve", side, task, size],
-            env=dict(os.environ, **(env or {})),
+            env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -302,7 +307,7 @@ def our_side(side: str, task: str, size: str):
         loss = model(**batch)["losses"]
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=True)
         return loss.numpy(), last.numpy()
 
     # The loss is available before the backward pass, so a step ends when the parameter that is
