@@ -210,6 +210,11 @@ def token(dim: int, layer_idx: int, count: int = 1) -> nn.Parameter:
     )
 
 
+def without_class_token(tokens: flow.Tensor) -> flow.Tensor:
+    """[B, 1 + N, D] to [B, N, D]. On CPU, slices of OneFlow 0.9.0 run on one thread."""
+    return tokens.narrow(1, 1, tokens.shape[1] - 1)
+
+
 def spread(token: flow.Tensor, like: flow.Tensor, count: int) -> flow.Tensor:
     """Expand token [1, 1, D] to [B, count, D], with B and layout of ``like`` [B, N, D].
 
