@@ -171,11 +171,12 @@ class MaskedAutoencoder(nn.Module):
 
         removed = self.num_patches - self.keep
         mask_tokens = spread(self.mask_token, tokens, removed)
-        patches = gather_tokens(flow.cat([tokens[:, 1:], mask_tokens], dim=1), ids_restore)
-        tokens = flow.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
+        patches = flow.cat([without_class_token(tokens), mask_tokens], dim=1)
+        patches = gather_tokens(patches, ids_restore)
+        tokens = flow.cat([tokens.narrow(1, 0, 1), patches], dim=1) + self.decoder_pos_embed
 
         tokens = self.decoder_norm(self.decoder_blocks(tokens))
-        return self.decoder_pred(tokens)[:, 1:]
+        return without_class_token(self.decoder_pred(tokens))
 
     def _prepend_class_token(self, tokens: flow.Tensor) -> flow.Tensor:
         class_token = self.cls_token + self.pos_embed[:, :1]
