@@ -76,6 +76,9 @@ def configure_environment(
         # all. A learning rate that changes at each step adds an entry: with OneFlow's default of
         # 131,072, a run leaks 40 KB per step and more.
         "ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE": "512",
+        # Large tensors in pages of 2 MB, where Linux gives them to programs that ask ("madvise").
+        # The C library reads it when a process starts: it is for the ranks of a launcher.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     }
     if "OMP_WAIT_POLICY" in environ:
         del defaults["GOMP_SPINCOUNT"]  # it would override the policy

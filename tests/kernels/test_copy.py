@@ -58,3 +58,52 @@ def test_other_types_stay_with_oneflow(place):
     x = np.arange(24, dtype=np.int64).reshape(2, 3, 4)
     np.testing.assert_array_equal(place(x).permute(2, 0, 1).numpy(), x.transpose(2, 0, 1))
     np.testing.assert_array_equal(place(x).narrow(2, 1, 2).numpy(), x[..., 1:3])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_concat_and_its_gradient(axis, rng, place):
+    whole = rng.standard_normal((5, 60, 9 * 20)).astype(np.float32)
+    whole[4, 50, 170:174] = np.nan, np.inf, -0.0, 1e-40
+    parts = np.split(whole, [1, 2], axis=axis)
+    leaves = [place(np.ascontiguousarray(part), requires_grad=True) for part in parts]
+    out = flow.cat(leaves, dim=axis)
+    np.testing.assert_array_equal(out.numpy(), whole)
+    gradients = flow.autograd.grad(out, leaves, place(whole))
+    for gradient, part in zip(gradients, parts):
+        np.testing.assert_array_equal(gradient.numpy(), part)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 20), (30, 1, 1), (1, 50, 1), (1, 50, 20), (1, 1, 1)])
+def test_expand(shape, rng, place):
+    x = rng.standard_normal(shape).astype(np.float32)
+    expected = np.broadcast_to(x, (30, 50, 20))
+    np.testing.assert_array_equal(place(x).expand(30, 50, 20).numpy(), expected)
+    more = place(x).expand(2, 30, 50, 20)
+    np.testing.assert_array_equal(more.numpy(), np.broadcast_to(x, (2, 30, 50, 20)))
+
+
+@pytest.mark.parametrize("axes", [[0], [1], [2], [0, 1], [0, 2], [1, 2], [-1], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize("keep", [True, False])
+def test_broadcast_like(axes, keep, rng, place):
+    like = rng.standard_normal((40, 30, 24)).astype(np.float32)
+    x = like.sum(axis=tuple(axes), keepdims=True)
+    given = x if keep else x.squeeze(tuple(axes))
+    out = flow._C.broadcast_like(place(given), place(like), broadcast_axes=axes)
+    np.testing.assert_array_equal(out.numpy(), np.broadcast_to(x, like.shape))
+
+
+@pytest.mark.parametrize("index_type", [np.int32, np.int64])
+@pytest.mark.parametrize("picked", [1, 64, 200])
+def test_gather_and_its_gradient(index_type, picked, rng, place):
+    """Rows that are picked more than once get the sum of the gradients."""
+    x = rng.standard_normal((7, 64, 130)).astype(np.float32)
+    ids = rng.integers(0, 64, (7, picked)).astype(index_type)
+    leaf = place(x, requires_grad=True)
+    out = flow.batch_gather(leaf, place(ids))
+    np.testing.assert_array_equal(out.numpy(), np.take_along_axis(x, ids[..., None], axis=1))
+    dy = rng.standard_normal(out.shape).astype(np.float32)
+    (gradient,) = flow.autograd.grad(out, [leaf], place(dy))
+    expected = np.zeros_like(x)
+    for sample in range(7):
+        np.add.at(expected[sample], ids[sample], dy[sample])
+    np.testing.assert_array_equal(gradient.numpy(), expected)

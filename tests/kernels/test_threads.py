@@ -18,6 +18,7 @@ def test_processes_share_the_cpus(cpus, processes, expected, monkeypatch):
         "OMP_WAIT_POLICY": "passive",
         "GOMP_SPINCOUNT": "10000",
         "ONEFLOW_EAGER_TENSOR_INFER_CACHE_SIZE": "512",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         "OMP_NUM_THREADS": str(expected),
     }
 

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 from markers import Place
 from steps_side import AUTOCAST, OFFICIAL, OURS, PRODUCTS_ONLY, SIZES, flops
 
+from libai_ext.kernels.threads import configure_environment
+
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"base": "ViT-B/16", "tiny": "tiny", "cifar": "CIFAR-10"}
 TASKS = {"pretrain": "pre-training", "finetune": "fine-tuning"}
@@ -153,6 +155,8 @@ class Peer:
 
     def __init__(self, side: str, task: str, size: str, args: argparse.Namespace):
         environment = dict(os.environ, **OURS.get(side, {}))
+        if side in OURS:  # as the launcher does
+            configure_environment(environ=environment)
         if side == OFFICIAL:
             environment["PYTHONPATH"] = args.official
         python = sys.executable if side in OURS else args.oracle

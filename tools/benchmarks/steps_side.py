@@ -199,7 +199,7 @@ def our_side(side: str, task: str, size: str):
         loss = model(**batch)["losses"]
         loss.backward()
         optimizer.step()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=True)
         return loss.numpy(), last.numpy()
 
     # The loss is available before the backward pass, so a step ends when the parameter that is

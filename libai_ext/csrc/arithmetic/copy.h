@@ -40,12 +40,18 @@ inline void Permute(const std::vector<int64_t>& dims, const std::vector<int32_t>
   });
 }
 
+// Copies a [rows, cols] matrix. Rows of `in` are in_row apart, those of `out` out_row.
+inline void CopyRows(int64_t rows, int64_t cols, const float* in, int64_t in_row, float* out,
+                     int64_t out_row) {
+  ParallelRows(rows, cols, [=](int64_t row) {
+    std::memcpy(out + row * out_row, in + row * in_row, cols * sizeof(float));
+  });
+}
+
 // Columns [start, start + length) of a [rows, cols] matrix.
 inline void Narrow(int64_t rows, int64_t cols, int64_t start, int64_t length, const float* in,
                    float* out) {
-  ParallelRows(rows, length, [&](int64_t row) {
-    std::memcpy(out + row * length, in + row * cols + start, length * sizeof(float));
-  });
+  CopyRows(rows, length, in + start, cols, out, length);
 }
 
 // The gradient of Narrow: zeros around `in` [rows, length].
@@ -56,6 +62,31 @@ inline void Widen(int64_t rows, int64_t cols, int64_t start, int64_t length, con
     std::memset(to, 0, start * sizeof(float));
     std::memcpy(to + start, in + row * length, length * sizeof(float));
     std::memset(to + start + length, 0, (cols - start - length) * sizeof(float));
+  });
+}
+
+// out[b, i] = in[b, ids[b, i]], rows of `cols` elements: `from` of them in a matrix of `in`, `to` in
+// one of `out`.
+template<typename Index>
+void GatherRows(int64_t batch, int64_t from, int64_t to, int64_t cols, const float* in,
+                const Index* ids, float* out) {
+  ParallelRows(batch * to, cols, [=](int64_t row) {
+    const float* source = in + (row / to * from + ids[row]) * cols;
+    std::memcpy(out + row * cols, source, cols * sizeof(float));
+  });
+}
+
+// The gradient of GatherRows: out[b, ids[b, i]] += in[b, i], in this order, from zero.
+template<typename Index>
+void ScatterAddRows(int64_t batch, int64_t from, int64_t to, int64_t cols, const float* in,
+                    const Index* ids, float* out) {
+  ParallelRows(batch, std::max(from, to) * cols, [=](int64_t b) {
+    float* const sums = out + b * to * cols;
+    std::memset(sums, 0, to * cols * sizeof(float));
+    for (int64_t row = b * from; row < (b + 1) * from; ++row) {
+      float* const sum = sums + ids[row] * cols;
+      for (int64_t col = 0; col < cols; ++col) { sum[col] += in[row * cols + col]; }
+    }
   });
 }
 

@@ -119,11 +119,32 @@ void PackPanel(const float* src, int64_t across, int64_t along, int width, int d
   }
 }
 
+// Packs `lanes` x `depth` elements as panels of kWidth lanes, one after the other. Where lanes are
+// neighbours in memory, all panels get a few slices at a time: the source is read almost in its
+// order, from a few pages of memory at once.
+template<int kWidth>
+void Pack(const float* src, int64_t across, int64_t along, int lanes, int depth, float scale,
+          float* dst) {
+  constexpr int kSlices = 16;
+  const int step = along == 1 ? depth : kSlices;
+  for (int k = 0; k < depth; k += step) {
+    for (int i = 0; i < lanes; i += kWidth) {
+      PackPanel<kWidth>(src + i * across + k * along, across, along, std::min(kWidth, lanes - i),
+                        std::min(step, depth - k), scale, dst + i * depth + k * kWidth);
+    }
+  }
+}
+
 // One tile of C, kVectors vectors wide; m x n of it are valid. Rows of the panel of B are kTileCols
 // long in any case.
 template<int kVectors>
 void ComputeTile(int depth, const float* __restrict a, const float* __restrict b,
                  float* __restrict c, int64_t c_row, int m, int n, bool accumulate) {
+  for (int i = 0; i < kTileRows; ++i) {  // C is there when the sums are
+    const float* row = c + std::min(i, m - 1) * c_row;
+    __builtin_prefetch(row, 1);
+    __builtin_prefetch(row + kLanes, 1);
+  }
   Vector sum[kTileRows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kTileRows; ++i) {
@@ -176,16 +197,10 @@ inline void Slab(int64_t m, int64_t n, int64_t k, float alpha, const float* a, i
     const int nb = static_cast<int>(std::min<int64_t>(kBlockCols, n - j0));
     for (int64_t k0 = 0; k0 < k; k0 += kBlockDepth) {
       const int kb = static_cast<int>(std::min<int64_t>(kBlockDepth, k - k0));
-      for (int j = 0; j < nb; j += kTileCols) {
-        PackPanel<kTileCols>(b + k0 * b_row + (j0 + j) * b_col, b_col, b_row,
-                             std::min(kTileCols, nb - j), kb, 1.f, packed.b + j * kb);
-      }
+      Pack<kTileCols>(b + k0 * b_row + j0 * b_col, b_col, b_row, nb, kb, 1.f, packed.b);
       for (int64_t i0 = 0; i0 < m; i0 += kBlockRows) {
         const int mb = static_cast<int>(std::min<int64_t>(kBlockRows, m - i0));
-        for (int i = 0; i < mb; i += kTileRows) {
-          PackPanel<kTileRows>(a + (i0 + i) * a_row + k0 * a_col, a_row, a_col,
-                               std::min(kTileRows, mb - i), kb, alpha, packed.a + i * kb);
-        }
+        Pack<kTileRows>(a + i0 * a_row + k0 * a_col, a_row, a_col, mb, kb, alpha, packed.a);
         for (int j = 0; j < nb; j += kTileCols) {
           const int width = std::min(kTileCols, nb - j);
           // A narrow last panel does not pay for the vectors that it does not fill.

@@ -181,6 +181,9 @@ void CheckElementwise() {
     Expect(out.back() == x.back() - y.back(), "Broadcast");
     Broadcast(PlanBroadcast(shape, z, z), y.data(), x.data(), out.data(), minus);
     Expect(out.back() == y.back() - x.back(), "Broadcast");
+    const auto first = [](float a, float) { return a; };
+    Broadcast(PlanBroadcast(shape, z, z), y.data(), out.data(), out.data(), first);
+    Expect(out.back() == y.back(), "Broadcast");
   }
   const Array a = Random(70001), b = Random(70001), c = Random(70001);
   Array sum(70001);
@@ -209,6 +212,13 @@ void CheckCopies() {
       Expect(whole[i] == (inside ? x[i] : 0.f), "Narrow, Widen");
     }
   }
+  const std::vector<int32_t> ids{0, 6, 2, 2, 1, 0};  // 3 of each of 2 matrices of 7 rows
+  const Array matrices = Random(2 * 7 * 19);
+  Array picked(6 * 19), sums(2 * 7 * 19, 1.f);
+  GatherRows(2, 7, 3, 19, matrices.data(), ids.data(), picked.data());
+  ScatterAddRows(2, 3, 7, 19, picked.data(), ids.data(), sums.data());
+  Expect(picked.back() == matrices[8 * 19 - 1], "GatherRows");
+  Expect(sums[7 * 19 - 1] == matrices[7 * 19 - 1] && sums.back() == 0, "ScatterAddRows");
 }
 
 void CheckAdam() {

@@ -28,6 +28,24 @@ void ComputeBiasAdd(Context* ctx) {
             Output(ctx, "out"), std::plus<float>());
 }
 
+// Repeats `name`, whose shape is `from`, along its axes of size 1 that `out` has more of.
+void Repeat(Context* ctx, const char* name, const std::vector<int64_t>& from, const char* out) {
+  const std::vector<int64_t> to = Dims(ctx, out);
+  // The second operand is not read.
+  Broadcast(PlanBroadcast(from, to, to), Input(ctx, name), Output(ctx, out), Output(ctx, out),
+            [](float value, float) { return value; });
+}
+
+void ComputeExpand(Context* ctx) { Repeat(ctx, "in", Dims(ctx, "in"), "out"); }
+
+void ComputeBroadcastLike(Context* ctx) {
+  std::vector<int64_t> from = Dims(ctx, "like");
+  const auto& axes = ctx->Attr<std::vector<int32_t>>("broadcast_axes");
+  if (axes.empty()) { from.assign(from.size(), 1); }
+  for (const int32_t axis : axes) { from[axis < 0 ? axis + from.size() : axis] = 1; }
+  Repeat(ctx, "x", from, "y");
+}
+
 }  // namespace
 
 void RegisterElementwise() {
@@ -37,6 +55,8 @@ void RegisterElementwise() {
   Register<ComputeBroadcast<std::multiplies<float>>>("broadcast_mul", OnCpu("x"));
   Register<ComputeBroadcast<std::divides<float>>>("broadcast_div", OnCpu("x"));
   Register<ComputeBiasAdd>("bias_add", OnCpu("out"));
+  Register<ComputeExpand>("expand", OnCpu("in"));
+  Register<ComputeBroadcastLike>("broadcast_like", OnCpu("x"));
 }
 
 }  // namespace libai_ext

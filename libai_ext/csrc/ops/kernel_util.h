@@ -18,8 +18,12 @@ using oneflow::Maybe;
 using oneflow::ShapeView;
 using Context = oneflow::user_op::KernelComputeContext;
 
+inline oneflow::user_op::Tensor* Tensor(Context* ctx, const std::string& name, int index) {
+  return ctx->Tensor4ArgNameAndIndex(name, index);
+}
+
 inline ShapeView Shape(Context* ctx, const char* name) {
-  return ctx->Tensor4ArgNameAndIndex(name, 0)->shape_view();
+  return Tensor(ctx, name, 0)->shape_view();
 }
 
 inline std::vector<int64_t> Dims(Context* ctx, const char* name) {

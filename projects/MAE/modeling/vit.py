@@ -17,7 +17,13 @@ from libai_ext.layers import initialize
 from libai_ext.layers.batch_norm import BatchNorm
 from libai_ext.layers.drop_path import DropPathLayer
 from libai_ext.layers.patch_embedding import PatchEmbedding
-from projects.MAE.modeling.mae import LAYER_NORM_EPS, pretraining_rule, spread, token
+from projects.MAE.modeling.mae import (
+    LAYER_NORM_EPS,
+    pretraining_rule,
+    spread,
+    token,
+    without_class_token,
+)
 from projects.MAE.modeling.pos_embed import sincos_pos_embed
 
 POOLINGS = ("mean", "cls")
@@ -175,7 +181,7 @@ class ViTClassifier(nn.Module):
 
     def _pool(self, x: flow.Tensor) -> flow.Tensor:
         if self.pooling == "mean":
-            return self.fc_norm(x[:, 1:].mean(dim=1))
+            return self.fc_norm(without_class_token(x).mean(dim=1))
         return self.norm(x)[:, 0]
 
     def _initializer(self, name: str, parameter: flow.Tensor) -> initialize.Initializer:
