@@ -72,7 +72,7 @@ def test_the_run(folder):
         "divisors": DIVISORS,
         "picture_channels": [2, 1, 0],
     }
-    assert "12 training" in (run / "log.txt").read_text()
+    assert re.search(r"samples +12\n", (run / "log.txt").read_text())
     assert list(event_pictures.pictures_of(run)) == [3]
 
 
@@ -101,6 +101,12 @@ def test_pictures(launch, folder):
     python, program, *arguments = shlex.split(line)
     assert launch.python(ROOT / program, *arguments, cwd=folder).endswith("fields.png\n")
     assert Image.open(folder / "fields.png").mode == "RGB"
+
+
+def test_the_mode_on_the_command_line():
+    options = ["model.in_chans=2", "data.mean=[0,0]", "data.std=[1,1]"]
+    cfg = resolve("mae_pretraining", [*OPTIONS, *options, "data.mode=2"])
+    assert cfg.data.mode == cfg.dataloader.train.dataset.source.mode == 2
 
 
 @pytest.mark.parametrize(

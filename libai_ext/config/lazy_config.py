@@ -97,8 +97,12 @@ def override(
         if key not in set(keys_of(cfg)):
             raise ConfigError(f"unknown config key '{key}'{_nearest(key, keys_of(cfg))}")
         safe_yaml.check_texts(text, key)
-        value = _read(key, text, OmegaConf.select(cfg, key), (rules or {}).get(key))
-        if not (isinstance(value, str) and "${" in value or value is None and _optional(cfg, key)):
+        rule = (rules or {}).get(key)
+        value = _read(key, text, OmegaConf.select(cfg, key), rule)
+        free = isinstance(value, str) and "${" in value or value is None and _optional(cfg, key)
+        # A rule that reads the text knows all types of its values.
+        known = rule is not None and rule.reads is not None and rule.holds(value)
+        if not (free or known):
             _check_type(key, OmegaConf.select(cfg, key), value)
         OmegaConf.update(cfg, key, value, merge=False)
     return cfg

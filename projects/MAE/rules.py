@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 
 from omegaconf import DictConfig
 
-from libai_ext.config import lazy_config
+from libai_ext.config import lazy_config, values
 from libai_ext.config.rules import RULES as COMMON
 from libai_ext.config.rules import (
     check,
@@ -24,6 +25,13 @@ from libai_ext.errors import ConfigError
 from projects.MAE import former_names  # noqa: F401 (fills the table for messages)
 
 _SIZE = whole(1, unset=True)
+
+
+def _mode(text: str) -> Any:
+    """A name, or a number of channels."""
+    return int(text) if re.fullmatch("[0-9]{1,6}", text) else values.text(text)
+
+
 RULES = {
     "model.arch": text(),
     "model.in_chans": whole(1),
@@ -59,7 +67,7 @@ RULES = {
     "finetune.path": text(unset=True),
     "data.train": each(text()),
     "data.test": each(text(), unset=True),
-    "data.mode": either(one_of("RGB", "L"), whole(1)),
+    "data.mode": either(one_of("RGB", "L"), whole(1))._replace(reads=_mode),
     "data.mean": each(number()),
     "data.std": each(number(0, above=True)),
     "data.max_bad_share": number(0, 1),

@@ -13,10 +13,13 @@ from made_runs import DATA, DECODER, SIZES, classified_run, pretrained_run, weig
 
 from libai_ext.checkpoint import manifest, torch_writer
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.data.channels import DIVISORS
+from libai_ext.data.decode import BadImage
 from projects.MAE.weights.describe import describe
 from projects.MAE.weights.files import read_weights, write_fb, write_hf, write_oneflow, write_timm
 from projects.MAE.weights.mapping import from_ours
 from projects.MAE.weights.packing import Heads
+from projects.MAE.weights.preprocessing import preprocessing_of
 from projects.MAE.weights.record import EMPTY, parse
 
 LINES = dict(img_size=(32, 128), embed_dim=48, num_heads=6, norm_pix_loss=True, mask_ratio=0.6)
@@ -100,6 +103,9 @@ def test_the_names_of_classes_are_kept_in_order(tmp_path):
         ({"model": {"depth": 12}}, r"of another model: it says depth 12 \(the tensors 2\)"),
         ({"model": {"img_size": [64, 32]}}, "64 x 32 pixels, 16 x 8 patches; .* has 256"),
         ({"data": {"std": [0.0]}}, "data.std must be a list of numbers above 0"),
+        ({"data": {"mode": 0}}, "data.mode must be RGB, L or a number of channels"),
+        ({"data": {"mode": 3, "divisors": {"uint8": 1}}}, "data.divisors must be .*65535.*version"),
+        ({"data": {"picture_channels": [0, 1]}}, "picture_channels must be one or three whole"),
         ({"data": [1]}, "data is not a group of keys"),
         ({"classes": "cat"}, "classes is not a list of names"),
     ],
@@ -136,6 +142,41 @@ def test_the_record_goes_along_where_a_file_has_room(lines, tmp_path):
     write_timm(weights, str(tmp_path / "timm.safetensors"), source.heads, source.record)
     record = known(tmp_path / "timm.safetensors").model
     assert (record["num_heads"], record["img_size"]) == (6, [32, 128])
+
+
+def test_images_of_any_number_of_channels(tmp_path):
+    """How they are read goes along as well, also to Hugging Face, which has no key for it."""
+    data = dict(mode=2, mean=[0.5, 0.2], std=[0.3, 0.1])
+    run, _ = pretrained_run(tmp_path / "run", data=data, in_chans=2)
+    weights, source = read_weights(run)
+    write_fb(weights, str(tmp_path / "fb.pth"), source.heads, source.record)
+    write_hf(weights, str(tmp_path / "hf"), source.heads, known=source.record)
+    for path in (run, tmp_path / "fb.pth", tmp_path / "hf"):
+        found = known(path).data
+        assert {key: found[key] for key in data} == data and found["divisors"] == DIVISORS
+        preprocess = preprocessing_of(describe(path)[1], (16, 16))
+        assert (preprocess.mode, preprocess.mean, preprocess.std) == tuple(data.values())
+        image = np.full((20, 20, 2), [60_000, 30_000], np.uint16)
+        expected = (np.array([60_000, 30_000]) / 65535 - data["mean"]) / data["std"]
+        np.testing.assert_allclose(preprocess(image)[:, 8, 8], expected, rtol=1e-4)
+        for given in (image.astype(np.float32) / 65535, image[..., 0]):
+            if given.ndim == 3:
+                np.testing.assert_allclose(preprocess(given)[:, 8, 8], expected, rtol=1e-4)
+            else:
+                with pytest.raises(BadImage, match=r"\[20, 20\]; data.mode expects .*, 2\]"):
+                    preprocess(given)
+    # A file that says nothing: it is named what is assumed.
+    write_timm(weights, str(tmp_path / "timm.pth"), source.heads)
+    bare = preprocessing_of(describe(tmp_path / "timm.pth", Heads(4))[1], (16, 16))
+    assert (bare.mode, bare.mean, bare.std) == (2, [0.0, 0.0], [1.0, 1.0])
+    assert any("does not say data.mode: 2 channels as stored" in note for note in bare.notes)
+    assert any("mean and deviation of its data: 0 and 1" in note for note in bare.notes)
+    path = tmp_path / "run/model_final/record.json"
+    content = json.loads(path.read_text())
+    content["data"]["mode"] = 3
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="data.mode is 3, the model has 2"):
+        preprocessing_of(describe(run)[1])
 
 
 def test_a_bare_file_of_an_unpublished_width_asks_for_its_heads(lines, tmp_path):
