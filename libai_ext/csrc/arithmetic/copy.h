@@ -65,8 +65,8 @@ inline void Widen(int64_t rows, int64_t cols, int64_t start, int64_t length, con
   });
 }
 
-// out[b, i] = in[b, ids[b, i]], rows of `cols` elements: `from` of them in a matrix of `in`, `to` in
-// one of `out`.
+// out[b, i] = in[b, ids[b, i]], rows of `cols` elements: `from` of them in a matrix of `in`, `to`
+// in one of `out`.
 template<typename Index>
 void GatherRows(int64_t batch, int64_t from, int64_t to, int64_t cols, const float* in,
                 const Index* ids, float* out) {
