@@ -98,3 +98,15 @@ def test_add_n(count, size, rng, assert_close):
     arrays = [rng.standard_normal(size).astype(np.float32) for _ in range(count)]
     out = flow._C.add([flow.tensor(array) for array in arrays], inplace=False)
     assert_close(out, np.sum(arrays, axis=0, dtype=np.float64))
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (1,), (13, 5401)])
+def test_square(shape, rng):
+    x = rng.standard_normal(shape).astype(np.float32)
+    np.testing.assert_array_equal(flow.tensor(x).square().numpy(), x * x)
+
+
+def test_square_of_odd_numbers():
+    x = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-25, 1e25], np.float32)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(flow.tensor(x).square().numpy(), x * x)

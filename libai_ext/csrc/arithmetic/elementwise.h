@@ -27,6 +27,12 @@ inline void AddAll(int64_t n, const std::vector<const float*>& inputs, float* y)
   });
 }
 
+inline void Square(int64_t n, const float* x, float* y) {
+  ParallelFor(n, kElementwiseGrain, [=](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) { y[i] = x[i] * x[i]; }
+  });
+}
+
 // The shapes of z = op(x, y), axes merged where both operands go on the same way. A stride is in
 // elements, 0 along the axes in which an operand is repeated.
 struct BroadcastPlan {

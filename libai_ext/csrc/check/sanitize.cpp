@@ -190,6 +190,8 @@ void CheckElementwise() {
   AddAll(sum.size(), {a.data(), b.data()}, sum.data());
   AddAll(sum.size(), {a.data(), b.data(), c.data()}, sum.data());
   Expect(sum[7] == a[7] + b[7] + c[7], "AddAll");
+  Square(sum.size(), a.data(), sum.data());
+  Expect(sum.back() == a.back() * a.back(), "Square");
 }
 
 void CheckCopies() {

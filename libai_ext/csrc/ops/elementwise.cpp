@@ -19,6 +19,8 @@ void ComputeBroadcast(Context* ctx) {
   Broadcast(plan, Input(ctx, "x"), Input(ctx, "y"), Output(ctx, "z"), Op());
 }
 
+void ComputeSquare(Context* ctx) { Square(Size(ctx, "x"), Input(ctx, "x"), Output(ctx, "y")); }
+
 void ComputeBiasAdd(Context* ctx) {
   const std::vector<int64_t> shape = Dims(ctx, "a");
   std::vector<int64_t> bias_shape(shape.size(), 1);
@@ -55,6 +57,7 @@ void RegisterElementwise() {
   Register<ComputeBroadcast<std::multiplies<float>>>("broadcast_mul", OnCpu("x"));
   Register<ComputeBroadcast<std::divides<float>>>("broadcast_div", OnCpu("x"));
   Register<ComputeBiasAdd>("bias_add", OnCpu("out"));
+  Register<ComputeSquare>("square", OnCpu("x"));  // for the norms of gradients
   Register<ComputeExpand>("expand", OnCpu("in"));
   Register<ComputeBroadcastLike>("broadcast_like", OnCpu("x"));
 }
