@@ -107,7 +107,7 @@ def compare(folder: str, size: int) -> None:
 
     crop = RandomResizedCrop((size, size))
     transform = Compose([crop, RandomHorizontalFlip(), ToArray(MEAN, STD)])
-    source: Any = open_source([folder])
+    source: Any = open_source([folder], as_torchvision=True)  # not turned, as there
     exact, reduced = (KeyedDataset(source, transform, reduce_jpegs=on) for on in (False, True))
 
     def by_plain(index: int) -> np.ndarray:
