@@ -17,6 +17,7 @@ from PIL import Image
 
 import libai_ext.engine.setup
 from libai_ext.errors import UserError
+from projects.MAE.evaluation.probe import load_run, nearest_neighbours
 from projects.MAE.modeling.mae import MaskedAutoencoder
 from projects.MAE.modeling.vit import ViTClassifier
 from projects.MAE.run import TaskTrainer, run
@@ -87,6 +88,7 @@ def start(made, tmp_path, monkeypatch, caplog):
     return call
 
 
+KNN = "train.evaluation.evals.knn"
 SCRATCH = "finetune.enable=False"
 MISTAKES = [
     (PRETRAIN, [EVALUATE, "data.test=[/nowhere]"], "data folder /nowhere does not exist"),
@@ -160,6 +162,31 @@ def test_an_evaluation_asks_nothing_of_the_training_batch(start, tmp_path, optio
         FINETUNE, f"--eval-only {option}", weights, *batch
     )
     assert (tmp_path / "out").exists() == (not option)
+
+
+def test_an_evaluation_runs_the_evaluators_that_are_on(start, made):
+    weights = "train.load_weight={made}/run"
+    text = start(PRETRAIN, "--eval-only", weights, f"{KNN}.period=7", f"{KNN}.neighbours=3")
+    assert "evaluation on 20 samples: loss" in text and "probe: top1" not in text
+    data = [f"data.{split}=[{made}/{split}]" for split in ("train", "test")]
+    expected = nearest_neighbours(load_run(PRETRAIN, [*data, f"train.load_weight={made}/run"]), [3])
+    assert float(re.search(r"knn: top1 (\S+) \(", text)[1]) == pytest.approx(expected[3])
+    lacking = [f"{KNN}.epoch=5", "data.train=[/nowhere]"]
+    with pytest.raises(UserError, match="^train.evaluation.evals.knn: .*/nowhere does not exist"):
+        start(PRETRAIN, "--eval-only", weights, *lacking)
+
+
+@pytest.mark.parametrize("option", ["--eval-only", "--eval-only --dry-run", "--resume"])
+def test_a_folder_that_is_misspelt(start, made, tmp_path, option):
+    """It is not made, and the run that was probably meant is named."""
+    (tmp_path / "out-digits/model_final").mkdir(parents=True)
+    (tmp_path / "out-empty").mkdir()
+    with pytest.raises(UserError, match="did you mean '.*/out-digits'"):
+        start(PRETRAIN, option, f"train.output_dir={tmp_path}/out-digit")
+    with pytest.raises(UserError, match=r"/gone/run( holds no run to resume|;.*weights)$"):
+        start(PRETRAIN, option, f"train.output_dir={tmp_path}/gone/run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out-digits", "out-empty"]
+    assert [path.name for path in (tmp_path / "out-digits").iterdir()] == ["model_final"]
 
 
 def test_resuming_nothing(start):

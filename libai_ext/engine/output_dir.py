@@ -13,6 +13,7 @@ from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
 from libai_ext.config.lazy_config import dump
+from libai_ext.config.names import nearest, question
 from libai_ext.engine import environment
 from libai_ext.engine.run_lock import LOCK, RunLock
 from libai_ext.errors import ConfigError
@@ -115,13 +116,20 @@ def check_output_dir(cfg: DictConfig, resume: bool = False, start_over: bool = F
 
 def _refusal(folder: Path, resume: bool) -> str | None:
     if resume and not _written(folder):
-        return f"--resume: train.output_dir {folder} holds no run to resume"
+        return f"--resume: train.output_dir {folder} holds no run to resume{similar_run(folder)}"
     if not resume and not restarted() and holds_results(folder):
         return (
             f"train.output_dir {folder} holds an earlier run: continue it by --resume, move it "
             "aside by --start-over, or set another train.output_dir"
         )
     return None
+
+
+def similar_run(folder: Path) -> str:
+    """The end of a message about a folder without a run: one beside it with a similar name."""
+    runs = [path.name for path in folder.parent.glob("*") if holds_results(path)]
+    close = nearest(folder.name, runs)
+    return question(str(folder.parent / close)) if close else ""
 
 
 def _check_writable(folder: Path) -> None:

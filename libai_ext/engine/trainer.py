@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, Mapping
 
 import oneflow as flow
 from libai.engine.default import DefaultTrainer
@@ -32,7 +32,7 @@ from libai_ext.engine.run_metrics import Means
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
 from libai_ext.engine.unavailable_data import save_and_exit, synchronized
 from libai_ext.engine.writers import is_logging_step
-from libai_ext.errors import ConfigError, DataUnavailable
+from libai_ext.errors import ConfigError, DataError, DataUnavailable
 from libai_ext.optim.ema import WeightAverage
 
 logger = logging.getLogger(__name__)
@@ -75,9 +75,12 @@ class Trainer(DefaultTrainer):
             self._build_order()
         if not training or cfg.train.evaluation.enabled:
             self.open_test_set()
-        self.evaluators = build_evaluators(cfg) if training else {}
-        for evaluator in self.evaluators.values():
-            evaluator.open(self)
+        self.evaluators = build_evaluators(cfg)
+        for name, evaluator in self.evaluators.items():
+            try:
+                evaluator.open(self)
+            except (ConfigError, DataError) as error:
+                raise type(error)(f"train.evaluation.evals.{name}: {error}") from None
         self.loggers = build_loggers(cfg) if training and dist.is_main_process() else {}
         flow.manual_seed(cfg.train.seed)
         self.model = self.build_model(cfg)
@@ -316,11 +319,12 @@ class Trainer(DefaultTrainer):
         return found
 
     def run_evaluator(self, name: str) -> dict[str, float]:
-        """Run the evaluator ``name`` and log its results."""
+        """Run the evaluator ``name``; log its results and how long it took."""
+        start = time.perf_counter()
         results = self.evaluators[name].run(self)
+        seconds = time.perf_counter() - start
         if dist.is_main_process():
-            text = ", ".join(f"{metric} {value:.6g}" for metric, value in results.items())
-            logger.info(f"{position(self)} {name}: {text}")
+            logger.info(f"{self._place()}{name}: {_listed(results)} ({seconds:.2f} s)")
         return results
 
     def build_evaluator(self, dataset):
@@ -354,12 +358,21 @@ class Trainer(DefaultTrainer):
                 averaged = self.measure(loader, self.build_evaluator(dataset))
             results.update({f"ema_{name}": value for name, value in averaged.items()})
         if dist.is_main_process():
-            text = ", ".join(f"{name} {value:.6g}" for name, value in results.items())
-            place = f"{position(self)} " if self._batches is not None else ""
-            logger.info(f"{place}evaluation on {self._tested(loader)} samples: {text}")
+            samples = self._tested(loader)
+            logger.info(f"{self._place()}evaluation on {samples} samples: {_listed(results)}")
             if self.test_batches is None:
                 self._report(evaluator, dataset)
         return results
+
+    def test_all(self) -> None:
+        """:meth:`test`, then every evaluator that has a period."""
+        self.test()
+        for name in self.evaluators:
+            self.run_evaluator(name)
+
+    def _place(self) -> str:
+        """Where an evaluation is in the training."""
+        return f"{position(self)} " if self._batches is not None else ""
 
     def _report(self, evaluator, dataset) -> None:
         try:
@@ -381,3 +394,7 @@ class Trainer(DefaultTrainer):
         """Results of ``evaluator`` over ``loader``, at most ``test_batches`` batches."""
         model = self.graph_eval if self.cfg.graph.enabled else self.model
         return evaluate(model, loader, self.get_batch, evaluator, max_batches=self.test_batches)
+
+
+def _listed(results: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.6g}" for name, value in results.items())

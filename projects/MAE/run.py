@@ -6,6 +6,7 @@ import argparse
 import logging
 import time
 from contextlib import nullcontext
+from pathlib import Path
 from typing import ContextManager, Sequence
 
 from libai.utils import distributed as dist
@@ -28,6 +29,7 @@ from libai_ext.engine.output_dir import (
     check_output_dir,
     make_output_dir,
     prepare_output_dir,
+    similar_run,
     write_record,
 )
 from libai_ext.engine.setup import log_summary, set_up
@@ -160,6 +162,8 @@ def run(args: argparse.Namespace) -> None:
         if dist.is_main_process():
             print(lazy_config.dump(cfg), end="")
         return
+    if args.eval_only:
+        _refuse_nothing(cfg)
     given = _given(args) if dist.is_main_process() else None  # starting over may move CONFIG away
     with _output_dir(cfg, args, notes):
         trainer = _build(cfg, notes, args)
@@ -168,13 +172,26 @@ def run(args: argparse.Namespace) -> None:
         if args.dry_run:
             _dry_run(trainer)
         elif args.eval_only:
-            trainer.test()
+            trainer.test_all()
         else:
             write_record(cfg.train.output_dir, given, rows)
             trainer.train()
             unevaluated = trainer.test_set is not None and not cfg.train.evaluation.enabled
             if args.fast_dev_run and unevaluated:
                 trainer.test()
+
+
+def _refuse_nothing(cfg: DictConfig) -> None:
+    """
+    Raises:
+        ConfigError: there is nothing to evaluate.
+    """
+    if starting_point(cfg, evaluate=True) is None:
+        folder = cfg.train.output_dir
+        raise ConfigError(
+            f"nothing to evaluate: there is no checkpoint in {folder}; set train.output_dir to "
+            f"that of a run, or train.load_weight to a file of weights{similar_run(Path(folder))}"
+        )
 
 
 def _output_dir(cfg: DictConfig, args: argparse.Namespace, notes: list[str]) -> ContextManager:
@@ -214,18 +231,9 @@ def _build(cfg: DictConfig, notes: Sequence[str], args: argparse.Namespace) -> T
 
 def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
     """Set the weights: from a checkpoint to resume, from weights to start with, or initial ones. An
-    evaluation uses ``train.load_weight``, or the output directory's checkpoint.
-
-    Raises:
-        ConfigError: there is nothing to evaluate.
-    """
+    evaluation uses ``train.load_weight``, or the output directory's checkpoint."""
     train = trainer.cfg.train
     last = trainer.checkpointer.has_checkpoint()
-    if args.eval_only and not (train.load_weight or last):
-        raise ConfigError(
-            f"nothing to evaluate: there is no checkpoint in {train.output_dir}; set "
-            "train.output_dir to that of a run, or train.load_weight to a file of weights"
-        )
     if last and (args.resume or restarted() or args.eval_only and not train.load_weight):
         trainer.resume()
         return
@@ -243,7 +251,7 @@ def _dry_run(trainer: TaskTrainer) -> None:
     """Do the first step that the run would do, or begin an evaluation; write nothing."""
     start = time.perf_counter()
     if trainer.order is None:
-        trainer.test()
+        trainer.test_all()
         done = "the beginning of the evaluation"
     elif trainer.start_iter >= trainer.max_iter:
         trainer.train()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 from libai.utils import distributed as dist
@@ -68,7 +68,8 @@ class _FrozenFeatures(Evaluator):
                 raise ConfigError(
                     f"data.{split} is unset: its labels are needed to measure features"
                 )
-        self.train, self.test, self.labelled = probe.labelled(cfg)
+        train, test, self.labelled = probe.labelled(cfg)
+        self.train, self.test = (_Kept(trainer.eval_loader(split)) for split in (train, test))
 
     def run(self, trainer) -> dict[str, float]:
         train = _features(trainer, self.train)
@@ -111,6 +112,35 @@ class LinearProbe(_FrozenFeatures):
         return probe.linear_accuracy(train, test, self.iterations)
 
 
+class _Kept:
+    """A loader whose batches stay on the device after the first pass if they are small. To start
+    workers and read small images again would take longer than the model does."""
+
+    _MOST_BYTES = 64 << 20
+
+    def __init__(self, loader):
+        self.loader = loader
+        self.batch_sampler = loader.batch_sampler
+        self.batches: list[Any] | None = None
+
+    def __iter__(self) -> Iterator:
+        return iter(self.batches) if self.batches is not None else self._read()
+
+    def _read(self) -> Iterator:
+        kept, count = [], len(self.batch_sampler)
+        for batch in self.loader:
+            if count * _bytes(batch) <= self._MOST_BYTES:
+                kept.append(batch)
+            yield batch
+        if len(kept) == count:
+            self.batches = kept
+
+
+def _bytes(batch) -> int:
+    tensors = [value.tensor for value in batch.get_fields().values()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 class _Collect:
     """Gathers features and class numbers on rank 0."""
 
@@ -125,14 +155,13 @@ class _Collect:
         return {"features": np.concatenate(features), "labels": np.concatenate(labels)}
 
 
-def _features(trainer, dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N, D] and class numbers [N] on rank 0."""
+def _features(trainer, loader) -> tuple[np.ndarray, np.ndarray]:
+    """Features [N, D] and class numbers [N] of a loader's samples, on rank 0."""
     model = trainer.model
 
     def forward(images, **_):
         return {"features": probe.pooled(model, images)}
 
-    loader = trainer.eval_loader(dataset)
     found: Any = evaluate(
         model, loader, trainer.get_batch, _Collect(), trainer.test_batches, forward=forward
     )
