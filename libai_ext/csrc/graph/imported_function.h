@@ -39,8 +39,8 @@ bool ReplaceInOwnLibrary(Function* function, Function* replacement) {
   Dl_info found;
   link_map* library = nullptr;
   if (!dladdr1(reinterpret_cast<void*>(function), &found, reinterpret_cast<void**>(&library),
-               RTLD_DL_LINKMAP)
-      || !found.dli_sname) {
+               RTLD_DL_LINKMAP) ||
+      !found.dli_sname) {
     return false;
   }
   void** entry = ImportedFunction(*library, found.dli_sname);

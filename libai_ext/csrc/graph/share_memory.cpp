@@ -6,10 +6,11 @@
 // stream get an order, and their buffers a shape that is stored elsewhere; while it runs, they look
 // like those of another device.
 //
-// The words of OneFlow: a plan is a list of tasks. A task is an op on one rank; a register ("regst")
-// is one of its outputs or its scratch memory. A control register holds no data: the task that
-// consumes it waits for the task that produces it. The time shape of a task says how often it runs
-// in a step. A task that runs for the next micro-batch waits until its registers have been consumed.
+// The words of OneFlow: a plan is a list of tasks. A task is an op on one rank; a register
+// ("regst") is one of its outputs or its scratch memory. A control register holds no data: the task
+// that consumes it waits for the task that produces it. The time shape of a task says how often it
+// runs in a step. A task that runs for the next micro-batch waits until its registers have been
+// consumed.
 #include <algorithm>
 #include <functional>
 #include <numeric>
@@ -176,10 +177,10 @@ std::vector<RegstDescProto*> SharedRegisters(const Chains& chains, const PlanInd
     for (auto& pair : *task->mutable_produced_regst_desc()) {
       RegstDescProto& regst = pair.second;
       const auto& readers = regst.consumer_task_id();
-      if (regst.regst_desc_type().has_data_regst_desc() && regst.enable_reuse_mem()
-          && std::all_of(readers.begin(), readers.end(), [&](int64_t id) {
-               return index.Task(id).machine_id() == task->machine_id();
-             })) {
+      if (regst.regst_desc_type().has_data_regst_desc() && regst.enable_reuse_mem() &&
+          std::all_of(readers.begin(), readers.end(), [&](int64_t id) {
+            return index.Task(id).machine_id() == task->machine_id();
+          })) {
         shared.push_back(&regst);
       }
     }

@@ -38,8 +38,8 @@ void ComputeNarrowGrad(Context* ctx) {
   });
 }
 
-// Calls copy(part, rows, cols, start) for each tensor of `parts`. They are columns of the matrix that
-// `whole` is if its axes from `axis` on are one; `start` is a part's first column.
+// Calls copy(part, rows, cols, start) for each tensor of `parts`. They are columns of the matrix
+// that `whole` is if its axes from `axis` on are one; `start` is a part's first column.
 template<typename Parts, typename CopyPart>
 void EachPart(Context* ctx, const char* whole, const Parts& parts, const CopyPart& copy) {
   const ShapeView shape = Shape(ctx, whole);
@@ -94,7 +94,8 @@ void ComputeBatchGather(Context* ctx) {
 
 template<typename Index>
 void ComputeBatchScatterAdd(Context* ctx) {
-  const RowBatch in = AsRowBatch(ctx, "data", "segment_ids"), out = AsRowBatch(ctx, "out", "segment_ids");
+  const RowBatch in = AsRowBatch(ctx, "data", "segment_ids"),
+                 out = AsRowBatch(ctx, "out", "segment_ids");
   ScatterAddRows(in.batch, in.rows, out.rows, in.cols, Input(ctx, "data"),
                  CheckedIds<Index>(ctx, "segment_ids", out.rows), Output(ctx, "out"));
 }
