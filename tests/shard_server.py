@@ -16,6 +16,7 @@ class ShardServer(ThreadingHTTPServer):
         asked: (method, name, Range) of each request so far.
         faults: of the next requests for shards, by GET: ``503``, ``cut``, ``wrong``, ``slow``,
             ``more`` (than was asked for), ``redirect`` (to the same place), or ``""``.
+        down: names that give 503.
         always: a fault of all requests without another one.
         parts: whether Range is understood.
     """
@@ -23,7 +24,7 @@ class ShardServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, files):
-        self.files, self.asked, self.faults = dict(files), [], []
+        self.files, self.asked, self.faults, self.down = dict(files), [], [], set()
         self.always, self.parts, self.tags = "", True, True
         super().__init__(("127.0.0.1", 0), _Handler)
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -54,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
         wanted = self.headers.get("Range")
         server.asked.append((self.command, name, wanted))
         body = server.files.get(name)
-        fault = server.always
+        fault = "503" if name in server.down else server.always
         if with_body and name.endswith(".tar") and server.faults:
             fault = server.faults.pop(0)
         if fault == "slow":

@@ -252,6 +252,9 @@ def test_an_index_that_is_of_no_use(served, folder):
     served.files["shard-0.tar"] += bytes(512)
     with pytest.raises(DataError, match="index of a shard of 20,480 bytes, the shard has 20,992"):
         opened(served)
+    served.down = {"shard-0.tar.index"}
+    with pytest.raises(DataUnavailable, match="shard-0.tar.index: HTTP status 503"):
+        opened(served)
     found = parse_index(io.BytesIO(good))
     assert (found.length, len(found.digest.item()), len(found.offset)) == (20480, 64, EACH)
 

@@ -12,6 +12,7 @@ import errno
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import re
 import time
@@ -30,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[0-9a-f]{32}\.(?:tar|(\d+)\.part)")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_PAUSE = 0.1  # seconds between two looks at a full cache
+_PAUSE, _LONG = 0.1, 60  # seconds between two looks at a full cache, and until a warning
 _BLOCK = 1 << 20
 _TRIES = 2  # the first one may go on after what another version has left
 
@@ -130,6 +131,7 @@ class ShardCache:
 
     def _reserved(self, path: Path, shard: Shard, wait: bool) -> BinaryIO | None:
         """The part, for which there is room; None: it is here, or there is no room."""
+        began = time.monotonic()
         while True:
             with exclusive(self.folder / "lock"):
                 if self.path(shard).exists():
@@ -138,6 +140,12 @@ class ShardCache:
                     return open(path, "ab", buffering=0)
             if not wait:
                 return None
+            if time.monotonic() - began > _LONG:
+                began = math.inf
+                logger.warning(
+                    f"waiting for room for {masked(shard.url)}: all of {self.folder} is in use; "
+                    "data.cache_gib sets its size"
+                )
             time.sleep(_PAUSE)
 
     def _make_room(self, size: int) -> bool:

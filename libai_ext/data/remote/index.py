@@ -18,7 +18,7 @@ from libai_ext.data.remote.server import RemoteFile, Version, check_url
 from libai_ext.data.retry import is_temporary, read_with_retry
 from libai_ext.data.tar_scan import ShardIndex, scan
 from libai_ext.data.tar_shards import cached_index, parse_index, write_index
-from libai_ext.errors import DataError
+from libai_ext.errors import DataError, DataUnavailable
 from libai_ext.text import masked
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,8 @@ def _beside(shard: Shard) -> ShardIndex | None:
     url = re.sub(r"\.tar(?=$|[?#])", f".tar{SUFFIX}", shard.url, count=1)
     try:
         version = _version(url)
+    except DataUnavailable:
+        raise
     except DataError as error:
         # S3 says so too where there is no file and the user may not list the folder.
         logger.warning(f"no index of {masked(shard.url)}: {error}")

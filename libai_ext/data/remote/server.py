@@ -55,7 +55,7 @@ class RemoteFile:
         self.piece = PIECE
         self._system = _file_system(url)
         self._file: Any = None
-        self._streams = False  # the server gives no parts, or has refused one
+        self._streams = False  # the server gives no parts
 
     def version(self) -> Version:
         """
@@ -72,7 +72,6 @@ class RemoteFile:
         size = info.get("size")
         if not isinstance(size, int) or size < 0:
             raise DataError(f"{self.url}: the server does not say how large it is")
-        self._streams = info.get("partial") is False
         tags = (info.get(name) for name in ("ETag", "etag", "Last-Modified", "LastModified"))
         return Version(size, next((str(tag) for tag in tags if tag), ""))
 
