@@ -9,7 +9,6 @@ from libai_ext.data.remote.shards import RemoteTarShards
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.data.shard_order import ShardWindows
 from libai_ext.data.skip_unreadable import SkipUnreadable
-from libai_ext.data.tar_shards import TarShards
 from libai_ext.errors import ConfigError
 
 # Shards in a window, where the config leaves it open and the shards are on a server. With shards of
@@ -24,15 +23,15 @@ def shard_windows(source: Any, window: int | None) -> ShardWindows | None:
         window: ``train.shard_window``. None: :data:`DEFAULT_WINDOW` if a shard is on a server.
 
     Raises:
-        ConfigError: a root is no tar shards, or the cache has no room for a window.
+        ConfigError: a root has no shards, or the cache has no room for a window.
     """
     parts = _parts(source)
     remote = [part for part in parts if isinstance(part, RemoteTarShards)]
     if window is None and not remote:
         return None
-    if not all(isinstance(part, TarShards) for part in parts):
+    if not all(hasattr(part, "shard_sizes") for part in parts):
         raise ConfigError(
-            "train.shard_window: all roots of data.train must be tar shards"
+            "train.shard_window: all roots of data.train must be tar shards, Parquet or Arrow files"
             + (", as some of them are on a server" if remote else ", or leave it unset")
         )
     window = window or DEFAULT_WINDOW

@@ -20,6 +20,7 @@ from libai_ext.data.arrow_source import ArrowImages
 from libai_ext.data.decode import BadImage
 from libai_ext.data.fingerprint import fingerprint
 from libai_ext.data.parquet_source import ParquetImages
+from libai_ext.data.sharded import shard_windows
 from libai_ext.data.sources import open_images, open_source
 from libai_ext.errors import DataError, DataUnavailable
 
@@ -48,6 +49,14 @@ def root(request, tmp_path):
 
 def same(source, index, seed):
     np.testing.assert_array_equal(np.asarray(source[index][0]), pixels(seed))
+
+
+def test_windows_of_shards(root):
+    """Row groups of Parquet, files of Arrow."""
+    source = open_source(root)
+    sizes = [3, 1, 3, 3] if isinstance(source.source, ParquetImages) else [4, 6]
+    shards = shard_windows(source, 2)
+    assert (list(shards.sizes), shards.window) == (sizes, 2)
 
 
 def test_rows_classes_and_names(root):
