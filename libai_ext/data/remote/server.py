@@ -156,8 +156,8 @@ def check_url(url: str) -> None:
         fsspec.get_filesystem_class(_protocol(url))
     except ImportError as error:
         raise DataError(
-            f"{url}: a package is missing ({error}): install the extra 'remote', as in "
-            "pip install 'libai-mae[remote]'; gs:// needs gcsfs too, az:// and abfs:// adlfs"
+            f"{url}: a package is missing ({error}): uv pip install '.[remote]'; gs:// needs gcsfs "
+            "too, az:// and abfs:// adlfs"
         ) from None
 
 
