@@ -307,7 +307,7 @@ def test_a_missing_package_names_the_extra(monkeypatch):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "get_filesystem_class", missing)
-    with pytest.raises(DataError, match=r"Install s3fs to access S3.*the extra 'remote'"):
+    with pytest.raises(DataError, match=r"Install s3fs to access S3.*\[remote\]"):
         open_source("s3://bucket/a.tar")
 
 
