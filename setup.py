@@ -9,5 +9,5 @@ setup(
     # In a checkout these stand at the top, once installed beside the code.
     package_dir={"libai_ext.configs": "configs", "projects.MAE.tools": "tools"},
     # The native kernels are built on the machine that they run on.
-    package_data={"libai_ext": ["csrc/*.*", "csrc/*/*.*", "csrc/*/*/*.*"]},
+    package_data={"libai_ext": ["csrc/**/*.h", "csrc/**/*.cpp"]},
 )

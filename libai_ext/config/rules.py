@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Seque
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from libai_ext.config import values
-from libai_ext.config.lazy_config import get_config
+from libai_ext.config.lazy_config import dump, get_config
 from libai_ext.config.names import did_you_mean
 from libai_ext.config.targets import check_arguments, check_targets
 from libai_ext.errors import ConfigError
@@ -167,17 +167,25 @@ _CALLED = (
 )
 
 
-def complete(cfg: DictConfig) -> list[str]:
+def complete(cfg: DictConfig, newer: Mapping[str, DictConfig]) -> list[str]:
     """Add missing keys of ``train`` with their defaults: an older run's ``config.yaml`` lacks newer
     keys.
+
+    Args:
+        newer: node -> newer keys of a project's node with their defaults, added where the config
+            refers to them.
 
     Returns:
         A sentence that names them, if there are any.
     """
-    node = cfg.get("train")
     filled: list[str] = []
-    if isinstance(node, DictConfig):
-        _fill(node, get_config("common/train.py").train, "train", filled)
+    if isinstance(cfg.get("train"), DictConfig):
+        _fill(cfg.train, get_config("common/train.py").train, "train", filled)
+    text = dump(cfg)
+    for name, defaults in newer.items():
+        used = {key: value for key, value in defaults.items() if f"${{{name}.{key}}}" in text}
+        if isinstance(cfg.get(name), DictConfig):
+            _fill(cfg[name], DictConfig(used), name, filled)
     return [f"keys that the config lacks, by default: {', '.join(filled)}"] if filled else []
 
 

@@ -81,6 +81,7 @@ def _load() -> Status:
     library.libai_ext_stream_count.restype = ctypes.c_int64
     library.libai_ext_bfloat16_instructions.restype = ctypes.c_char_p
     library.libai_ext_share_graph_memory.restype = ctypes.c_int64
+    library.libai_ext_sleep_in_waits.restype = ctypes.c_int64
     if library.libai_ext_stream_count() > 0:
         raise RuntimeError(
             "libai_ext.kernels.load() came too late: call it right after `import oneflow`, before "
@@ -92,6 +93,8 @@ def _load() -> Status:
         raise RuntimeError(f"OneFlow refused the native kernels: {message.value.decode()}")
     if not library.libai_ext_share_graph_memory():
         done += "; but graphs share no memory, as this build of OneFlow is another one"
+    if not library.libai_ext_sleep_in_waits():
+        done += "; but waiting threads keep cores busy, as this build of OneFlow is another one"
     global _library
     _library = library
     return Status(True, done)

@@ -78,6 +78,8 @@ RULES = {
     "data.cache_gib": number(0, above=True),
 }
 RECIPES = Path(__file__).resolve().parent / "configs"
+# Keys that version 0.1 did not have: a config with its own ``data`` may lack them.
+_NEWER = {"data": DictConfig(dict(reduce_jpegs=False, cache_dir=None, cache_gib=32.0))}
 # Keys of the width and the number of heads of the same layers.
 _HEADS = (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads"))
 
@@ -95,7 +97,7 @@ def read_config(
         ConfigError: there is no such config, or no run can use it.
     """
     cfg = lazy_config.load(find_recipe(config_file))
-    missing = complete(cfg)
+    missing = complete(cfg, _NEWER)
     if notes is not None:
         notes += missing
     lazy_config.override(cfg, opts, {**COMMON, **RULES})

@@ -32,18 +32,16 @@ inline void** ImportedFunction(const link_map& library, const char* symbol) {
   return nullptr;
 }
 
-// Lets the library that defines `function` call `replacement` instead. Other libraries, this one
-// too, still call `function`. Returns whether it could be done.
+// Lets the library that contains `member` call `replacement` instead of what it imports as `symbol`.
+// Other libraries still call the former function. Returns whether it could be done.
 template<typename Function>
-bool ReplaceInOwnLibrary(Function* function, Function* replacement) {
+bool ReplaceImport(const void* member, const char* symbol, Function* replacement) {
   Dl_info found;
   link_map* library = nullptr;
-  if (!dladdr1(reinterpret_cast<void*>(function), &found, reinterpret_cast<void**>(&library),
-               RTLD_DL_LINKMAP) ||
-      !found.dli_sname) {
+  if (!dladdr1(member, &found, reinterpret_cast<void**>(&library), RTLD_DL_LINKMAP)) {
     return false;
   }
-  void** entry = ImportedFunction(*library, found.dli_sname);
+  void** entry = ImportedFunction(*library, symbol);
   if (!entry) { return false; }
   const auto page_bytes = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const auto page = reinterpret_cast<uintptr_t>(entry) / page_bytes * page_bytes;
@@ -52,6 +50,15 @@ bool ReplaceInOwnLibrary(Function* function, Function* replacement) {
   }
   *entry = reinterpret_cast<void*>(replacement);
   return true;
+}
+
+// The same for a function that the library exports, and calls as if it were imported.
+template<typename Function>
+bool ReplaceInOwnLibrary(Function* function, Function* replacement) {
+  const void* member = reinterpret_cast<void*>(function);
+  Dl_info found;
+  return dladdr(member, &found) && found.dli_sname &&
+         ReplaceImport(member, found.dli_sname, replacement);
 }
 
 }  // namespace libai_ext
