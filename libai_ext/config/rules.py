@@ -167,7 +167,7 @@ _CALLED = (
 )
 
 
-def complete(cfg: DictConfig, newer: Mapping[str, DictConfig]) -> list[str]:
+def complete(cfg: DictConfig, newer: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Add missing keys of ``train`` with their defaults: an older run's ``config.yaml`` lacks newer
     keys.
 
@@ -183,7 +183,7 @@ def complete(cfg: DictConfig, newer: Mapping[str, DictConfig]) -> list[str]:
         _fill(cfg.train, get_config("common/train.py").train, "train", filled)
     text = dump(cfg)
     for name, defaults in newer.items():
-        used = {key: value for key, value in defaults.items() if f"${{{name}.{key}}}" in text}
+        used = {key: defaults[key] for key in defaults if f"${{{name}.{key}}}" in text}
         if isinstance(cfg.get(name), DictConfig):
             _fill(cfg[name], DictConfig(used), name, filled)
     return [f"keys that the config lacks, by default: {', '.join(filled)}"] if filled else []

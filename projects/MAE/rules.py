@@ -79,7 +79,7 @@ RULES = {
 }
 RECIPES = Path(__file__).resolve().parent / "configs"
 # Keys that version 0.1 did not have: a config with its own ``data`` may lack them.
-_NEWER = {"data": DictConfig(dict(reduce_jpegs=False, cache_dir=None, cache_gib=32.0))}
+_NEWER = {"data": dict(reduce_jpegs=False, cache_dir=None, cache_gib=32.0)}
 # Keys of the width and the number of heads of the same layers.
 _HEADS = (("embed_dim", "num_heads"), ("decoder_embed_dim", "decoder_num_heads"))
 
