@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import traceback
 from pathlib import Path
 from typing import Any, Iterable, Mapping
@@ -48,6 +49,7 @@ def load(path: str) -> DictConfig:
 
 
 def _load_python(path: str) -> DictConfig:
+    known = set(sys.modules)
     try:
         return LazyConfig.load(path)
     except UserError:
@@ -63,6 +65,11 @@ def _load_python(path: str) -> DictConfig:
         ]
         where = f", line {lines[-1]}" if lines else ""
         raise ConfigError(f"config file {path}{where}: {type(error).__name__}: {error}") from error
+    finally:
+        # The next config gets its own nodes of recipes, also of those imported by their full names.
+        for name in set(sys.modules) - known:
+            if ".configs." in name:
+                del sys.modules[name]
 
 
 def get_config(name: str) -> DictConfig:

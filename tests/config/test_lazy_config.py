@@ -41,6 +41,24 @@ def test_each_load_is_a_fresh_copy(cfg):
     assert (digits.model.arch, cfg.model.arch) == ("mae_vit_digits", "mae_vit_base_patch16")
 
 
+def test_a_recipe_imported_by_its_full_name_is_a_fresh_copy_too(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text("from projects.MAE.configs.mae_digits import task\ntask.picture_samples += 1\n")
+    assert [lazy_config.load(str(path)).task.picture_samples for _ in "12"] == [6, 6]
+
+
+def test_a_config_with_data_of_its_own_may_lack_newer_keys(tmp_path):
+    path = tmp_path / "c.py"
+    text = "from projects.MAE.configs.mae_digits import *\ndel data.cache_gib, data.reduce_jpegs\n"
+    path.write_text(text)
+    notes = []
+    cfg = rules.read_config(str(path), [], notes)
+    assert (cfg.data.cache_gib, cfg.dataloader.train.dataset.reduce_jpegs) == (32.0, False)
+    assert notes == [
+        "keys that the config lacks, by default: data.reduce_jpegs=False, data.cache_gib=32.0"
+    ]
+
+
 def test_a_recipe_is_found_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mae_linprobe").write_text("of the user")
