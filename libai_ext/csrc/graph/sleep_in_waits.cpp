@@ -19,7 +19,7 @@ using Clock = std::chrono::steady_clock;
 // In place of sched_yield: after many calls with next to no work in between, sleeps.
 int YieldOrSleep() {
   constexpr auto kNoWork = std::chrono::microseconds(5);
-  constexpr int kYields = 200;
+  constexpr int kYields = 2000;
   constexpr timespec kSleep = {0, 50000};
   thread_local Clock::time_point last;
   thread_local int yields = 0;
