@@ -64,6 +64,11 @@ def test_no_value_is_overwritten_too_early(seed):
             np.testing.assert_allclose(found.numpy(), value, rtol=1e-5)
 
 
+def test_oneflow_is_the_build_that_both_repairs_know():
+    message = kernels.load().message
+    assert kernels.is_loaded() and "another one" not in message
+
+
 class Chain(nn.Graph):
     def __init__(self, length):
         super().__init__()
