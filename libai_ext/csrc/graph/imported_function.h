@@ -32,8 +32,8 @@ inline void** ImportedFunction(const link_map& library, const char* symbol) {
   return nullptr;
 }
 
-// Lets the library that contains `member` call `replacement` instead of what it imports as `symbol`.
-// Other libraries still call the former function. Returns whether it could be done.
+// Lets the library that contains `member` call `replacement` instead of what it imports as
+// `symbol`. Other libraries still call the former function. Returns whether it could be done.
 template<typename Function>
 bool ReplaceImport(const void* member, const char* symbol, Function* replacement) {
   Dl_info found;

@@ -1,8 +1,8 @@
 // Lets OneFlow's scheduler sleep while it waits for a graph on CPU.
 //
-// A step of a graph is one instruction of OneFlow 0.9.0's virtual machine. Until it ends, the thread
-// that schedules instructions looks for others and yields, without end: it takes a core from the
-// threads that compute. In eager mode such waits are short.
+// A step of a graph is one instruction of OneFlow 0.9.0's virtual machine. Until it ends, the
+// thread that schedules instructions looks for others and yields, without end: it takes a core from
+// the threads that compute. In eager mode such waits are short.
 #include <sched.h>
 #include <time.h>
 
