@@ -11,7 +11,7 @@ import numpy as np
 from libai_ext.data import table_columns
 from libai_ext.data.decode import Decoder
 from libai_ext.data.fingerprint import of_files, of_labels
-from libai_ext.data.table_columns import NO_CLASS, Columns
+from libai_ext.data.table_columns import Columns
 from libai_ext.data.tar_shards import TarShards
 from libai_ext.errors import DataError
 from libai_ext.files.regular import open_regular
@@ -60,11 +60,9 @@ class ArrowImages(TarShards):
         self._first = np.searchsorted(self._shard, np.arange(len(self.shards)))
         self._offset, self._size = np.concatenate(offsets), np.concatenate(sizes)
         assert self.columns is not None
-        if self.columns.label is None:
-            none = np.full(len(self), NO_CLASS, np.int64)
-            self.labels, self.classes = table_columns.without_class(none, [])
-        else:
-            self.labels, self.classes = table_columns.number_labels(labels, self.columns, path)
+        self.labels, self.classes = table_columns.number_labels(
+            labels, self.columns, len(self), path
+        )
 
     @property
     def _arrow(self) -> Any:

@@ -12,7 +12,7 @@ from libai_ext.data import table_columns
 from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
 from libai_ext.data.fingerprint import of_files, of_labels
 from libai_ext.data.retry import is_unavailable, read_with_retry
-from libai_ext.data.table_columns import NO_CLASS, Columns
+from libai_ext.data.table_columns import Columns
 from libai_ext.data.walk import warn_once
 from libai_ext.errors import DataError
 from libai_ext.files.regular import open_regular
@@ -60,11 +60,9 @@ class ParquetImages:
         self._ends = np.cumsum(self.shard_sizes)
         if not len(self):
             raise DataError(f"{path} holds no rows")
-        if self.columns.label is None:
-            none = np.full(len(self), NO_CLASS, np.int64)
-            self.labels, self.classes = table_columns.without_class(none, [])
-        else:
-            self.labels, self.classes = table_columns.number_labels(labels, self.columns, path)
+        self.labels, self.classes = table_columns.number_labels(
+            labels, self.columns, len(self), path
+        )
 
     def __getstate__(self):
         return dict(self.__dict__, _files=(-1, OrderedDict()), _groups=OrderedDict(), _held=0)
@@ -104,7 +102,7 @@ class ParquetImages:
             sizes = [
                 chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in name
             ]
-            largest = max(largest, *sizes)
+            largest = max([largest, *sizes])
         if largest > _MAX_GROUP:
             raise DataError(
                 f"{path} has {largest / 2**30:.1f} GiB of images in a group of rows: write it "

@@ -66,7 +66,9 @@ class GlobalOrder:
         self.shards = shards
         whole = num_samples // global_batch * global_batch
         self.epoch_length = whole if remainder == "drop" else num_samples
+        # Of one epoch: its number, and what was computed for it.
         self._permutation = (-1, np.empty(0, np.int64))
+        self._windows: tuple[int, list[np.ndarray], np.ndarray] = (-1, [], np.empty(0, np.int64))
 
     def iterations(self, epochs: float) -> int:
         """Optimizer steps that ``epochs`` take, rounded up."""
@@ -88,11 +90,13 @@ class GlobalOrder:
         """The shards of the window in which an iteration begins, and those of the next window."""
         assert self.shards is not None
         epoch, offset = divmod(iteration * self.global_batch, self.epoch_length)
-        windows = self.shards.windows(self._generator(epoch))
-        ends = np.cumsum([self.shards.sizes[window].sum() for window in windows])
+        if self._windows[0] != epoch:
+            windows = self.shards.windows(self._generator(epoch))
+            ends = np.cumsum([self.shards.sizes[window].sum() for window in windows])
+            windows += self.shards.windows(self._generator(epoch + 1))[:1]
+            self._windows = (epoch, windows, ends)
+        _, windows, ends = self._windows
         here = int(np.searchsorted(ends, offset, "right"))
-        if here + 1 == len(windows):
-            windows += self.shards.windows(self._generator(epoch + 1))
         return windows[here].tolist(), windows[here + 1].tolist()
 
     def _generator(self, epoch: int) -> np.random.Generator:

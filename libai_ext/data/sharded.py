@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from libai_ext.data.concat import Concat
 from libai_ext.data.remote.shards import RemoteTarShards
 from libai_ext.data.sampler import GlobalOrder
@@ -50,17 +52,23 @@ def fetch_ahead(source: Any, order: GlobalOrder, iteration: int) -> None:
     """Begin to fetch the shards of the present window, and those of the next one for which the
     cache has room, if this is a data worker and they are on a server."""
     parts = _parts(source)
-    owners = [(part, number) for part in parts for number in range(len(part.shard_sizes))]
+    if not any(isinstance(part, RemoteTarShards) for part in parts):
+        return
+    ends = np.cumsum([len(part.shard_sizes) for part in parts])
     now, following = order.shards_at(iteration)
-    wanted = [owners[k] for k in (*now, *following) if isinstance(owners[k][0], RemoteTarShards)]
-    used, chosen = 0, []
-    for part, number in wanted:
+    used = 0
+    wanted: list[list[int]] = [[] for _ in parts]
+    for shard in (*now, *following):
+        owner = int(np.searchsorted(ends, shard, "right"))
+        part = parts[owner]
+        if not isinstance(part, RemoteTarShards):
+            continue
+        number = shard - int(ends[owner]) + len(part.shard_sizes)
         used += part.shard_bytes[number]
         if used > part.cache.limit:
             break
-        chosen.append((part, number))
-    for part in parts:
-        numbers = [number for owner, number in chosen if owner is part]
+        wanted[owner].append(number)
+    for part, numbers in zip(parts, wanted):
         if numbers:
             part.fetch_ahead(numbers)
 

@@ -24,7 +24,7 @@ import glob
 import json
 import os
 import re
-from typing import Any, Iterable, NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -156,16 +156,19 @@ def columns_of(schema: Any, options: dict[str, str], where: str) -> Columns:
             "as parquet:PATH?image=COLUMN"
         )
     label = _chosen("label", schema.names, options, _typed(features, "ClassLabel"), LABELS, where)
-    kind = str(schema.field(image).type)
-    if not re.match(r"(large_)?binary$|struct<.*\bbytes: (large_)?binary\b", kind):
+    kind = schema.field(image).type
+    members = {"bytes": kind}
+    if str(kind).startswith("struct<"):
+        members = {kind.field(k).name: kind.field(k).type for k in range(kind.num_fields)}
+    if str(members.get("bytes")) not in ("binary", "large_binary"):
         raise DataError(
-            f"{where}: column {image} is {kind:.200}; expected the bytes of image files, or a "
+            f"{where}: column {image} is {str(kind):.200}; expected the bytes of image files, or a "
             "struct with a member bytes"
         )
     if label is not None:
-        kind = str(schema.field(label).type)
-        if not re.fullmatch(r"u?int\d+|(large_)?string", kind):
-            raise DataError(f"{where}: column {label} is {kind:.200}; expected numbers or texts")
+        text = str(schema.field(label).type)
+        if not re.fullmatch(r"u?int\d+|(large_)?string", text):
+            raise DataError(f"{where}: column {label} is {text:.200}; expected numbers or texts")
     classes = None if label is None else _names(features.get(label), label, where)
     return Columns(image, label, classes)
 
@@ -219,19 +222,22 @@ def _names(feature: Any, label: str, where: str) -> tuple[str, ...] | None:
 
 
 def number_labels(
-    parts: Iterable[Any], columns: Columns, where: str
+    parts: Sequence[Any], columns: Columns, count: int, where: str
 ) -> tuple[np.ndarray, list[str]]:
     """Class numbers int64 [N], and names.
 
     Args:
-        parts: arrays of pyarrow, in order; none are null or empty lists.
+        parts: arrays of pyarrow, in order; none without a column of labels.
+        count: N, at least 1.
 
     Raises:
         DataError: a number is not that of a class.
     """
+    if columns.label is None:
+        return _without_class(np.full(count, NO_CLASS, np.int64), [])
     import pyarrow
 
-    whole = pyarrow.concat_arrays(list(parts))
+    whole = pyarrow.concat_arrays(parts)
     names = columns.classes
     if re.fullmatch("(large_)?string", str(whole.type)):
         coded = whole.dictionary_encode()
@@ -251,10 +257,10 @@ def number_labels(
             f"{int(labels[wrong.argmax()])} is not one of {most:,}"
         )
     classes = list(map(str, range(labels.max() + 1))) if names is None else list(names)
-    return without_class(labels, classes)
+    return _without_class(labels, classes)
 
 
-def without_class(labels: np.ndarray, classes: list[str]) -> tuple[np.ndarray, list[str]]:
+def _without_class(labels: np.ndarray, classes: list[str]) -> tuple[np.ndarray, list[str]]:
     """Give the samples of :data:`NO_CLASS` a class without a name."""
     missing = labels == NO_CLASS
     if missing.all():

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
-import os
-import signal
 import threading
 import time
 from itertools import islice
@@ -13,92 +12,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import encode, pixels
-from made_sets import write_tar
-from shard_server import ShardServer
+from remote_sets import EACH, NAMES, PATTERN, SHARDS, check_same, kept, kept_of, opened
 
-from libai_ext.data import retry
 from libai_ext.data.dataset import KeyedDataset
-from libai_ext.data.fingerprint import fingerprint
 from libai_ext.data.loader import Loader
 from libai_ext.data.remote import index, server
-from libai_ext.data.remote.index import write_beside
 from libai_ext.data.sampler import GlobalOrder, TrainSampler
 from libai_ext.data.sharded import shard_windows
 from libai_ext.data.sources import open_images, open_source
 from libai_ext.data.tar_shards import parse_index
-from libai_ext.data.workers import prefetch
 from libai_ext.engine import cli as entry
 from libai_ext.errors import ConfigError, DataError, DataUnavailable
 
-SHARDS, EACH = 5, 6
-NAMES = [f"shard-{number}.tar" for number in range(SHARDS)]
-PATTERN = "shard-{0..4}.tar"
+pytestmark = pytest.mark.usefixtures("quick_retries")
 
 
-@pytest.fixture(autouse=True)
-def _quick(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(retry, "RETRY_SECONDS", 1.0)
-    monkeypatch.setattr(server, "PIECE", 4096)
-    monkeypatch.setattr(server, "SMALLEST", 512)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Shards of images with classes, and their indices."""
-    folder = tmp_path_factory.mktemp("shards")
-    for number, name in enumerate(NAMES):
-        rows = []
-        for image in range(EACH * number, EACH * number + EACH):
-            rows += [(f"{image}.cls", b"%d" % (image % 3)), (f"{image}.png", encode(pixels(image)))]
-        write_beside(write_tar(folder / name, rows))
-    return folder
-
-
-@pytest.fixture
-def served(folder):
-    with ShardServer({path.name: path.read_bytes() for path in folder.iterdir()}) as server:
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture
-def without_index(served):
-    for name in NAMES:
-        del served.files[f"{name}.index"]
-    return served
-
-
-def opened(served, **options):
-    return open_source(f"{served.url}/{PATTERN}", **options)
-
-
-def kept(tmp_path, kind="*.tar"):
-    return sorted((tmp_path / "cache/libai_ext/libai_ext_shards").glob(kind))
-
-
-def in_child(function):
-    """Run a function in a process of its own, as a data worker is."""
-    return next(prefetch(lambda *_: function(), [None], 1, 1))
-
-
-def check_same(source, local):
-    assert (len(source), source.classes) == (len(local), local.classes) == (30, ["0", "1", "2"])
-    np.testing.assert_array_equal(source.labels, local.labels)
-    assert fingerprint(source) == fingerprint(local)
-    remote = source.source
-    in_child(lambda: [remote.cache.fetch(shard) for shard in remote.found])
-    for number in range(len(local)):
-        (image, label), (expected, of) = source[number], local[number]
-        np.testing.assert_array_equal(image, expected)
-        assert label == of
-
-
-def test_the_samples_are_those_of_local_shards(served, folder, tmp_path):
+def test_the_samples_are_those_of_local_shards(served, shards, tmp_path):
     source = opened(served)
     assert served.fetched() == [f"{name}.index" for name in NAMES]
-    check_same(source, open_source(str(folder / PATTERN)))
+    check_same(source, open_source(str(shards / PATTERN)))
     assert source.name(7) == f"{served.url}/shard-1.tar:7.png"
     assert [path.stat().st_size for path in kept(tmp_path)] == [20480] * 5
     served.asked.clear()
@@ -106,10 +38,10 @@ def test_the_samples_are_those_of_local_shards(served, folder, tmp_path):
     assert {method for method, _, _ in served.asked} == {"HEAD"}
 
 
-def test_without_indices_each_shard_is_fetched_once(without_index, folder, caplog):
+def test_without_indices_each_shard_is_fetched_once(without_index, shards, caplog):
     with caplog.at_level(logging.INFO):
         source = opened(without_index)
-    check_same(source, open_source(str(folder / PATTERN)))
+    check_same(source, open_source(str(shards / PATTERN)))
     whole = [row for row in without_index.asked if row[0] == "GET" and row[1].endswith(".tar")]
     assert len(whole) == SHARDS * 5  # pieces of 4 KiB
     without_index.asked.clear()
@@ -128,22 +60,25 @@ def sampler_of(source, window, ranks, rank, start):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_the_batches_are_those_of_local_shards(served, folder, tmp_path, ranks):
+def test_the_batches_are_those_of_local_shards(served, shards, tmp_path, ranks):
     """With two data workers a rank and a cache of three shards; every second rank starts in the
     middle, as after an interruption."""
-    local, limit = open_source(str(folder / PATTERN)), 3 * 20480
+    local, limit = open_source(str(shards / PATTERN)), 3 * 20480
     source, most, done = opened(served, cache_gib=limit / 2**30), [], threading.Event()
     data, expected = (KeyedDataset(each, to_array, labels=True) for each in (source, local))
 
+    def files():
+        return [*kept(tmp_path), *kept(tmp_path, "*.part")]
+
     def watch():
         while not done.is_set():
-            sizes = [0]
-            for path in [*kept(tmp_path), *kept(tmp_path, "*.part")]:
-                try:
+            there = files()
+            sizes = []
+            for path in there:
+                with contextlib.suppress(FileNotFoundError):
                     sizes.append(path.stat().st_size)
-                except FileNotFoundError:
-                    pass
-            most.append(sum(sizes))
+            if there == files():  # else one may have gone before another was looked at
+                most.append(sum(sizes))
             time.sleep(0.002)
 
     watcher = threading.Thread(target=watch)
@@ -181,9 +116,9 @@ def test_the_next_window_is_fetched_ahead(served, tmp_path):
     [["503", "500"], ["cut"] * 3, ["wrong"], ["slow"], ["more"], ["429", "", "cut", "", "wrong"]],
     ids=lambda faults: "-".join(faults),
 )
-def test_faults_that_pass(served, folder, monkeypatch, faults):
+def test_faults_that_pass(served, shards, monkeypatch, faults):
     monkeypatch.setattr(server, "READ", 0.5)
-    source, local = opened(served), open_source(str(folder / PATTERN))
+    source, local = opened(served), open_source(str(shards / PATTERN))
     served.faults = list(faults)
     served.asked.clear()
     np.testing.assert_array_equal(source[0][0], local[0][0])
@@ -196,16 +131,16 @@ def test_faults_that_pass(served, folder, monkeypatch, faults):
 
 
 @pytest.mark.parametrize("fault", ["", "cut", "503", "wrong"])
-def test_a_server_that_knows_no_ranges(served, folder, fault):
+def test_a_server_that_knows_no_ranges(served, shards, fault):
     served.parts = False
-    source, local = opened(served), open_source(str(folder / PATTERN))
+    source, local = opened(served), open_source(str(shards / PATTERN))
     served.faults = ["", fault]
     check_same(source, local)
 
 
-def test_damaged_bytes_of_a_shard_without_an_index(without_index, folder):
+def test_damaged_bytes_of_a_shard_without_an_index(without_index, shards):
     without_index.faults = ["wrong"] + [""] * 4
-    check_same(opened(without_index), open_source(str(folder / PATTERN)))
+    check_same(opened(without_index), open_source(str(shards / PATTERN)))
     without_index.files["shard-1.tar"] = b"no archive" * 2048
     with pytest.raises(DataError, match="shard-1.tar is no plain .uncompressed. tar file"):
         opened(without_index)
@@ -237,7 +172,7 @@ def test_what_cannot_be_opened(served, monkeypatch):
             open_source(url)
 
 
-def test_an_index_that_is_of_no_use(served, folder):
+def test_an_index_that_is_of_no_use(served, shards):
     good = served.files["shard-0.tar.index"]
     for content, why in (
         (b"no index", "shard-0.tar.index is no index .*tools/index_shards.py, or remove it"),
@@ -272,7 +207,7 @@ def test_an_index_that_unpacks_to_too_much(served, monkeypatch):
         opened(served)
 
 
-def test_what_happens_during_a_run(served, folder, tmp_path):
+def test_what_happens_during_a_run(served, shards, tmp_path):
     source = opened(served)
     served.files["shard-0.tar"] = served.files["shard-1.tar"]
     with pytest.raises(DataError, match="shard-0.tar has other bytes .*it has changed since"):
@@ -311,12 +246,12 @@ def test_a_missing_package_names_the_extra(monkeypatch):
         open_source("s3://bucket/a.tar")
 
 
-def test_passwords_and_signatures_stay_out_of_messages(served, caplog, folder, capsys):
+def test_passwords_and_signatures_stay_out_of_messages(served, caplog, shards, capsys):
     secret = served.url.replace("http://", "http://me:geheim@") + f"/{PATTERN}?sig=geheim"
     with caplog.at_level(logging.DEBUG):
         source = open_source(secret)
         served.faults = ["503"]
-        check_same(source, open_source(str(folder / PATTERN)))
+        check_same(source, open_source(str(shards / PATTERN)))
         served.files.clear()
         for number in kept_of(source):
             number.unlink()
@@ -333,100 +268,8 @@ def test_passwords_and_signatures_stay_out_of_messages(served, caplog, folder, c
     assert "***@" in said
 
 
-def kept_of(source):
-    return [source.source.cache.path(shard) for shard in source.source.found]
-
-
-def test_a_killed_process_leaves_what_another_one_goes_on_with(served, folder, tmp_path):
-    source = opened(served).source
-    served.faults = ["", "", "slow"]
-    served.asked.clear()
-    child = os.fork()
-    if not child:
-        source.cache.fetch(source.found[0])
-        os._exit(0)
-    while not any(path.stat().st_size == 8192 for path in kept(tmp_path, "*.part")):
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert kept(tmp_path) == []
-    np.testing.assert_array_equal(source[0][0], pixels(0))
-    starts = [row[2] for row in served.asked if row[0] == "GET"]
-    assert starts.count("bytes=0-4095") == 1 and "bytes=8192-12287" in starts
-    assert kept(tmp_path, "*.part") == []
-
-
-def test_what_a_crash_may_leave_is_not_taken_for_whole(served, tmp_path):
-    source = opened(served).source
-    shard = source.found[0]
-    source[0]
-    whole = source.cache.path(shard)
-    whole.write_bytes(whole.read_bytes()[:5000])
-    np.testing.assert_array_equal(source[0][0], pixels(0))
-    whole.rename(tmp_path / f"{whole.parent}/{shard.key}.{shard.size}.part")
-    part = kept(tmp_path, "*.part")[0]
-    part.write_bytes(bytes(8000))  # blocks that did not reach the disk
-    np.testing.assert_array_equal(source[0][0], pixels(0))
-    assert whole.stat().st_size == shard.size
-
-
-def test_the_least_recently_used_goes_and_never_one_in_use(served, tmp_path):
-    source = opened(served, cache_gib=3 * 20480 / 2**30).source
-    shards, store = source.found, source.cache
-    mine = store.folder / "notes.tar"
-    store.folder.mkdir(parents=True)
-    mine.write_bytes(bytes(90000))
-    for number in (0, 1, 2):
-        source[EACH * number]
-    source[0]
-    source[EACH * 3]
-    assert set(kept(tmp_path)) == {mine, *(store.path(shards[k]) for k in (0, 2, 3))}
-    with store.open(shards[2]):
-        source[EACH * 4]
-        source[EACH * 1]
-        assert store.path(shards[2]).exists()
-        with store.open(shards[1]), store.open(shards[4]):
-            in_child(lambda: store.fetch(shards[0], wait=False))
-            assert not store.path(shards[0]).exists()
-            threading.Timer(0.3, mine.touch).start()
-    source[0]
-    assert len(kept(tmp_path)) == 4 and store.path(shards[0]).exists()
-
-
-def test_processes_fetch_a_shard_once(served):
-    source = opened(served).source
-    served.asked.clear()
-    made = prefetch(lambda worker, number, _: source[0][1], [None] * 4, 4, 1)
-    assert list(made) == [0] * 4
-    assert len([row for row in served.asked if row[0] == "GET"]) == 5  # pieces
-
-
-def test_a_full_disk(served, small_disk):
-    source = opened(served, cache_dir=str(small_disk.folder)).source
-    for number in range(4):
-        source[EACH * number]
-    small_disk.fill()
-    source[EACH * 4]  # in place of the others
-    assert source.cache.path(source.found[4]).exists()
-    source.cache.remove(source.found[4])
-    for shard in source.found:
-        source.cache.remove(shard)
-    small_disk.fill()
-    with pytest.raises(DataUnavailable, match="No space left on device in .*/disk"):
-        source[0]
-    small_disk.free()
-    np.testing.assert_array_equal(source[0][0], pixels(0))
-
-
-def test_a_folder_that_cannot_be_used(served, tmp_path):
-    (tmp_path / "file").write_text("")
-    source = opened(served, cache_dir=str(tmp_path / "file"))
-    with pytest.raises(DataError, match="cannot be kept in .*Not a directory.*set data.cache_dir"):
-        source[0]
-
-
 @pytest.fixture
-def bucket(monkeypatch, folder):
+def bucket(monkeypatch, shards):
     """An S3 server with the shards in ``bucket``."""
     import boto3
     from moto.server import ThreadedMotoServer
@@ -440,14 +283,14 @@ def bucket(monkeypatch, folder):
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     client = boto3.client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="bucket")
-    for path in Path(folder).iterdir():
+    for path in Path(shards).iterdir():
         client.upload_file(str(path), "bucket", f"digits/{path.name}")
     yield client
     moto.stop()
 
 
-def test_s3(bucket, folder):
-    source, local = open_source(f"s3://bucket/digits/{PATTERN}"), open_source(str(folder / PATTERN))
+def test_s3(bucket, shards):
+    source, local = open_source(f"s3://bucket/digits/{PATTERN}"), open_source(str(shards / PATTERN))
     check_same(source, local)
     with pytest.raises(DataError, match="s3://bucket/digits/none.tar: there is no such file"):
         open_source("s3://bucket/digits/none.tar")

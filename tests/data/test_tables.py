@@ -153,7 +153,11 @@ def test_columns(tmp_path, kind):
 
 
 ARRAY = pa.array([[1, 2], [3]], pa.list_(pa.int8()))
+INNER = pa.struct([("bytes", pa.binary())])
 WRONG = {
+    "column image is struct<a: struct<bytes: binary>>; expected": pa.table(
+        {"image": pa.array([{"a": {"bytes": FILES[0]}}], pa.struct([("a", INNER)]))}
+    ),
     "has no column of images among text: name it": pa.table({"text": ["a"]}),
     "has the columns image, img: choose one by .image=COLUMN": pa.table(
         {"image": [b"a"], "img": [b"b"]}

@@ -233,7 +233,7 @@ def test_the_page_has_a_logger(tmp_path, monkeypatch):
     assert list(files) == ["mine/logger.py", "mine/config.py"]
     (tmp_path / "mine").mkdir()
     for name, text in files.items():
-        (tmp_path / name).write_text(text.replace("/tmp/losses", str(tmp_path)))
+        (tmp_path / name).write_text(text.replace('folder="."', f"folder={str(tmp_path)!r}"))
     monkeypatch.syspath_prepend(str(tmp_path))
     try:
         cfg = resolve(str(tmp_path / "mine/config.py"), [])

@@ -113,8 +113,8 @@ def _beside(shard: Shard) -> ShardIndex | None:
     return index
 
 
-def _read(url: str, size: int) -> bytes:
-    remote, content = RemoteFile(url), b""
+def _read(url: str, size: int) -> bytearray:
+    remote, content = RemoteFile(url), bytearray()
     try:
         while len(content) < size:
             read = partial(remote.read, len(content), size)
@@ -126,7 +126,7 @@ def _read(url: str, size: int) -> bytes:
     return content
 
 
-def _check_unpacked(content: bytes) -> None:
+def _check_unpacked(content: bytearray) -> None:
     """
     Raises:
         ValueError: it would need too much memory.

@@ -37,6 +37,9 @@ class RemoteTarShards(TarShards):
         cache_dir: None: the user's cache folder.
         cache_gib: GiB of shards that the cache may hold.
 
+    Attributes:
+        shard_bytes: bytes of each shard.
+
     Raises:
         DataError: see :class:`TarShards`; or a URL is not allowed, or a package is missing.
         DataUnavailable: the server does not answer.
@@ -67,15 +70,11 @@ class RemoteTarShards(TarShards):
         self.shards = [masked(url) for url in self.urls]
         rows = prefetch(self._find, self.urls, min(_AT_ONCE, len(self.urls)), 1)
         self.found, indices = map(list, zip(*rows))
+        self.shard_bytes = [shard.size for shard in self.found]
         return indices
 
     def _find(self, worker: int, number: int, url: str) -> tuple[Shard, ShardIndex]:
         return find_shard(url, self.cache)
-
-    @property
-    def shard_bytes(self) -> list[int]:
-        """Bytes of each shard."""
-        return [shard.size for shard in self.found]
 
     def fetch_ahead(self, numbers: Sequence[int]) -> None:
         """Begin to fetch these shards, if this is a data worker."""
