@@ -8,20 +8,12 @@ of them does without. The native op works on the packed projection and computes 
 
 from __future__ import annotations
 
-import functools
-
 import oneflow as flow
 from libai.layers.attention import MultiheadAttention
 
-from libai_ext import kernels
+from libai_ext.compat import own_ops
 
 _libai_forward = MultiheadAttention.forward
-
-
-@functools.lru_cache(maxsize=None)
-def _operator():
-    name = "libai_ext_self_attention"  # csrc/ops/attention.cpp
-    return flow.stateful_op(name).Input("query_key_value").Output("context").Build()
 
 
 def self_attention(query_key_value: flow.Tensor, head_size: int, scale: float) -> flow.Tensor:
@@ -37,11 +29,8 @@ def self_attention(query_key_value: flow.Tensor, head_size: int, scale: float) -
     Raises:
         RuntimeError: the last dimension is not a multiple of ``3 * head_size``.
     """
-    # OneFlow has no call for ops of a plug-in. This one runs any op of one input and gives it two
-    # attributes, which are lists of floats.
-    return flow._C.dispatch_image_normalize(
-        _operator(), query_key_value, [scale], [float(head_size)]
-    )
+    inputs = {"query_key_value": query_key_value}
+    return own_ops.call("libai_ext_self_attention", inputs, "context", [scale, head_size])
 
 
 def _forward(self, hidden_states: flow.Tensor, *rest, **options):
@@ -57,8 +46,7 @@ def _is_plain(layer: MultiheadAttention, hidden_states: flow.Tensor, *options) -
     dropped = layer.training and layer.dropout.p > 0
     if layer.is_cross_attention or layer.bias_dropout_fusion or dropped:
         return False
-    on_cpu = kernels.is_loaded() and not hidden_states.is_cuda
-    return on_cpu and hidden_states.dtype == flow.float32 and not any(map(_is_given, options))
+    return own_ops.available_for(hidden_states) and not any(map(_is_given, options))
 
 
 def _is_given(option) -> bool:

@@ -8,6 +8,7 @@
 #include "ops/elementwise.cpp"
 #include "ops/gelu.cpp"
 #include "ops/layer_norm.cpp"
+#include "ops/linear.cpp"
 #include "ops/matmul.cpp"
 #include "ops/reduce.cpp"
 #include "ops/register.cpp"

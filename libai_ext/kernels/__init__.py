@@ -8,7 +8,15 @@ from libai_ext.kernels.loader import (
     bfloat16_instructions,
     is_loaded,
     load,
+    sleep_in_waits,
     use_bfloat16_products,
 )
 
-__all__ = ["Status", "bfloat16_instructions", "is_loaded", "load", "use_bfloat16_products"]
+__all__ = [
+    "Status",
+    "bfloat16_instructions",
+    "is_loaded",
+    "load",
+    "sleep_in_waits",
+    "use_bfloat16_products",
+]

@@ -48,6 +48,16 @@ def use_bfloat16_products(on: bool) -> None:
         _library.libai_ext_use_bfloat16_products(ctypes.c_int64(on))
 
 
+def sleep_in_waits() -> bool:
+    """From now on, OneFlow's scheduler sleeps in long waits. Call it in runs on CPU: it would start
+    a GPU's kernels later.
+
+    Returns:
+        False if this build of OneFlow is another one, so that it cannot be done.
+    """
+    return _library is None or _library.libai_ext_sleep_in_waits() != 0
+
+
 def load() -> Status:
     """Build the kernels if needed and register them. Call right after `import oneflow`.
 
@@ -92,9 +102,10 @@ def _load() -> Status:
         # Some kernels may be registered already, so the run cannot continue.
         raise RuntimeError(f"OneFlow refused the native kernels: {message.value.decode()}")
     if not library.libai_ext_share_graph_memory():
-        done += "; but graphs share no memory, as this build of OneFlow is another one"
-    if not library.libai_ext_sleep_in_waits():
-        done += "; but waiting threads keep cores busy, as this build of OneFlow is another one"
+        done += (
+            "; but graphs share no memory, and those that accumulate gradients may change "
+            "parameters too early, as this build of OneFlow is another one"
+        )
     global _library
     _library = library
     return Status(True, done)

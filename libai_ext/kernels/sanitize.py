@@ -2,7 +2,7 @@
 
 OneFlow itself cannot run under them, so this compiles `csrc/check/sanitize.cpp`, which calls the
 arithmetic directly, with the address and undefined-behaviour sanitizers of g++. A flag such as
-`-mno-avx512bf16` leaves out instructions: ordinary loops replace them and are checked.
+`-march=x86-64` leaves out instructions: other code replaces them and is checked.
 """
 
 from __future__ import annotations

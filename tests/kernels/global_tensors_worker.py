@@ -16,6 +16,7 @@ def main():
     import oneflow as flow
 
     from libai_ext.compat.attention import self_attention
+    from libai_ext.compat.linear import linear
 
     assert kernels.is_loaded()
     output, layout = sys.argv[1:]
@@ -35,6 +36,9 @@ def main():
     bias = leaf((48,), broadcast if data else split(0))
     down = leaf((16, 48), broadcast if data else split(1))
     packed = leaf((6, 10, 24), split(0 if data else 2))
+    three = leaf((6, 10, 36), split(0 if data else 2))
+    column = leaf((16, 24), broadcast if data else split(1))
+    column_bias = leaf((24,), broadcast if data else split(0))
 
     h = flow._C.layer_norm_affine(
         x, gamma, beta, begin_norm_axis=2, begin_params_axis=2, epsilon=1e-6
@@ -43,10 +47,17 @@ def main():
     y = x + flow.matmul(h, down, transpose_b=True)
     context = self_attention(packed, 4, 0.5)  # two heads
     assert context.sbp == (split(0 if data else 2),)
-    loss = (y * y).sum() + (context * context).sum()
+    undivided = self_attention(three, 4, 0.5)  # three heads: whole ones on each rank
+    whole = sum(packed.narrow(axis, 0, size) for axis, size in enumerate(packed.shape))
+    assert whole.sbp == packed.sbp
+    z = linear(y, column, column_bias)
+    assert z.sbp == (split(0 if data else 2),)
+    loss = (z * z).sum() + (context * context).sum() + (whole * whole).sum()
+    loss = loss + (undivided * undivided).sum()
     loss.backward()
-    results = {"loss": loss, "context": context}
-    for name in ("x", "gamma", "beta", "up", "bias", "down", "packed"):
+    results = dict(loss=loss, context=context, undivided=undivided, whole=whole, z=z)
+    names = "x", "gamma", "beta", "up", "bias", "down", "packed", "three", "column", "column_bias"
+    for name in names:
         results[name] = locals()[name].grad
     arrays = {name: tensor.to_global(sbp=broadcast).numpy() for name, tensor in results.items()}
     if flow.env.get_rank() == 0:

@@ -74,8 +74,12 @@ def test_operands_repeated_along_some_axes(switched, rng, tensor):
     _check(switched, flow.matmul(tensor(a), tensor(b), alpha=0.125), a, b, 0.125)
 
 
-def test_in_a_graph_with_a_sum_in_the_output(switched, rng):
-    a, w, c = _random(rng, 2, 35, 40), _random(rng, 40, 50), _random(rng, 2, 35, 50)
+@pytest.mark.parametrize(
+    "batches", [((2,), (), (2,)), ((2,), (2,), (2,)), ((1, 2), (3, 1), (3, 2))]
+)
+def test_in_a_graph_with_a_sum_in_the_output(batches, switched, rng):
+    of_a, of_w, of_c = batches
+    a, w, c = _random(rng, *of_a, 35, 40), _random(rng, *of_w, 40, 50), _random(rng, *of_c, 35, 50)
 
     class Graph(flow.nn.Graph):
         def __init__(self):
@@ -85,7 +89,8 @@ def test_in_a_graph_with_a_sum_in_the_output(switched, rng):
         def build(self, a, w, c):
             return flow.add(flow.matmul(a, w), c * 2.0)
 
-    out = Graph()(*(flow.tensor(array) for array in (a, w, c))).numpy()
+    graph = Graph()
+    out = graph(*(flow.tensor(array) for array in (a, w, c))).numpy()
     if switched:
         assert_product(out, a, w, addend=2 * c.astype(np.float64))
     else:

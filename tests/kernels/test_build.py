@@ -1,6 +1,5 @@
 import os
 import re
-import resource
 import shutil
 import signal
 import stat
@@ -54,12 +53,9 @@ def _count(runs):
 
 
 @pytest.mark.slow
-def test_real_build_is_quick_and_without_warning(cache):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def test_real_build_is_without_warning(cache):
     path, done = build()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert path.exists() and re.search(r"built in \d+ s", done)
-    assert after.ru_utime - before.ru_utime < 30  # whatever else the machine does
     (log,) = cache.glob("*.log")
     assert len(log.read_text().splitlines()) == 1, log.read_text()  # the command alone
 
@@ -268,9 +264,10 @@ def test_a_compiler_that_never_ends(cache, use_compiler, monkeypatch):
 
 
 @pytest.mark.slow
-def test_arithmetic_is_clean_under_sanitizers():
+@pytest.mark.parametrize("processor", ["native", "x86-64-v3", "x86-64"])  # the others: AVX2, SSE2
+def test_arithmetic_is_clean_under_sanitizers(processor):
     result = subprocess.run(
-        [sys.executable, "-m", "libai_ext.kernels.sanitize"],
+        [sys.executable, "-m", "libai_ext.kernels.sanitize", f"-march={processor}"],
         capture_output=True,
         text=True,
         check=False,

@@ -1,6 +1,8 @@
 """Copies give NumPy's bits. Global tensors: OneFlow makes views of local ones, without a kernel."""
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import oneflow as flow
@@ -107,3 +109,19 @@ def test_gather_and_its_gradient(index_type, picked, rng, place):
     for sample in range(7):
         np.add.at(expected[sample], ids[sample], dy[sample])
     np.testing.assert_array_equal(gradient.numpy(), expected)
+
+
+GATHER = """
+import oneflow as flow
+from libai_ext import kernels
+assert kernels.load().loaded
+flow.batch_gather(flow.ones(1, 4, 2), flow.tensor([[3, {}]])).numpy()
+"""
+
+
+@pytest.mark.parametrize("index", [-1, 4])
+def test_an_index_out_of_range_is_named(index):
+    command = [sys.executable, "-c", GATHER.format(index)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert f"indices[1] is {index}, not one of 4 rows" in result.stderr

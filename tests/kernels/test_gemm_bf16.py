@@ -22,7 +22,7 @@ WITHOUT = {
 
 
 class Product:
-    """``c = alpha * a @ b (+ c)`` by the compiled code."""
+    """``c = alpha * a @ b (+ c)`` by the compiled code; a linear layer and two of its gradients."""
 
     def __init__(self, library: Path):
         self.library = ctypes.CDLL(str(library))
@@ -47,6 +47,16 @@ class Product:
             ctypes.c_int64(addend is not None),
         )
         return out
+
+    def linear(self, x, weight, bias, y_grad, threads=2):
+        """``x @ weight + bias``, and the gradients of weight and bias."""
+        outs = [np.full_like(like, np.nan) for like in (y_grad, weight, bias)]
+        arrays = (x, weight, bias, outs[0], y_grad, *outs[1:])
+        self.library.linear(
+            *(ctypes.c_int64(size) for size in (threads, *x.shape, len(bias))),
+            *(array.ctypes.data_as(ctypes.c_void_p) for array in arrays),
+        )
+        return outs
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +98,9 @@ SHAPES = [
     (5, 2051, 3),
     (1030, 18, 70),
     (197, 197, 64),
+    (2080, 40, 40),  # two chunks of rows, of columns, of both
+    (40, 3105, 40),
+    (2080, 3105, 33),
 ]
 
 
@@ -110,13 +123,43 @@ def test_batches(batch, multiply, rng):
         assert_product(multiply(a, b, 0.125, turned), a, b, 0.125)
 
 
+def test_each_matrix_of_a_batch_by_all_threads(multiply, rng):
+    a = rng.standard_normal((3, 197, 64)).astype(np.float32)
+    b = rng.standard_normal((3, 64, 197)).astype(np.float32)
+    one = multiply(a, b, threads=1)
+    assert_product(one, a, b)
+    for threads in (2, 4):
+        np.testing.assert_array_equal(multiply(a, b, threads=threads), one)
+
+
 def test_the_number_of_threads_does_not_change_a_bit(multiply, rng):
-    for m, n, k in [(400, 131, 700), (70, 2100, 40), (1100, 33, 90)]:
+    # The last one is cut in both directions.
+    for m, n, k in [(400, 131, 700), (70, 2100, 40), (1100, 33, 90), (200, 200, 300)]:
         a = rng.standard_normal((m, k)).astype(np.float32)
         b = rng.standard_normal((k, n)).astype(np.float32)
         one = multiply(a, b, turned=(True, False), threads=1)
-        for threads in (2, 3, 4):
+        for threads in (2, 3, 4, 6):
             np.testing.assert_array_equal(multiply(a, b, 1, (True, False), None, threads), one)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (33, 40, 2080), (33, 3105, 40), (3, 5, 0), (0, 5, 3)])
+def test_a_bias_and_its_gradient(shape, multiply, rng):
+    """The sums of columns have the same bits with all instructions: 32 rows at a time in float."""
+    rows, out, inputs = shape
+    sizes = (rows, inputs), (inputs, out), (out,), (rows, out)
+    x, weight, bias, y_grad = (rng.standard_normal(size).astype(np.float32) for size in sizes)
+    results = multiply.linear(x, weight, bias, y_grad)
+    assert_product(results[0], x, weight, addend=bias.astype(np.float64))
+    assert_product(results[1], x.T, y_grad)
+    if inputs:
+        blocks = [y_grad[row : row + 32] for row in range(0, rows, 32)]
+        sums = [np.add.reduce(block, axis=0, dtype=np.float32) for block in blocks]
+        total = np.sum(sums, axis=0, dtype=np.float64) if sums else np.zeros(out)
+        np.testing.assert_array_equal(results[2], total.astype(np.float32))
+    np.testing.assert_allclose(results[2], y_grad.sum(axis=0, dtype=np.float64), 1e-5, 1e-5)
+    for threads in (1, 3):
+        for result, other in zip(results, multiply.linear(x, weight, bias, y_grad, threads)):
+            np.testing.assert_array_equal(other, result)
 
 
 def test_a_cut_matrix_has_the_same_bits(multiply, rng):

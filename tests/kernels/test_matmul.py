@@ -2,7 +2,7 @@ import numpy as np
 import oneflow as flow
 import pytest
 
-# (m, n, k): tiles are 12 x 32 or 6 x 16, blocks 240 or 120 x 1024 or 512, 384 deep
+# (m, n, k): tiles are 12 x 32 or 6 x 16, blocks 480 or 240 x 512 or 256, 384 deep
 SHAPES = [
     (1, 1, 1),
     (1, 1, 1000),
@@ -13,6 +13,7 @@ SHAPES = [
     (197, 197, 32),
     (241, 1025, 769),
     (400, 768, 768),
+    (481, 513, 20),
 ]
 
 

@@ -15,6 +15,7 @@ from libai_ext import kernels
 
 assert kernels.load().loaded
 from libai_ext.compat.attention import self_attention
+from libai_ext.compat.linear import linear
 
 rng = np.random.default_rng(0)
 def leaf(*shape):
@@ -33,6 +34,12 @@ context = self_attention(packed, 32, 0.2)
 (context * context).mean().backward()
 arrays = [t.numpy() for t in (out, loss, x.grad, w.grad, gamma.grad, beta.grad)]
 arrays += [context.numpy(), packed.grad.numpy()]
+for bfloat16 in (False, bool(kernels.bfloat16_instructions())):
+    kernels.use_bfloat16_products(bfloat16)
+    layer = leaf(1100, 600), leaf(600, 517), leaf(517)
+    y = linear(*layer)
+    (y * y).mean().backward()
+    arrays += [y.numpy(), *(t.grad.numpy() for t in layer)]
 np.savez(sys.argv[1], *arrays)
 """
 
@@ -48,10 +55,10 @@ def _run(threads, output):
     return [results[name] for name in results.files]
 
 
-@pytest.mark.parametrize("threads", [2, 3])
+@pytest.mark.parametrize("threads", [2, 3, 4])  # 4: products are cut in both directions
 def test_threads_do_not_matter(threads, tmp_path):
     one = _run(1, tmp_path / "one.npz")
     many = _run(threads, tmp_path / "many.npz")
-    assert len(one) == 8
+    assert len(one) == 16
     for a, b in zip(one, many):
         np.testing.assert_array_equal(a, b)

@@ -1,6 +1,6 @@
 // The self-attention of every head, softmax(scale Q K^T) V, and its gradient, from packed queries,
-// keys and values. The scores of a block of queries are kept in the second-level cache only: the
-// gradient computes them again (as Dao et al., "FlashAttention", 2022, without its blocks of keys).
+// keys and values. The scores are kept for a block of queries only: the gradient computes them
+// again (as Dao et al., "FlashAttention", 2022, without its blocks of keys).
 //
 // A head is the work of one thread, in blocks of queries whose size depends on the number of tokens
 // alone, so the number of threads does not change a bit.
@@ -23,23 +23,15 @@ struct AttentionShape {
 
 namespace attention {
 
-struct Matrix {
-  const float* data;
-  int64_t row, col;  // one of them is 1
-
-  Matrix Transposed() const { return {data, col, row}; }
-  Matrix From(int64_t i) const { return {data + i * row, row, col}; }
-};
-
 // c (m x n, rows c_row apart) = alpha a b, plus c if `accumulate`, on the calling thread.
 inline void Multiply(bool bfloat16, int64_t m, int64_t n, int64_t k, float alpha, const Matrix& a,
                      const Matrix& b, float* c, int64_t c_row, bool accumulate) {
+  const Addend addend{accumulate ? c : nullptr, c_row};
   if (bfloat16) {
-    bf16::Multiply(
-        {m, n, k, alpha, a.data, a.row, a.col, b.data, b.row, b.col, c, c_row, accumulate},
-        bf16::Buffers::OfThisThread(), /*rank=*/0, /*threads=*/1);
+    bf16::Multiply({m, n, k, alpha, a, b, c, c_row, addend}, bf16::Buffers::OfThisThread(),
+                   /*rank=*/0, /*threads=*/1);
   } else {
-    gemm::Slab(m, n, k, alpha, a.data, a.row, a.col, b.data, b.row, b.col, c, c_row, accumulate);
+    gemm::Slab(m, n, k, alpha, a, b, c, c_row, addend);
   }
 }
 
@@ -50,18 +42,10 @@ inline int64_t BlockRows(int64_t tokens) {
   return PaddedRow((tokens + blocks - 1) / blocks);
 }
 
-// Memory for the scores of a block of queries, and for as many gradients.
-struct Scores {
-  std::vector<float> values, grads;
+// The size of the scores of a block of queries.
+inline int64_t BlockSize(int64_t tokens) { return BlockRows(tokens) * PaddedRow(tokens); }
 
-  explicit Scores(int64_t tokens) {
-    const size_t size = BlockRows(tokens) * PaddedRow(tokens);
-    values.resize(size);
-    grads.resize(size);
-  }
-};
-
-// Calls compute(rows, first, scores) for blocks of queries.
+// Calls compute(first, rows) for blocks of queries.
 template<typename Compute>
 void ForBlocks(int64_t tokens, const Compute& compute) {
   const int64_t block = BlockRows(tokens);
@@ -93,17 +77,18 @@ inline void PrefetchNext(const float* row, int64_t width) {
   for (int64_t j = 0; j < width; j += kLine) { __builtin_prefetch(row + width + j, 0, 2); }
 }
 
-// Calls compute(head, scores) for every head of every image.
+// Calls compute(head, scores) for every head of every image, with memory for `blocks` blocks of
+// scores.
 template<typename Compute>
-void ForHeads(const AttentionShape& x, const float* packed, const Compute& compute) {
+void ForHeads(const AttentionShape& x, const float* packed, int blocks, const Compute& compute) {
   constexpr double kGrain = 2e5;  // multiply-adds a thread should have
   const double work = 2. * x.tokens * x.tokens * x.width;
   const int64_t grain = static_cast<int64_t>(std::max(1., kGrain / std::max(1., work)));
   ParallelFor(
       x.tokens == 0 ? 0 : x.batch * x.heads, grain,
       [&](int64_t begin, int64_t end) {
-        Scores scores(x.tokens);
-        for (int64_t i = begin; i < end; ++i) { compute(Head(x, i, packed), scores); }
+        std::vector<float> scores(blocks * BlockSize(x.tokens));
+        for (int64_t i = begin; i < end; ++i) { compute(Head(x, i, packed), scores.data()); }
       },
       /*align=*/1);
 }
@@ -114,10 +99,9 @@ void ForHeads(const AttentionShape& x, const float* packed, const Compute& compu
 inline void Attention(const AttentionShape& x, const float* packed, float* out) {
   using namespace attention;
   const int64_t n = x.tokens, d = x.width, row = PaddedRow(n);
-  ForHeads(x, packed, [&](const Head& head, Scores& scores) {
-    float* const p = scores.values.data();
+  ForHeads(x, packed, /*blocks=*/1, [&](const Head& head, float* p) {
     ForBlocks(n, [&](int64_t first, int64_t rows) {
-      Multiply(x.bfloat16, rows, n, d, x.scale, head.query.From(first), head.key.Transposed(), p,
+      Multiply(x.bfloat16, rows, n, d, x.scale, head.query.From(first, 0), head.key.Transposed(), p,
                row, false);
       for (int64_t i = 0; i < rows; ++i) {
         PrefetchNext(head.query.data + (first + i) * head.in_row, 3 * d);
@@ -134,15 +118,14 @@ inline void AttentionGrad(const AttentionShape& x, const float* packed, const fl
                           float* packed_grad) {
   using namespace attention;
   const int64_t n = x.tokens, d = x.width, row = PaddedRow(n);
-  ForHeads(x, packed, [&](const Head& head, Scores& scores) {
-    float* const p = scores.values.data();
-    float* const dp = scores.grads.data();
+  ForHeads(x, packed, /*blocks=*/2, [&](const Head& head, float* p) {
+    float* const dp = p + BlockSize(n);
     float* const query_grad = packed_grad + head.in_offset;
     float* const key_grad = query_grad + d;
     float* const value_grad = key_grad + d;
     ForBlocks(n, [&](int64_t first, int64_t rows) {
       const Matrix grad{out_grad + head.out_offset + first * head.out_row, head.out_row, 1};
-      const Matrix query = head.query.From(first);
+      const Matrix query = head.query.From(first, 0);
       Multiply(x.bfloat16, rows, n, d, x.scale, query, head.key.Transposed(), p, row, false);
       Multiply(x.bfloat16, rows, n, d, 1.f, grad, head.value.Transposed(), dp, row, false);
       for (int64_t i = 0; i < rows; ++i) {

@@ -43,6 +43,7 @@ inline void Permute(const std::vector<int64_t>& dims, const std::vector<int32_t>
 // Copies a [rows, cols] matrix. Rows of `in` are in_row apart, those of `out` out_row.
 inline void CopyRows(int64_t rows, int64_t cols, const float* in, int64_t in_row, float* out,
                      int64_t out_row) {
+  if (rows == 1) { return Copy(cols, in, out); }
   ParallelRows(rows, cols, [=](int64_t row) {
     std::memcpy(out + row * out_row, in + row * in_row, cols * sizeof(float));
   });
@@ -55,8 +56,8 @@ inline void Narrow(int64_t rows, int64_t cols, int64_t start, int64_t length, co
 }
 
 // The gradient of Narrow: zeros around `in` [rows, length].
-inline void Widen(int64_t rows, int64_t cols, int64_t start, int64_t length, const float* in,
-                  float* out) {
+inline void NarrowGrad(int64_t rows, int64_t cols, int64_t start, int64_t length, const float* in,
+                       float* out) {
   ParallelRows(rows, cols, [&](int64_t row) {
     float* to = out + row * cols;
     std::memset(to, 0, start * sizeof(float));

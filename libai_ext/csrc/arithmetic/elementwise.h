@@ -9,7 +9,7 @@ namespace libai_ext {
 
 constexpr int64_t kElementwiseGrain = 16384;  // elements a thread should have
 
-// y = inputs[0] + inputs[1] + ..., at least one; y may be one of the first two.
+// y = inputs[0] + inputs[1] + ..., at least one; y may be one of them.
 inline void AddAll(int64_t n, const std::vector<const float*>& inputs, float* y) {
   const size_t count = inputs.size();
   ParallelFor(n, kElementwiseGrain, [&](int64_t begin, int64_t end) {

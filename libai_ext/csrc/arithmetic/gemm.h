@@ -1,40 +1,55 @@
-// Single-precision matrix product, C = alpha * A * B (+ C), row-major C, any transposition of A, B.
+// Single-precision matrix product, C = alpha * A * B (+ a matrix or a row), row-major C, any
+// transposition of A, B.
 //
 // The scheme is the usual one of packed panels (Goto and van de Geijn, "Anatomy of High-Performance
 // Matrix Multiplication", 2008): A and B are copied block by block into panels that the innermost
 // loop reads front to back, and that loop keeps a kTileRows x kTileCols tile of C in registers.
 //
-// Every element of C is summed over k by fused multiply-adds in an order that depends on k alone:
-// how C is cut among threads, and whether a tile is full or at the edge, does not change a bit.
+// Every element of C is summed over k in an order that depends on k alone: how C is cut among
+// threads, and whether a tile is full or at the edge, does not change a bit.
 #pragma once
 
-#include <cstring>
 #include <memory>
 
 #include "parallel.h"
 
 namespace libai_ext {
 
-// A batch of matrices; element (i, j) of matrix q is data[q * batch + i * row + j * col].
-// One of `row` and `col` is 1. `batch` 0 repeats one matrix.
-struct MatrixBatch {
+// Element (i, j) is data[i * row + j * col]; one of `row` and `col` is 1.
+struct Matrix {
   const float* data;
-  int64_t batch;
-  int64_t row;
-  int64_t col;
+  int64_t row, col;
 
+  const float* At(int64_t i, int64_t j) const { return data + i * row + j * col; }
+  Matrix From(int64_t i, int64_t j) const { return {At(i, j), row, col}; }
+  Matrix Transposed() const { return {data, col, row}; }
+};
+
+// Matrices that begin `step` apart; 0 repeats one matrix.
+struct MatrixBatch {
+  Matrix first;
+  int64_t step;
+
+  // Of [rows, cols] matrices; `transposed`: they are [cols, rows] in memory.
   static MatrixBatch Make(const float* data, bool transposed, int64_t rows, int64_t cols,
-                          int64_t batch) {
-    return transposed ? MatrixBatch{data, batch, 1, rows} : MatrixBatch{data, batch, cols, 1};
+                          int64_t step = 0) {
+    return {transposed ? Matrix{data, 1, rows} : Matrix{data, cols, 1}, step};
   }
-  const float* At(int64_t q, int64_t i, int64_t j) const {
-    return data + q * batch + i * row + j * col;
-  }
+  Matrix operator[](int64_t q) const { return {first.data + q * step, first.row, first.col}; }
+};
+
+// What a product is added to: element (i, j) is data[i * row + j]; a bias has `row` 0. Without
+// data: zeros.
+struct Addend {
+  const float* data = nullptr;
+  int64_t row = 0;
+
+  Addend At(int64_t i, int64_t j) const { return {data ? data + i * row + j : nullptr, row}; }
 };
 
 namespace gemm {
 
-// The register tile: 24 accumulators of 32 registers with AVX-512, 12 of 16 otherwise; the rest
+// The register tile: 24 accumulators of 32 registers with AVX-512, 12 of 16 with AVX2; the rest
 // hold the row of B and the broadcast element of A.
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -46,11 +61,12 @@ constexpr int kTileRows = 6;
 constexpr int kTileVectors = 2;
 constexpr int kTileCols = kLanes * kTileVectors;
 
-// Cache blocks: a panel of B of depth kBlockDepth stays in the first-level cache while a block of A
-// (kBlockRows x kBlockDepth) stays in the second.
+// Cache blocks: a panel of A of depth kBlockDepth stays in the first-level cache while a block of B
+// (kBlockDepth x kBlockCols) stays in the second. Tiles follow each other along the rows of C,
+// which lie in few pages of memory and which the CPU asks for by itself.
 constexpr int kBlockDepth = 384;
-constexpr int kBlockRows = kTileRows * 20;
-constexpr int kBlockCols = kTileCols * 32;
+constexpr int kBlockRows = kTileRows * 40;
+constexpr int kBlockCols = kTileCols * 16;
 
 // Unaligned, and allowed to alias float.
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
@@ -136,10 +152,10 @@ void Pack(const float* src, int64_t across, int64_t along, int lanes, int depth,
 }
 
 // One tile of C, kVectors vectors wide; m x n of it are valid. Rows of the panel of B are kTileCols
-// long in any case.
+// long in any case. The addend may be C.
 template<int kVectors>
-void ComputeTile(int depth, const float* __restrict a, const float* __restrict b,
-                 float* __restrict c, int64_t c_row, int m, int n, bool accumulate) {
+void ComputeTile(int depth, const float* __restrict a, const float* __restrict b, float* c,
+                 int64_t c_row, int m, int n, const Addend& addend) {
   for (int i = 0; i < kTileRows; ++i) {  // C is there when the sums are
     const float* row = c + std::min(i, m - 1) * c_row;
     __builtin_prefetch(row, 1);
@@ -163,13 +179,15 @@ void ComputeTile(int depth, const float* __restrict a, const float* __restrict b
       for (int v = 0; v < kVectors; ++v) { sum[i][v] += a[i] * row[v]; }
     }
   }
+  const float* const from = addend.data;
   if (m == kTileRows && n == kVectors * kLanes) {
 #pragma GCC unroll 16
     for (int i = 0; i < kTileRows; ++i) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
-        Vector* out = reinterpret_cast<Vector*>(c + i * c_row + v * kLanes);
-        *out = accumulate ? *out + sum[i][v] : sum[i][v];
+        const int64_t at = i * addend.row + v * kLanes;
+        if (from) { sum[i][v] += *reinterpret_cast<const Vector*>(from + at); }
+        *reinterpret_cast<Vector*>(c + i * c_row + v * kLanes) = sum[i][v];
       }
     }
     return;
@@ -183,31 +201,32 @@ void ComputeTile(int depth, const float* __restrict a, const float* __restrict b
     }
   }
   for (int i = 0; i < m; ++i) {
-    float* out = c + i * c_row;
-    for (int j = 0; j < n; ++j) { out[j] = accumulate ? out[j] + tile[i][j] : tile[i][j]; }
+    for (int j = 0; j < n; ++j) {
+      c[i * c_row + j] = from ? from[i * addend.row + j] + tile[i][j] : tile[i][j];
+    }
   }
 }
 
 // The product of one slab of C, on the calling thread.
-inline void Slab(int64_t m, int64_t n, int64_t k, float alpha, const float* a, int64_t a_row,
-                 int64_t a_col, const float* b, int64_t b_row, int64_t b_col, float* c,
-                 int64_t c_row, bool accumulate) {
+inline void Slab(int64_t m, int64_t n, int64_t k, float alpha, const Matrix& a, const Matrix& b,
+                 float* c, int64_t c_row, const Addend& addend) {
   PackBuffers& packed = PackBuffers::OfThisThread();
   for (int64_t j0 = 0; j0 < n; j0 += kBlockCols) {
     const int nb = static_cast<int>(std::min<int64_t>(kBlockCols, n - j0));
     for (int64_t k0 = 0; k0 < k; k0 += kBlockDepth) {
+      const Addend sum = k0 == 0 ? addend : Addend{c, c_row};
       const int kb = static_cast<int>(std::min<int64_t>(kBlockDepth, k - k0));
-      Pack<kTileCols>(b + k0 * b_row + j0 * b_col, b_col, b_row, nb, kb, 1.f, packed.b);
+      Pack<kTileCols>(b.At(k0, j0), b.col, b.row, nb, kb, 1.f, packed.b);
       for (int64_t i0 = 0; i0 < m; i0 += kBlockRows) {
         const int mb = static_cast<int>(std::min<int64_t>(kBlockRows, m - i0));
-        Pack<kTileRows>(a + i0 * a_row + k0 * a_col, a_row, a_col, mb, kb, alpha, packed.a);
-        for (int j = 0; j < nb; j += kTileCols) {
-          const int width = std::min(kTileCols, nb - j);
-          // A narrow last panel does not pay for the vectors that it does not fill.
-          const auto compute = width > kLanes ? &ComputeTile<kTileVectors> : &ComputeTile<1>;
-          for (int i = 0; i < mb; i += kTileRows) {
+        Pack<kTileRows>(a.At(i0, k0), a.row, a.col, mb, kb, alpha, packed.a);
+        for (int i = 0; i < mb; i += kTileRows) {
+          for (int j = 0; j < nb; j += kTileCols) {
+            const int width = std::min(kTileCols, nb - j);
+            // A narrow last panel does not pay for the vectors that it does not fill.
+            const auto compute = width > kLanes ? &ComputeTile<kTileVectors> : &ComputeTile<1>;
             compute(kb, packed.a + i * kb, packed.b + j * kb, c + (i0 + i) * c_row + j0 + j, c_row,
-                    std::min(kTileRows, mb - i), width, accumulate || k0 > 0);
+                    std::min(kTileRows, mb - i), width, sum.At(i0 + i, j0 + j));
           }
         }
       }
@@ -233,24 +252,25 @@ inline void ChooseGrid(int threads, int64_t m, int64_t n, int* down, int* across
 
 }  // namespace gemm
 
-// c[q] (m x n, `c_batch` apart) = alpha * a[q] (m x k) * b[q] (k x n), plus c[q] if `accumulate`.
+// c [batch, m, n] = alpha * a[q] (m x k) * b[q] (k x n), plus an addend: one for all, or one for
+// each matrix, `addend_step` apart. An addend may be its part of c.
 inline void Gemm(int64_t batch, int64_t m, int64_t n, int64_t k, float alpha, const MatrixBatch& a,
-                 const MatrixBatch& b, float* c, int64_t c_batch, bool accumulate) {
+                 const MatrixBatch& b, float* c, const Addend& addend = {},
+                 int64_t addend_step = 0) {
   if (batch == 0 || m == 0 || n == 0) { return; }
   if (k == 0) {  // an empty sum
-    for (int64_t q = 0; q < batch && !accumulate; ++q) {
-      std::memset(c + q * c_batch, 0, m * n * sizeof(float));
+    for (int64_t row = 0; row < batch * m; ++row) {
+      const Addend from = addend.At(row % m, row / m * addend_step);
+      from.data ? std::copy_n(from.data, n, c + row * n) : std::fill_n(c + row * n, n, 0.f);
     }
     return;
   }
   constexpr double kGrain = 1.5e5;  // multiply-adds a thread should have
-  const double work = static_cast<double>(batch) * m * n * k;
-  const int threads =
-      static_cast<int>(std::min<double>(omp_get_max_threads(), std::max(1.0, work / kGrain)));
+  const int threads = ThreadsFor(static_cast<double>(batch) * m * n * k, kGrain);
   const auto slab = [&](int64_t q, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
     if (i0 >= i1 || j0 >= j1) { return; }
-    gemm::Slab(i1 - i0, j1 - j0, k, alpha, a.At(q, i0, 0), a.row, a.col, b.At(q, 0, j0), b.row,
-               b.col, c + q * c_batch + i0 * n + j0, n, accumulate);
+    gemm::Slab(i1 - i0, j1 - j0, k, alpha, a[q].From(i0, 0), b[q].From(0, j0),
+               c + (q * m + i0) * n + j0, n, addend.At(i0, q * addend_step + j0));
   };
   if (threads == 1) {
     for (int64_t q = 0; q < batch; ++q) { slab(q, 0, m, 0, n); }

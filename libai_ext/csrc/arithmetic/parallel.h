@@ -1,5 +1,5 @@
-// Splitting loops over threads. All kernels go through here, so that one rule decides how many
-// threads a job is worth: waking a team costs some microseconds, so short jobs stay on the caller.
+// Splitting loops over threads. One rule decides how many threads a job is worth: waking a team
+// costs some microseconds, so short jobs stay on the caller.
 #pragma once
 
 #include <omp.h>
@@ -10,13 +10,14 @@
 namespace libai_ext {
 
 // Threads for `work` units when each thread should have at least `grain` of them.
-inline int ThreadsFor(int64_t work, int64_t grain) {
-  const int64_t useful = std::max<int64_t>(1, work / grain);
-  return static_cast<int>(std::min<int64_t>(omp_get_max_threads(), useful));
+inline int ThreadsFor(double work, double grain) {
+  return static_cast<int>(std::min<double>(omp_get_max_threads(), std::max(1., work / grain)));
 }
 
 // Calls body(begin, end) on disjoint pieces that cover [0, n). Pieces start at multiples of
-// `align`, so that neighbouring threads do not write to the same cache line.
+// `align`: neighbouring threads do not write to the same cache line, and with any number of threads
+// the same elements are computed in whole vectors, which may round otherwise than the rest of a
+// loop.
 template<typename Body>
 void ParallelFor(int64_t n, int64_t grain, const Body& body, int64_t align = 16) {
   if (n <= 0) { return; }

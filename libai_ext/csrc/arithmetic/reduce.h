@@ -2,7 +2,6 @@
 // axes, and in an order that does not depend on the number of threads.
 #pragma once
 
-#include <cstring>
 #include <memory>
 #include <vector>
 

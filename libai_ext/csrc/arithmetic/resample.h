@@ -21,7 +21,7 @@ constexpr int kPrecision = 32 - 8 - 2;  // Pillow's PRECISION_BITS
 constexpr int kTaps = 2;                // weights are padded with zeros to a multiple of it
 constexpr int kLanes = 4;               // channels of a pixel while it is resampled
 
-inline double Cubic(double x) {
+__attribute__((always_inline)) inline double Cubic(double x) {  // with MakeWeights' rounding
   constexpr double a = -0.5;
   x = std::fabs(x);
   if (x < 1.0) { return ((a + 2.0) * x - (a + 3.0)) * x * x + 1; }

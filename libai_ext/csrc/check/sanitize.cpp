@@ -1,6 +1,8 @@
 // The arithmetic without OneFlow, to run under the address and undefined-behaviour sanitizers:
-// every array is exactly as large as it must be, so that one element too far is found. Results are
-// compared with plain loops only to see that the work is done; tests/kernels tests the numbers.
+// every array is exactly as large as it must be, so that one element too far is found. They do not
+// see AMX, which GCC has as assembly, nor all instructions of AVX-512: products are also written
+// between two margins. Results are compared with plain loops only to see
+// that the work is done; tests/kernels tests the numbers.
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
@@ -11,6 +13,7 @@
 #include "../arithmetic/elementwise.h"
 #include "../arithmetic/gelu.h"
 #include "../arithmetic/layer_norm.h"
+#include "../arithmetic/linear.h"
 #include "../arithmetic/reduce.h"
 #include "../arithmetic/resample.h"
 
@@ -42,22 +45,33 @@ bool Near(double actual, double expected, double tolerance = 1e-3) {
 float AsBfloat16(float value) { return bf16::Widen(bf16::Round(value)); }
 float AsIs(float value) { return value; }
 
-template<typename Product, typename Rounding>
-void CheckProduct(const Product& product, const Rounding& rounded, const int64_t* shape, int mode) {
+void CheckProduct(bool bfloat16, const int64_t* shape, int mode) {
+  const auto rounded = bfloat16 ? AsBfloat16 : AsIs;
   const int64_t batch = shape[0], m = shape[1], n = shape[2], k = shape[3];
-  const bool accumulate = mode & 4;
   const Array a = Random(batch * m * k), b = Random(batch * k * n), start = Random(batch * m * n);
   Array c = start;
+  constexpr int64_t kMargin = 4096;
+  constexpr float kUntouched = 12345.f;
+  Array around(kMargin, kUntouched);  // the second result, between margins
+  around.insert(around.end(), start.begin(), start.end());
+  around.resize(around.size() + kMargin, kUntouched);
   const MatrixBatch left = MatrixBatch::Make(a.data(), mode & 1, m, k, m * k);
   const MatrixBatch right = MatrixBatch::Make(b.data(), mode & 2, k, n, k * n);
-  product(batch, m, n, k, 0.5f, left, right, c.data(), m * n, accumulate);
+  for (float* out : {c.data(), around.data() + kMargin}) {
+    GemmAs(bfloat16, batch, m, n, k, 0.5f, left, right, out, Addend{mode & 4 ? out : nullptr, n},
+           m * n);
+  }
+  Expect(std::equal(c.begin(), c.end(), around.begin() + kMargin), "a second product");
+  for (int64_t i = 0; i < kMargin; ++i) {
+    Expect(around[i] == kUntouched && around.end()[-1 - i] == kUntouched, "beside a product");
+  }
   for (int64_t q = 0; q < batch; ++q) {
     for (int64_t i = 0; i < m; i += 7) {
       for (int64_t j = 0; j < n; j += 5) {
         const int64_t at = q * m * n + i * n + j;
-        double sum = accumulate ? start[at] : 0;
+        double sum = mode & 4 ? start[at] : 0;
         for (int64_t x = 0; x < k; ++x) {
-          sum += 0.5 * rounded(*left.At(q, i, x)) * rounded(*right.At(q, x, j));
+          sum += 0.5 * rounded(*left[q].At(i, x)) * rounded(*right[q].At(x, j));
         }
         Expect(Near(c[at], sum, 1e-5), "a product");
       }
@@ -66,14 +80,42 @@ void CheckProduct(const Product& product, const Rounding& rounded, const int64_t
 }
 
 void CheckProducts() {
-  const int64_t shapes[][4] = {{1, 1, 1, 1},    {1, 13, 33, 385}, {1, 241, 1025, 17},
+  const int64_t shapes[][4] = {{1, 1, 1, 1},    {1, 13, 33, 385}, {1, 481, 1025, 17},
                                {3, 50, 50, 64}, {5, 197, 37, 9},  {1, 400, 96, 400},
                                {2, 0, 3, 4},    {2, 3, 4, 0},     {1, 34, 18, 1030}};
   for (const auto& shape : shapes) {
     for (int mode = 0; mode < 8; ++mode) {
-      CheckProduct(Gemm, AsIs, shape, mode);
-      CheckProduct(GemmBfloat16, AsBfloat16, shape, mode);
+      for (const bool bfloat16 : {false, true}) { CheckProduct(bfloat16, shape, mode); }
     }
+  }
+}
+
+void CheckLinear(const LinearShape& s) {
+  const Array x = Random(s.rows * s.in), weight = Random(s.in * s.out), bias = Random(s.out);
+  Array y(s.rows * s.out), x_grad(x.size()), weight_grad(weight.size()), bias_grad(s.out);
+  Linear(s, x.data(), weight.data(), bias.data(), y.data());
+  LinearInputGrad(s, y.data(), weight.data(), x_grad.data());
+  LinearParameterGrads(s, x.data(), y.data(), weight_grad.data(), bias_grad.data());
+  const auto rounded = s.bfloat16 ? AsBfloat16 : AsIs;
+  for (int64_t j = 0; j < s.out; j += 5) {
+    double column = 0;
+    for (int64_t i = 0; i < s.rows; ++i) {
+      double sum = bias[j];
+      for (int64_t k = 0; k < s.in; ++k) {
+        sum += static_cast<double>(rounded(x[i * s.in + k])) * rounded(weight[k * s.out + j]);
+      }
+      Expect(Near(y[i * s.out + j], sum, 1e-5), "Linear");
+      column += y[i * s.out + j];
+    }
+    Expect(Near(bias_grad[j], column, 1e-4), "LinearParameterGrads");
+  }
+}
+
+void CheckLinears() {
+  const int64_t shapes[][3] = {{1, 1, 1}, {33, 17, 47}, {13, 385, 33}, {241, 17, 1025},
+                               {7, 0, 9}, {0, 5, 3},    {100, 96, 400}};
+  for (const auto& s : shapes) {
+    for (const bool bfloat16 : {false, true}) { CheckLinear({s[0], s[1], s[2], bfloat16}); }
   }
 }
 
@@ -208,10 +250,10 @@ void CheckCopies() {
     const int64_t length = std::min<int64_t>(20, cols - start);
     Array part(rows * length), whole(x.size(), 1.f);
     Narrow(rows, cols, start, length, x.data(), part.data());
-    Widen(rows, cols, start, length, part.data(), whole.data());
+    NarrowGrad(rows, cols, start, length, part.data(), whole.data());
     for (int64_t i = 0; i < rows * cols; ++i) {
       const bool inside = i % cols >= start && i % cols < start + length;
-      Expect(whole[i] == (inside ? x[i] : 0.f), "Narrow, Widen");
+      Expect(whole[i] == (inside ? x[i] : 0.f), "Narrow, NarrowGrad");
     }
   }
   const std::vector<int32_t> ids{0, 6, 2, 2, 1, 0};  // 3 of each of 2 matrices of 7 rows
@@ -287,9 +329,10 @@ void CheckResizes() {
 
 int main() {
   using namespace libai_ext;
-  for (const int threads : {1, 2, 3}) {
+  for (const int threads : {1, 2, 3, 4}) {
     omp_set_num_threads(threads);
     CheckProducts();
+    CheckLinears();
     CheckAttentions();
     for (const int64_t cols : {1, 33, 768, 5000}) { CheckLayerNorm(37, cols); }
     CheckGelu();

@@ -13,6 +13,7 @@
 // consumed.
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <numeric>
 #include <set>
 #include <string>
@@ -21,6 +22,7 @@
 #include <vector>
 
 #include "imported_function.h"
+#include "oneflow/core/common/data_type.h"
 #include "oneflow/core/graph/stream_id.h"
 #include "oneflow/core/job/intra_job_mem_sharing_util.h"
 #include "oneflow/core/job/plan_util.h"
@@ -81,10 +83,14 @@ class PlanIndex {
   std::string TimeShape(const TaskProto& task) const {
     std::set<std::string> found;
     for (const auto& pair : task.produced_regst_desc()) { AddTimeShape(pair.second, &found); }
-    if (found.empty()) {
-      for (const auto& pair : task.consumed_regst_desc_id()) {
-        for (int64_t id : pair.second.regst_desc_id()) { AddTimeShape(*registers_.at(id), &found); }
-      }
+    if (found.empty()) { return InputTimeShape(task); }
+    return found.size() == 1 ? *found.begin() : "";
+  }
+
+  std::string InputTimeShape(const TaskProto& task) const {
+    std::set<std::string> found;
+    for (const auto& pair : task.consumed_regst_desc_id()) {
+      for (int64_t id : pair.second.regst_desc_id()) { AddTimeShape(*registers_.at(id), &found); }
     }
     return found.size() == 1 ? *found.begin() : "";
   }
@@ -170,6 +176,58 @@ void OrderTasks(const Chains& chains) {
   }
 }
 
+// The tasks that cannot run before a task has.
+std::set<int64_t> TasksAfter(const TaskProto& task, const PlanIndex& index) {
+  std::set<int64_t> found;
+  std::vector<const TaskProto*> open{&task};
+  while (!open.empty()) {
+    const TaskProto& next = *open.back();
+    open.pop_back();
+    for (const auto& pair : next.produced_regst_desc()) {
+      for (int64_t id : pair.second.consumer_task_id()) {
+        if (found.insert(id).second) { open.push_back(&index.Task(id)); }
+      }
+    }
+  }
+  return found;
+}
+
+// Accumulates gradients when all chains of a rank have run for the micro-batch. OneFlow 0.9.0
+// changes a parameter as soon as its gradient is known, also if a task of the last micro-batch has
+// yet to read it.
+void AccumulateLast(Plan* plan, const Chains& chains, const PlanIndex& index) {
+  std::map<std::pair<int64_t, std::string>, Tasks> accumulations;  // by rank and time shape
+  for (TaskProto& task : *plan->mutable_task()) {
+    if (task.task_type() == oneflow::TaskType::kAcc) {
+      accumulations[{task.machine_id(), index.InputTimeShape(task)}].push_back(&task);
+    }
+  }
+  std::map<size_t, TaskProto*> last;
+  for (size_t i = 0; i < chains.tasks.size(); ++i) { last[chains.head[i]] = chains.tasks[i]; }
+  for (const auto& pair : last) {
+    TaskProto* const task = pair.second;
+    const auto waiting = accumulations.find({task->machine_id(), index.TimeShape(*task)});
+    if (waiting == accumulations.end()) { continue; }
+    // The forward pass of a pipeline stage, which comes before anyway, may go on with the next
+    // micro-batch.
+    const std::set<int64_t> after = TasksAfter(*task, index);
+    for (TaskProto* accumulation : waiting->second) {
+      if (!after.count(accumulation->task_id())) { RunAfter(task, accumulation); }
+    }
+  }
+}
+
+// Whether the register holds numbers. Others (records, tensors of several sizes) are C++ objects,
+// which are made once, when the graph is.
+bool HoldsNumbers(const RegstDescProto& regst) {
+  const auto& type = regst.regst_desc_type();
+  if (!type.has_data_regst_desc()) { return false; }
+  const auto& blobs = type.data_regst_desc().lbi2blob_desc();
+  return std::all_of(blobs.begin(), blobs.end(), [](const auto& blob) {
+    return oneflow::IsPODAndHalfDataType(blob.blob_desc().data_type());
+  });
+}
+
 // Registers whose memory may be shared. Another rank reads a register at a time of its own.
 std::vector<RegstDescProto*> SharedRegisters(const Chains& chains, const PlanIndex& index) {
   std::vector<RegstDescProto*> shared;
@@ -177,7 +235,7 @@ std::vector<RegstDescProto*> SharedRegisters(const Chains& chains, const PlanInd
     for (auto& pair : *task->mutable_produced_regst_desc()) {
       RegstDescProto& regst = pair.second;
       const auto& readers = regst.consumer_task_id();
-      if (regst.regst_desc_type().has_data_regst_desc() && regst.enable_reuse_mem() &&
+      if (HoldsNumbers(regst) && regst.enable_reuse_mem() &&
           std::all_of(readers.begin(), readers.end(), [&](int64_t id) {
             return index.Task(id).machine_id() == task->machine_id();
           })) {
@@ -211,6 +269,7 @@ void PlanMemory(Plan* plan, const IsReachable& is_reachable) {
   }
   const PlanIndex index(plan);
   const Chains chains = FindChains(plan, index);
+  AccumulateLast(plan, chains, index);
   OrderTasks(chains);
   const auto registers = SharedRegisters(chains, index);
   SetDevice(chains.tasks, registers, oneflow::DeviceType::kCUDA);

@@ -2,7 +2,7 @@
 //
 // A step of a graph is one instruction of OneFlow 0.9.0's virtual machine. Until it ends, the
 // thread that schedules instructions looks for others and yields, without end: it takes a core from
-// the threads that compute. In eager mode such waits are short.
+// the threads that compute. In eager mode such waits are short; a GPU needs its kernels at once.
 #include <sched.h>
 #include <time.h>
 

@@ -1,7 +1,5 @@
 #include "../arithmetic/copy.h"
 
-#include <numeric>
-
 #include "kernel_util.h"
 
 namespace libai_ext {
@@ -15,26 +13,24 @@ void ComputeTranspose(Context* ctx) {
 }
 
 // Calls cut(rows, cols, start, length) for the axis that is cut, seen as the columns of a matrix.
+// The attribute "length" is not read: it is that of all ranks, over which the axis may be split.
 template<typename Cut>
-void AlongAxis(Context* ctx, const std::vector<int64_t>& dims, const Cut& cut) {
+void AlongAxis(Context* ctx, const char* whole, const char* part, const Cut& cut) {
+  const ShapeView shape = Shape(ctx, whole);
   const int64_t axis = ctx->Attr<int64_t>("dim");
-  const auto product = [](auto begin, auto end) {
-    return std::accumulate(begin, end, int64_t{1}, std::multiplies<int64_t>());
-  };
-  const int64_t inner = product(dims.begin() + axis + 1, dims.end());
-  cut(product(dims.begin(), dims.begin() + axis), dims[axis] * inner,
-      ctx->Attr<int64_t>("start") * inner, ctx->Attr<int64_t>("length") * inner);
+  cut(shape.Count(0, axis), shape.Count(axis), ctx->Attr<int64_t>("start") * shape.Count(axis + 1),
+      Shape(ctx, part).Count(axis));
 }
 
 void ComputeNarrow(Context* ctx) {
-  AlongAxis(ctx, Dims(ctx, "in"), [&](int64_t rows, int64_t cols, int64_t start, int64_t length) {
+  AlongAxis(ctx, "in", "out", [&](int64_t rows, int64_t cols, int64_t start, int64_t length) {
     Narrow(rows, cols, start, length, Input(ctx, "in"), Output(ctx, "out"));
   });
 }
 
 void ComputeNarrowGrad(Context* ctx) {
-  AlongAxis(ctx, Dims(ctx, "dx"), [&](int64_t rows, int64_t cols, int64_t start, int64_t length) {
-    Widen(rows, cols, start, length, Input(ctx, "dy"), Output(ctx, "dx"));
+  AlongAxis(ctx, "dx", "dy", [&](int64_t rows, int64_t cols, int64_t start, int64_t length) {
+    NarrowGrad(rows, cols, start, length, Input(ctx, "dy"), Output(ctx, "dx"));
   });
 }
 
@@ -81,7 +77,10 @@ RowBatch AsRowBatch(Context* ctx, const char* name, const char* ids) {
 template<typename Index>
 const Index* CheckedIds(Context* ctx, const char* name, int64_t rows) {
   const Index* const ids = Input<Index>(ctx, name);
-  for (int64_t i = 0; i < Size(ctx, name); ++i) { CHECK(ids[i] >= 0 && ids[i] < rows); }
+  for (int64_t i = 0; i < Size(ctx, name); ++i) {
+    CHECK(ids[i] >= 0 && ids[i] < rows)
+        << name << "[" << i << "] is " << ids[i] << ", not one of " << rows << " rows";
+  }
   return ids;
 }
 

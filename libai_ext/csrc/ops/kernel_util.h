@@ -68,7 +68,7 @@ inline auto OnCpu(const std::string& name, DataType type = DataType::kFloat) {
 }
 
 // Registers kCompute as the kernel of `op` where `matches` holds. It proposes no output to be
-// computed in place of an input: OneFlow 0.9.0's graphs share no memory between CPU ops at all.
+// computed in place of an input: OneFlow 0.9.0's graphs compute nothing in place on CPU.
 template<void (*kCompute)(Context*), typename Hob>
 void Register(const std::string& op, const Hob& matches) {
   namespace user_op = oneflow::user_op;
@@ -91,6 +91,7 @@ void RegisterCopy();
 void RegisterElementwise();
 void RegisterGelu();
 void RegisterLayerNorm();
+void RegisterLinear();
 void RegisterMatmul();
 void RegisterReduce();
 

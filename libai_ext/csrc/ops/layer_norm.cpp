@@ -5,20 +5,20 @@
 namespace libai_ext {
 namespace {
 
-struct Matrix {
+struct RowShape {
   int64_t rows;
   int64_t cols;
 };
 
 // `x` as rows to normalise, `mean` having one element a row.
-Matrix AsRows(Context* ctx) {
+RowShape AsRows(Context* ctx) {
   const int64_t rows = Size(ctx, "mean");
   return {rows, rows == 0 ? 0 : Size(ctx, "x") / rows};
 }
 
 template<typename Float>
 void ComputeLayerNorm(Context* ctx) {
-  const Matrix x = AsRows(ctx);
+  const RowShape x = AsRows(ctx);
   LayerNorm<Float>(x.rows, x.cols, ctx->Attr<double>("epsilon"), Input<Float>(ctx, "x"),
                    OptionalInput<Float>(ctx, "gamma"), OptionalInput<Float>(ctx, "beta"),
                    Output<Float>(ctx, "y"), Output<Float>(ctx, "mean"),
@@ -27,7 +27,7 @@ void ComputeLayerNorm(Context* ctx) {
 
 template<typename Float>
 void ComputeLayerNormGrad(Context* ctx) {
-  const Matrix x = AsRows(ctx);
+  const RowShape x = AsRows(ctx);
   LayerNormGrad<Float>(x.rows, x.cols, Input<Float>(ctx, "dy"), Input<Float>(ctx, "x"),
                        Input<Float>(ctx, "mean"), Input<Float>(ctx, "inv_variance"),
                        OptionalInput<Float>(ctx, "gamma"),

@@ -8,16 +8,7 @@ namespace {
 
 std::atomic<bool> bfloat16_products{false};
 
-const auto Product = [](auto... arguments) {
-  (bfloat16_products ? GemmBfloat16 : Gemm)(arguments...);
-};
-
-// Copies what is to be added to, where the graph compiler has made matmul and a sum one op.
-bool PrepareAccumulation(Context* ctx, float* out) {
-  const float* addend = OptionalInput(ctx, "_add_to_output");
-  if (addend) { std::memcpy(out, addend, Size(ctx, "out") * sizeof(float)); }
-  return addend != nullptr;
-}
+const auto Product = [](auto... arguments) { GemmAs(bfloat16_products, arguments...); };
 
 // Which matrix of an operand with batch axes `dims` goes into matrix q of the batch `out`.
 int64_t SourceMatrix(const ShapeView& dims, const ShapeView& out, int64_t q) {
@@ -55,26 +46,28 @@ void ComputeMatmul(Context* ctx) {
   const float* a = Input(ctx, "a");
   const float* b = Input(ctx, "b");
   float* out = Output(ctx, "out");
-  const bool accumulate = PrepareAccumulation(ctx, out);
+  // There where the graph compiler has made matmul and a sum one op; it may be `out`.
+  const float* addend = OptionalInput(ctx, "_add_to_output");
 
   if (b_batch == 1 && a_batch == batch && !transpose_a) {  // one weight for the rows of all
     m *= batch;
     batch = 1;
   }
   const auto multiply = [&](int64_t count, const float* a_from, int64_t a_step, const float* b_from,
-                            int64_t b_step, float* to) {
+                            int64_t b_step, int64_t from) {
     Product(count, m, n, k, alpha, MatrixBatch::Make(a_from, transpose_a, m, k, a_step),
-            MatrixBatch::Make(b_from, transpose_b, k, n, b_step), to, m * n, accumulate);
+            MatrixBatch::Make(b_from, transpose_b, k, n, b_step), out + from,
+            Addend{addend, n}.At(0, from), m * n);
   };
   const bool a_simple = a_batch == 1 || a_batch == batch || batch == 1;
   const bool b_simple = b_batch == 1 || b_batch == batch;
   if (a_simple && b_simple) {
-    multiply(batch, a, a_batch == 1 ? 0 : m * k, b, b_batch == 1 ? 0 : k * n, out);
+    multiply(batch, a, a_batch == 1 ? 0 : m * k, b, b_batch == 1 ? 0 : k * n, 0);
     return;
   }
   for (int64_t q = 0; q < batch; ++q) {  // repeated along some of the batch axes
     multiply(1, a + SourceMatrix(a_shape, out_shape, q) * m * k, 0,
-             b + SourceMatrix(b_shape, out_shape, q) * k * n, 0, out + q * m * n);
+             b + SourceMatrix(b_shape, out_shape, q) * k * n, 0, q * m * n);
   }
 }
 
@@ -86,12 +79,10 @@ void ComputeBroadcastMatmulGradB(Context* ctx) {
   const int64_t m = a_shape.At(a_shape.NumAxes() - 1);
   const int64_t n = b_shape.At(b_shape.NumAxes() - 1);
   const int64_t k = a_shape.Count(0, a_shape.NumAxes() - 1);
-  float* out = Output(ctx, "out");
-  const bool accumulate = PrepareAccumulation(ctx, out);
   Product(1, m, n, k, static_cast<float>(ctx->Attr<double>("alpha")),
-          MatrixBatch::Make(Input(ctx, "a"), /*transposed=*/true, m, k, 0),
-          MatrixBatch::Make(Input(ctx, "b"), /*transposed=*/false, k, n, 0), out, m * n,
-          accumulate);
+          MatrixBatch::Make(Input(ctx, "a"), /*transposed=*/true, m, k),
+          MatrixBatch::Make(Input(ctx, "b"), /*transposed=*/false, k, n), Output(ctx, "out"),
+          Addend{OptionalInput(ctx, "_add_to_output"), n});
 }
 
 }  // namespace

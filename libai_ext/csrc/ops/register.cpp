@@ -1,5 +1,5 @@
 // The library's face to Python (libai_ext/kernels/loader.py): C functions, called through ctypes;
-// matmul.cpp and resample.cpp have more.
+// matmul.cpp, resample.cpp and the files of ../graph have more.
 #include <cstdio>
 #include <exception>
 
@@ -26,6 +26,7 @@ int libai_ext_register(char* message, int64_t message_size) {
     libai_ext::RegisterElementwise();
     libai_ext::RegisterGelu();
     libai_ext::RegisterLayerNorm();
+    libai_ext::RegisterLinear();
     libai_ext::RegisterMatmul();
     libai_ext::RegisterReduce();
     return 0;
