@@ -20,8 +20,8 @@ DEADLINE_FILE = "LIBAI_EXT_DEADLINE_FILE"
 DUMP_STACKS = signal.SIGUSR2
 _DUMP_SECONDS = 1
 _CHECK_SECONDS = 1
-# A launcher that has not checked for so long was stopped itself, as a cluster suspends a job.
-_SUSPENDED_SECONDS = 10
+# A launcher whose loop has stood still for so long was stopped itself, as a cluster suspends a job.
+SUSPENDED_SECONDS = 10
 _LINE = 240
 
 
@@ -65,6 +65,26 @@ def open_file() -> None:
         faulthandler.register(DUMP_STACKS, file=os.dup(2))
 
 
+class RunningSince:
+    """Since when this program has run without being suspended. The monotonic clock runs on while it
+    is; a time limit counts from here.
+
+    Attributes:
+        time: as of the latest :meth:`check`.
+    """
+
+    def __init__(self):
+        self.checked = self.time = time.monotonic()
+
+    def check(self) -> float:
+        """To be called more often than every ``SUSPENDED_SECONDS``; returns :attr:`time`."""
+        now = time.monotonic()
+        if now - self.checked > SUSPENDED_SECONDS:
+            self.time = now
+        self.checked = now
+        return self.time
+
+
 class DeadlineMonitor:
     """Checks the deadlines of a launcher's ranks.
 
@@ -74,16 +94,14 @@ class DeadlineMonitor:
 
     def __init__(self, ranks: int):
         self.files = [anonymous_file("deadline") for _ in range(ranks)]
-        self.checked = self.continued = time.monotonic()
+        self.running = RunningSince()
 
     def overdue(self, ranks: Sequence[subprocess.Popen]) -> dict[int, str]:
         """Local ranks that have missed a deadline, with the reason; checks once a second."""
         now = time.monotonic()
-        if now - self.checked < _CHECK_SECONDS:
+        if now - self.running.checked < _CHECK_SECONDS:
             return {}
-        if now - self.checked > _SUSPENDED_SECONDS:
-            self.continued = now
-        self.checked = now
+        self.running.check()
         found = (self._overdue(file, now) for file in self.files)
         return {i: what for i, what in enumerate(found) if what and ranks[i].poll() is None}
 
@@ -91,7 +109,7 @@ class DeadlineMonitor:
         try:
             line = os.pread(file.fileno(), _LINE, 0).decode(errors="replace")
             start, end, what = line.split(maxsplit=2)
-            seconds, limit = now - max(float(start), self.continued), float(end)
+            seconds, limit = now - max(float(start), self.running.time), float(end)
         except ValueError:  # no task
             return ""
         if seconds <= limit:

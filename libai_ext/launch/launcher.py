@@ -30,7 +30,12 @@ from libai_ext.launch.exit_report import ATTEMPT, FINISHED, JOB, SAVED_ON_SIGNAL
 from libai_ext.launch.options import hold_ports, parse
 from libai_ext.launch.rank import Rank
 from libai_ext.launch.rendezvous import SECRET, Peers
-from libai_ext.launch.stop_signals import REPEAT_SECONDS, RepeatedSignal, stop_signals
+from libai_ext.launch.stop_signals import (
+    REPEAT_SECONDS,
+    STOP_SIGNALS,
+    RepeatedSignal,
+    stop_signals,
+)
 
 # A rank may end by itself for so long: after the failure of a peer, and after a stop signal.
 GRACE_SECONDS = 5
@@ -39,6 +44,8 @@ SAVE_SECONDS = 600
 _OTHER_FAILURES_SECONDS = 0.5
 # For the report of a failed node, whose loss made the engine abort here.
 _PEER_REPORT_SECONDS = 3
+# Like a rank's order of failure: what was reported comes before, aborts for want of a peer after.
+_STOPPED = (2, -1)
 _NO_SECRET = (
     f"launch: {SECRET} is not set: until all nodes have connected, any program that reaches port "
     "{} of node 0 can pose as a node; set the same secret on each"
@@ -105,11 +112,11 @@ class Job:
         self.deadlines = DeadlineMonitor(self.args.nproc_per_node)
         try:
             self._find_peers()
-            for local_rank in range(self.args.nproc_per_node):
-                self.ranks.append(self._start(local_rank))
-            if self.stop_signal is not None:  # it came before all ranks had started
-                self._forward(self.stop_signal)
-            status, message = self._wait()
+            if self.peers is not None and self.peers.job is None:
+                status, message = self._not_joined()
+            else:
+                self._start_ranks()
+                status, message = self._wait()
             if self.peers is not None:
                 self.peers.end(status, self.final)
         finally:
@@ -140,6 +147,19 @@ class Job:
             time.sleep(0.05)
         self.number = self.peers.job or ""
 
+    def _not_joined(self) -> tuple[int, str]:
+        """Exit status and message without ranks: the rendezvous failed, or a signal ended it."""
+        assert self.peers is not None
+        if self.peers.failure is None:
+            return self._failure_status(1), ""
+        return self._end_with_peer()
+
+    def _start_ranks(self) -> None:
+        for local_rank in range(self.args.nproc_per_node):
+            self.ranks.append(self._start(local_rank))
+        if self.stop_signal is not None:  # it came before all ranks had started
+            self._forward(self.stop_signal)
+
     def _start(self, local_rank: int) -> Rank:
         args = self.args
         number = args.node_rank * args.nproc_per_node + local_rank
@@ -162,25 +182,26 @@ class Job:
 
     def _wait(self) -> tuple[int, str]:
         """Wait until the job ends or must be ended; returns its exit status and message."""
-        leave_by = None
+        leaving = None
         while not self.stop_now:
             states = self._states()
             ended = [state for state in states if state is not None]
             failed = [state for state in ended if state not in (0, SAVED_ON_SIGNAL)]
-            if self.stop_signal is None and failed:
-                return self._first_failure()
+            if failed:
+                failure = self._first_failure()
+                if failure is not None:
+                    return failure
+                continue
             if self.peers is not None and self.peers.failure is not None:
                 return self._end_with_peer()
-            if len(ended) == len(states) and not failed:
-                return max(ended), ""
             if len(ended) == len(states):
-                break
+                return max(ended), ""
             overdue = self.deadlines.overdue([rank.process for rank in self.ranks])
             if overdue:
                 return self._end_overdue(overdue)
             if self.stop_signal is not None or SAVED_ON_SIGNAL in ended:
-                leave_by = leave_by or time.monotonic() + SAVE_SECONDS
-                if time.monotonic() > leave_by:
+                leaving = leaving or time.monotonic()
+                if time.monotonic() > max(leaving, self.deadlines.running.time) + SAVE_SECONDS:
                     break
             time.sleep(0.05)
         return 128 + (self.stop_signal or signal.SIGTERM), ""
@@ -201,28 +222,48 @@ class Job:
             f"launch: the job is ended: rank {self.ranks[local_rank].number}: {why}\n"
             for local_rank, why in overdue.items()
         )
-        return 1 if self.stop_signal is None else 128 + self.stop_signal, text
+        return self._failure_status(1), text
+
+    def _failure_status(self, status: int) -> int:
+        """Exit status of a job that fails with ``status``: after a stop signal, that of the
+        signal."""
+        return status if self.stop_signal is None else 128 + self.stop_signal
 
     def _end_with_peer(self) -> tuple[int, str]:
         """Prints the message at once: the launcher of the failed node prints its report last."""
         assert self.peers is not None and self.peers.failure is not None
-        status, text, self.final = self.peers.failure
+        status, text, final = self.peers.failure
+        self.final = self.final or final
         _print(text)
         return status, ""
 
-    def _first_failure(self) -> tuple[int, str]:
-        """Exit status and message of the rank that failed first, or of a node that was lost."""
+    def _first_failure(self) -> tuple[int, str] | None:
+        """Exit status and message of the rank that failed first, or of a node that was lost; None
+        if another rank has reported meanwhile that all have finished."""
         time.sleep(_OTHER_FAILURES_SECONDS)
         states, failed = self._states(), []
         for local_rank, (state, rank) in enumerate(zip(states, self.ranks)):
             if state is None or state in (0, SAVED_ON_SIGNAL):
                 continue
-            failed.append((*rank.failure_order(state, USAGE_ERROR in states), local_rank, state))
-        order, _, local_rank, state = min(failed)
-        aborted = order == 2 and state == -signal.SIGABRT
+            order = rank.failure_order(state, USAGE_ERROR in states)
+            if self._stopped(state):
+                order = _STOPPED
+            failed.append((order, local_rank, state))
+        if not failed:
+            return None
+        order, local_rank, state = min(failed)
+        if order == _STOPPED:
+            return self._failure_status(1), ""
+        aborted = order[0] == 2 and state == -signal.SIGABRT
         if aborted and self._peer_failed():
             return self._end_with_peer()
-        return self.ranks[local_rank].failure(state)
+        status, text = self.ranks[local_rank].failure(state)
+        return self._failure_status(status), text
+
+    def _stopped(self, state: int) -> bool:
+        """Whether a stop signal has ended a rank, as one that does not save at the signal."""
+        number = -state if state < 0 else state - 128
+        return self.stop_signal is not None and number in STOP_SIGNALS
 
     def _peer_failed(self) -> bool:
         deadline = time.monotonic() + _PEER_REPORT_SECONDS

@@ -3,7 +3,8 @@
 The engine can wait forever for a lost machine. Node 0 listens on the port after the job's until
 all other launchers have connected. Each connection carries a heartbeat every few seconds, signed
 with the job's secret. The last line is ``end STATUS FINAL``. A node is lost if its connection
-closes without that line, or is silent for too long.
+closes without that line, or is silent for too long. Time in which this launcher was suspended, as
+a cluster suspends a job, does not count.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from typing import NamedTuple
 
 from libai_ext.launch import ports, signed_lines
+from libai_ext.launch.deadlines import RunningSince
 from libai_ext.launch.exit_report import SAVED_ON_SIGNAL
 
 HEARTBEAT_SECONDS = 2
@@ -68,17 +70,24 @@ class Peers:
         self._open: dict[int, signed_lines.Lines] = {}
         self._handshakes: list[asyncio.Task] = []
         self._warned = False
+        self._running = RunningSince()
         listener = ports.listen(address, port) if rank == 0 else None
         self._loop = asyncio.new_event_loop()
         self._rendezvous = self._loop.create_task(
             self._connect() if listener is None else self._accept(listener)
         )
         self._heartbeats = self._loop.create_task(self._send_heartbeats())
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()
 
     def end(self, status: int, final: bool) -> None:
         """Report the end of this node to the others; only the first call counts."""
-        asyncio.run_coroutine_threadsafe(self._end(status, final), self._loop).result()
+        if not self.ended:
+            asyncio.run_coroutine_threadsafe(self._end(status, final), self._loop).result()
 
     async def _end(self, status: int, final: bool) -> None:
         if self.ended:
@@ -90,13 +99,25 @@ class Peers:
             lines.send(f"end {status} {int(final)}")
             with contextlib.suppress(OSError):  # the other side is gone
                 lines.writer.write_eof()
+        self._stopping = self._loop.create_task(self._stop())
+
+    async def _stop(self) -> None:
+        """End the thread when the other nodes have closed their connections."""
+        start = time.monotonic()
+        while self._open and self._left(start, SILENCE_SECONDS) > 0:
+            await asyncio.sleep(0.1)
+        rest = asyncio.all_tasks() - {self._stopping}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        self._loop.stop()
 
     async def _accept(self, listener: socket.socket) -> None:
-        deadline = time.monotonic() + RENDEZVOUS_SECONDS
+        start = time.monotonic()
         server = await asyncio.start_server(self._handle, sock=listener, limit=signed_lines.LONGEST)
         try:
             while len(self._joined) < self.count - 1:
-                if time.monotonic() > deadline:
+                if self._left(start, RENDEZVOUS_SECONDS) <= 0:
                     missing = sorted(set(range(1, self.count)) - self._joined)
                     self._fail(1, f"nodes {missing} have not connected in {RENDEZVOUS_SECONDS} s")
                     return
@@ -144,20 +165,22 @@ class Peers:
         return None
 
     async def _connect(self) -> None:
-        deadline = time.monotonic() + RENDEZVOUS_SECONDS
+        start = time.monotonic()
         answer = ""
-        while self.job is None:
+        # Before Python 3.12, ``wait_for`` may lose the cancellation that comes from the end.
+        while self.job is None and not self.ended:
             try:
                 await asyncio.wait_for(self._join(), _HANDSHAKE_SECONDS)
             except _CONNECTION_ERRORS as error:
                 if isinstance(error, ValueError):  # node 0 has answered
                     answer = f": {error}"
-                if time.monotonic() > deadline:
+                if self._left(start, RENDEZVOUS_SECONDS) <= 0:
                     text = f"no connection to {self._node_0()} in {RENDEZVOUS_SECONDS} s{answer}"
                     self._fail(1, text)
                     return
                 await asyncio.sleep(0.2)
-        self._listening = self._loop.create_task(self._listen(0))
+        if self.job is not None:
+            self._listening = self._loop.create_task(self._listen(0))
 
     async def _join(self) -> None:
         """
@@ -201,7 +224,7 @@ class Peers:
         lines = self._open[rank]
         try:
             while True:
-                line = await asyncio.wait_for(lines.receive(), SILENCE_SECONDS)
+                line = await self._receive(lines)
                 if line != _ALIVE:
                     status, final = _end(line)
                     if status not in (0, SAVED_ON_SIGNAL):
@@ -213,12 +236,34 @@ class Peers:
             del self._open[rank]
             lines.writer.close()
 
+    async def _receive(self, lines: signed_lines.Lines) -> str:
+        """The next line.
+
+        Raises:
+            asyncio.TimeoutError: none has arrived in ``SILENCE_SECONDS``.
+            ConnectionError, ValueError: see :meth:`signed_lines.Lines.receive`.
+        """
+        start = time.monotonic()
+        line = asyncio.ensure_future(lines.receive())
+        while not line.done():
+            left = self._left(start, SILENCE_SECONDS)
+            if left <= 0:
+                line.cancel()
+                raise asyncio.TimeoutError
+            await asyncio.wait([line], timeout=left)
+        return line.result()
+
+    def _left(self, start: float, seconds: float) -> float:
+        """What is left of ``seconds`` since ``start`` or since this launcher has continued."""
+        return max(start, self._running.check()) + seconds - time.monotonic()
+
     def _fail(self, status: int, text: str, final: bool = False) -> None:
         if self.failure is None and not self.ended:
             self.failure = PeerFailure(status, f"launch: {text}\n", final)
 
     async def _send_heartbeats(self) -> None:
         while not self.ended:
+            self._running.check()
             for lines in self._open.values():
                 lines.send(_ALIVE)
             await asyncio.sleep(HEARTBEAT_SECONDS)

@@ -7,52 +7,11 @@ import os
 import signal
 import struct
 import subprocess
-import sys
 import termios
 import time
 
 import pytest
-
-from libai_ext.launch.stop_signals import REPEAT_SECONDS
-
-LAUNCH = [sys.executable, "-m", "libai_ext.launch", "--nproc-per-node"]
-
-
-@pytest.fixture
-def program(tmp_path):
-    """Writes a program and gives its path; ``pids`` gets a line from each rank."""
-
-    def write(body):
-        path = tmp_path / "program.py"
-        path.write_text(
-            "import os, signal, subprocess, sys, time\n"
-            "rank = int(os.environ['RANK'])\n"
-            f"open({str(tmp_path / 'pids')!r}, 'a').write(f'{{os.getpid()}}\\n')\n" + body
-        )
-        return path
-
-    return write
-
-
-def alive(tmp_path):
-    """Processes of the job that still run."""
-    pids = [int(line) for line in (tmp_path / "pids").read_text().split()]
-    running = []
-    for pid in pids:
-        try:
-            state = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0]
-        except FileNotFoundError:
-            continue
-        if state != "Z":
-            running.append(pid)
-    return running
-
-
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert condition()
+from jobs import LAUNCH, alive, wait_for
 
 
 def test_ranks_get_their_place_and_their_share_of_threads(program, tmp_path, port):
@@ -103,7 +62,7 @@ def test_a_killed_launcher_leaves_no_folder(program, tmp_path):
     (tmp_path / "tmp").mkdir()
     env = dict(os.environ, TMPDIR=str(tmp_path / "tmp"))
     job = subprocess.Popen([*LAUNCH, "2", path], env=env)
-    wait_for(lambda: (tmp_path / "pids").exists() and len(alive(tmp_path)) == 2)
+    wait_for(lambda: len(alive(tmp_path)) == 2)
     job.kill()
     job.wait()
     wait_for(lambda: not alive(tmp_path))
@@ -295,53 +254,6 @@ def test_restarts_after_a_crash(program, tmp_path):
     out = subprocess.run([*command, "1", path], capture_output=True, text=True, timeout=60)
     assert out.returncode == 128 + signal.SIGKILL
     assert alive(tmp_path) == []
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
-def test_ending_the_launcher_ends_the_job(program, tmp_path, number):
-    """Children of the ranks included, but for SIGKILL, which only the ranks hear of."""
-    child = "" if number == signal.SIGKILL else "subprocess.Popen(['sleep', '600'])\n"
-    path = program(child + "time.sleep(600)\n")
-    job = subprocess.Popen([*LAUNCH, "2", path], stderr=subprocess.DEVNULL)
-    wait_for(lambda: (tmp_path / "pids").exists() and len(alive(tmp_path)) == 2)
-    job.send_signal(number)
-    status = job.wait(30)
-    assert status == (-number if number == signal.SIGKILL else 128 + number)
-    wait_for(lambda: alive(tmp_path) == [])
-
-
-def test_one_request_in_many_signals(program, tmp_path):
-    """The rank notes those that the launcher passes on."""
-    path = program(
-        "def note(number, frame): print(signal.Signals(number).name, flush=True)\n"
-        "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, note)\n"
-        "print('ready', flush=True)\n"
-        "while True: time.sleep(600)\n"
-    )
-    job = subprocess.Popen([*LAUNCH, "1", path], stdout=-1, stderr=-1, text=True)
-    assert job.stdout.readline() == "ready\n"
-    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
-        job.send_signal(number)
-        time.sleep(0.1)
-    time.sleep(REPEAT_SECONDS)
-    assert job.poll() is None
-    job.send_signal(signal.SIGTERM)
-    out, said = job.communicate(timeout=20)
-    # The first one, and that of the end if there was time to note it.
-    assert (job.returncode, set(out.split())) == (128 + signal.SIGTERM, {"SIGTERM"})
-    assert said.startswith("launch: SIGTERM: the ranks have to end; send SIGTERM again after 2 s")
-
-
-def test_a_job_under_nohup_outlives_its_terminal(program, tmp_path):
-    path = program("time.sleep(600)\n")
-    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
-    job = subprocess.Popen([*LAUNCH, "1", path], stderr=subprocess.DEVNULL, preexec_fn=ignore)
-    wait_for(lambda: (tmp_path / "pids").exists() and len(alive(tmp_path)) == 1)
-    job.send_signal(signal.SIGHUP)
-    time.sleep(0.5)
-    assert (job.poll(), len(alive(tmp_path))) == (None, 1)
-    job.send_signal(signal.SIGTERM)
-    assert job.wait(20) == 128 + signal.SIGTERM
 
 
 def test_a_start_that_takes_too_long_is_ended_with_a_message(program, tmp_path):

@@ -6,15 +6,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from jobs import LAUNCH, alive, wait_for
 
 from libai_ext.launch import nodes
 
-LAUNCH = [sys.executable, "-m", "libai_ext.launch", "--nproc-per-node", "1"]
 ROOT = Path(__file__).resolve().parents[2]
 # What ssh does with a command: a shell on the other side, without this one's variables.
 SSH = """#!/bin/bash
@@ -48,33 +47,14 @@ def world(tmp_path):
 
 
 @pytest.fixture
-def program(tmp_path):
-    def write(body):
-        path = tmp_path / "program.py"
-        path.write_text(
-            "import os, signal, sys, time\n"
-            "rank = int(os.environ['RANK'])\n"
-            "keys = 'RANK WORLD_SIZE MASTER_ADDR MASTER_PORT NCCL_DEBUG SECRET'.split()\n"
-            "shown = ' '.join(os.environ.get(k, '-') for k in keys)\n"
-            "os.write(1, f'{shown} {os.getcwd()}\\n'.encode())\n"
-            f"open({str(tmp_path / 'pids')!r}, 'a').write(f'{{os.getpid()}}\\n')\n" + body
-        )
-        return str(path)
-
-    return write
-
-
-def running(tmp_path):
-    path = tmp_path / "pids"
-    pids = path.read_text().split() if path.exists() else []
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-
-
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert condition()
+def program(program):
+    """Each rank prints its place first."""
+    show = (
+        "keys = 'RANK WORLD_SIZE MASTER_ADDR MASTER_PORT NCCL_DEBUG SECRET'.split()\n"
+        "shown = ' '.join(os.environ.get(k, '-') for k in keys)\n"
+        "os.write(1, f'{shown} {os.getcwd()}\\n'.encode())\n"
+    )
+    return lambda body: str(program(show + body))
 
 
 def pair(path, port, *options):
@@ -82,7 +62,9 @@ def pair(path, port, *options):
     words = ["--nnodes", "2", "--master-port", str(port), *options]
     return [
         subprocess.Popen(
-            [*LAUNCH, *words, "--node-rank", str(rank), path], stderr=subprocess.PIPE, text=True
+            [*LAUNCH, "1", *words, "--node-rank", str(rank), path],
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(2)
     ]
@@ -185,22 +167,22 @@ def test_one_call_with_a_host_file_starts_every_node(world, program, tmp_path, p
 def test_the_first_failure_ends_all_hosts(world, program, tmp_path, port):
     path = program("if rank == 1: sys.exit(7)\ntime.sleep(600)\n")
     env = dict(world, HOSTFILE=host_file(tmp_path, "localhost", "b"))
-    command = [*LAUNCH, "--master-port", str(port), path]
+    command = [*LAUNCH, "1", "--master-port", str(port), path]
     out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert out.returncode == 7
     assert "rank 1 ended with exit status 7" in out.stderr
     assert "node 1 ended with status 7" in out.stderr
-    assert running(tmp_path) == []
+    assert alive(tmp_path) == []
 
 
 def test_a_host_that_cannot_be_reached_ends_the_job(world, program, tmp_path, port):
     path = program("time.sleep(600)\n")
     env = dict(world, HOSTFILE=host_file(tmp_path, "closed", "b"))
-    command = [*LAUNCH, "--master-port", str(port), path]
+    command = [*LAUNCH, "1", "--master-port", str(port), path]
     out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert out.returncode == 255
     assert "launch: ssh to closed failed" in out.stderr
-    assert running(tmp_path) == []
+    assert alive(tmp_path) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
@@ -208,12 +190,12 @@ def test_ending_the_call_ends_all_hosts(world, program, tmp_path, port, number):
     path = program("time.sleep(600)\n")
     env = dict(world, HOSTFILE=host_file(tmp_path, "localhost", "b"))
     job = subprocess.Popen(
-        [*LAUNCH, "--master-port", str(port), path], env=env, stderr=subprocess.DEVNULL
+        [*LAUNCH, "1", "--master-port", str(port), path], env=env, stderr=subprocess.DEVNULL
     )
-    wait_for(lambda: len(running(tmp_path)) == 2)
+    wait_for(lambda: len(alive(tmp_path)) == 2)
     job.send_signal(number)
     assert job.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
-    wait_for(lambda: running(tmp_path) == [])
+    wait_for(lambda: alive(tmp_path) == [])
 
 
 @pytest.mark.parametrize(
@@ -225,7 +207,9 @@ def test_bad_host_files(world, tmp_path, text, message):
     if text is not None:
         path.write_text(text)
     env = dict(world, HOSTFILE=str(path))
-    out = subprocess.run([*LAUNCH, "x.py"], env=env, capture_output=True, text=True, timeout=60)
+    out = subprocess.run(
+        [*LAUNCH, "1", "x.py"], env=env, capture_output=True, text=True, timeout=60
+    )
     assert (out.returncode, message in out.stderr) == (2, True), out.stderr
 
 
@@ -238,7 +222,7 @@ def test_a_node_that_fails_ends_the_others(program, tmp_path, port):
     assert all("JOB_SECRET is not set: until all nodes have connected" in text for text in errors)
     assert "rank 0 ended with exit status 9" in errors[0]
     assert "launch: node 0 ended with status 9" in errors[1]
-    assert running(tmp_path) == []
+    assert alive(tmp_path) == []
 
 
 def test_the_cause_goes_before_an_abort_for_a_lost_peer(program, port):
@@ -252,12 +236,12 @@ def test_the_cause_goes_before_an_abort_for_a_lost_peer(program, port):
 def test_a_killed_launcher_is_a_lost_node(program, tmp_path, port):
     path = program("time.sleep(600)\n")
     jobs = pair(path, port)
-    wait_for(lambda: len(running(tmp_path)) == 2)
+    wait_for(lambda: len(alive(tmp_path)) == 2)
     time.sleep(1)  # the launchers meet
     jobs[1].kill()
     assert "launch: lost node 1" in jobs[0].communicate(timeout=30)[1]
     assert jobs[0].returncode == 1
-    wait_for(lambda: running(tmp_path) == [])
+    wait_for(lambda: alive(tmp_path) == [])
 
 
 def test_all_nodes_restart_after_a_crash(program, port):

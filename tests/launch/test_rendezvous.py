@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -9,8 +10,9 @@ import time
 
 import pytest
 from hostile_peer import ATTACKS, Hostile, replay
+from jobs import wait_for
 
-from libai_ext.launch import rendezvous
+from libai_ext.launch import deadlines, rendezvous
 from libai_ext.launch.rendezvous import Peers
 
 SECRET = "known to the launchers alone"
@@ -28,13 +30,6 @@ def node(port):
     yield make
     for one in made:
         one.end(0, False)
-
-
-def wait_for(condition, seconds=15):
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert condition()
 
 
 class Wire:
@@ -174,6 +169,17 @@ def test_another_secret_is_said_by_both(node, capfd):
     assert first.failure is second.failure is second.job is None
 
 
+def test_a_node_ends_while_an_attempt_to_join_fails(node, monkeypatch):
+    async def fail(peers):
+        asyncio.ensure_future(peers._end(0, False))  # its cancellation and the error meet
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(Peers, "_join", fail)
+    second = node(1)
+    wait_for(lambda: second._rendezvous.done())
+    assert second.failure is second.job is None
+
+
 def test_what_kept_a_node_away_is_said(node, monkeypatch):
     monkeypatch.setattr(rendezvous, "RENDEZVOUS_SECONDS", 1)
     first, second = node(0, count=3), node(1, count=3)
@@ -183,6 +189,51 @@ def test_what_kept_a_node_away_is_said(node, monkeypatch):
     assert "1 s: no: of 3 nodes, another one is number 1" in twice.failure.text
     assert nowhere.failure.text == "launch: no connection to node 0 (127.0.0.1 port 1) in 1 s\n"
     assert first.failure.text == "launch: nodes [2] have not connected in 1 s\n"
+
+
+def test_nothing_of_an_attempt_stays(node, port):
+    first, second, alone = node(0, count=3), node(1, count=3), node(1, at=1)
+    wait_for(lambda: second.job is not None)
+    with socket.create_connection(("127.0.0.1", port)):
+        wait_for(lambda: first._handshakes)
+        for one in (first, second, alone):
+            one.end(1, False)
+        for one in (first, second, alone):
+            one._thread.join(10)
+            assert not one._thread.is_alive() and one._loop.is_closed()
+            assert (one._open, asyncio.all_tasks(one._loop)) == ({}, set())
+
+
+def suspend(seconds):
+    """For each launcher, how long it stands still; they continue one after the other."""
+    for one, length in seconds.items():
+        one._loop.call_soon_threadsafe(time.sleep, length)
+    time.sleep(max(seconds.values()))
+
+
+def test_a_job_may_be_suspended_for_longer_than_a_node_may_be_silent(node, monkeypatch):
+    monkeypatch.setattr(deadlines, "SUSPENDED_SECONDS", 0.7)
+    monkeypatch.setattr(rendezvous, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(rendezvous, "SILENCE_SECONDS", 1.5)
+    first, second = node(0), node(1)
+    wait_for(lambda: second.job is not None)
+    suspend({first: 1.8, second: 2.2})
+    time.sleep(0.3)
+    assert first.failure is second.failure is None
+    suspend({second: 2})
+    wait_for(lambda: first.failure)
+    assert first.failure.text == "launch: lost node 1\n"
+
+
+def test_a_job_may_be_suspended_before_its_nodes_have_met(node, monkeypatch):
+    monkeypatch.setattr(deadlines, "SUSPENDED_SECONDS", 0.7)
+    monkeypatch.setattr(rendezvous, "HEARTBEAT_SECONDS", 0.1)
+    monkeypatch.setattr(rendezvous, "RENDEZVOUS_SECONDS", 1)
+    first, second = node(0), node(1, at=1)
+    suspend({first: 1.2, second: 1.2})
+    time.sleep(0.3)
+    assert first.failure is second.failure is None
+    wait_for(lambda: first.failure and second.failure)
 
 
 def test_the_port_is_open_on_the_address_in_use_alone(node, port):
