@@ -127,6 +127,7 @@ class Checkpointer(LiBaiCheckpointer):
         os.makedirs(self.save_dir, exist_ok=True)
         self._remove_partial()
         partial = target.with_name(f"{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a name of the caller's own
         partial.mkdir()
         for key, value in state.items():
             host_state.write(value, partial / key)
@@ -138,11 +139,13 @@ class Checkpointer(LiBaiCheckpointer):
         replace_folder(str(partial), str(target))
 
     def _remove_partial(self) -> None:
-        """Remove partial and replaced checkpoints that a crash or an error left."""
+        """Remove partial and replaced checkpoints that a crash or an error left, and no folder of
+        the user's with a similar name."""
         folder = Path(self.save_dir)
-        replaced = [path for path in folder.glob("model_*.old") if path.with_suffix("").exists()]
-        for path in [*folder.glob("*.partial"), *replaced]:
-            shutil.rmtree(path, ignore_errors=True)
+        replaced = [path for path in folder.glob("*.old") if path.with_suffix("").exists()]
+        for path in (*folder.glob("*.partial"), *replaced):
+            if _NAMES.fullmatch(path.stem):
+                shutil.rmtree(path, ignore_errors=True)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         pointer.write(self.save_dir, last_filename_basename)

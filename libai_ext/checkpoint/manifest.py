@@ -34,8 +34,8 @@ def verify(folder: Path) -> None:
     for line in _read(folder):
         path = line.split(" ", 2)[-1].rstrip("\n")
         listed[path] = line
-    present = _files(folder)
-    for path in sorted(listed.keys() | set(present)):
+    present = set(_files(folder))
+    for path in sorted(listed.keys() | present):
         file = folder / path
         if path not in listed:
             raise CheckpointError(f"{file}: not listed in {MANIFEST}")

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
+import time
 
 import numpy as np
 import oneflow as flow
 import pytest
+from checkpoints import (
+    PLACE,
+    Average,
+    checkpointer_of,
+    model_of,
+    resumed,
+    save,
+    two_checkpoints,
+    weight,
+)
 from oneflow import nn
 
 from libai_ext.checkpoint import host_state, manifest, oneflow_folder, record
@@ -17,61 +27,10 @@ from libai_ext.checkpoint.checkpointer import Checkpointer
 from libai_ext.checkpoint.errors import CheckpointError
 
 
-class Average:
-    """A checkpointable of another kind, as an exponential moving average is one."""
-
-    def __init__(self, value: float):
-        self.state = {"decay": 0.9, "weights": {"w": flow.full((3,), value).to_global(*PLACE)}}
-
-    def state_dict(self):
-        return self.state
-
-    def load_state_dict(self, state):
-        self.state = state
-
-
-PLACE = (flow.placement("cpu", [0]), flow.sbp.broadcast)
-
-
-def model_of(value: float) -> nn.Module:
-    model = nn.Linear(2, 3).to_global(*PLACE)
-    for parameter in model.parameters():
-        nn.init.constant_(parameter, value)
-    return model
-
-
-def checkpointer_of(folder, value: float = 0.0, **options) -> Checkpointer:
-    return Checkpointer(model_of(value), str(folder), ema=Average(value), **options)
-
-
-def save(checkpointer, name, iteration, value=None, **options):
-    if value is not None:
-        for parameter in checkpointer.model.parameters():
-            nn.init.constant_(parameter, value)
-    checkpointer.save(name, iteration, **options)
-    checkpointer.finish()
-
-
-def weight(checkpointer) -> float:
-    values = np.unique(checkpointer.model.weight.numpy())
-    assert len(values) == 1
-    return float(values[0])
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Checkpoints after iterations 3 and 7; their weights are 3 and 7."""
-    checkpointer = checkpointer_of(tmp_path)
-    for iteration in (3, 7):
-        save(checkpointer, f"model_{iteration:07d}", iteration, value=iteration)
-    return tmp_path
-
-
-def resumed(folder) -> float:
-    """The weight that a new run goes on from."""
-    checkpointer = checkpointer_of(folder)
-    checkpointer.load(checkpointer.get_checkpoint_file())
-    return weight(checkpointer)
+    return two_checkpoints(tmp_path)
 
 
 def test_all_comes_back(tmp_path):
@@ -233,6 +192,17 @@ def test_damage_is_found_and_the_one_before_used(folder, damage, caplog):
     assert resumed(folder) == 7
 
 
+def test_many_files_are_compared_in_time(tmp_path, monkeypatch):
+    lines = [f"00000000 0 {number}\n" for number in range(40_000)]
+    (tmp_path / manifest.MANIFEST).write_text("".join(lines))
+    names = [line.split()[-1] for line in lines]
+    monkeypatch.setattr(manifest, "_files", lambda folder: names)
+    monkeypatch.setattr(manifest, "_line", lambda folder, path: f"00000000 0 {path}\n")
+    start = time.process_time()
+    manifest.verify(tmp_path)
+    assert time.process_time() - start < 3
+
+
 def test_every_byte_of_the_manifest_counts(folder):
     path = folder / "model_0000007" / "manifest"
     intact = path.read_bytes()
@@ -291,87 +261,17 @@ def test_leftovers_of_a_crash_are_no_checkpoints(folder):
     assert not (folder / "model_0000011.partial").exists()
 
 
-def assert_refused(checkpointer, caplog, reason):
-    """A save fails, the caller goes on, the older checkpoints stay; the next save works."""
-    caplog.clear()
-    checkpointer.save("model_0000009", 9, best=9)
-    checkpointer.join()
-    assert "best" not in checkpointer.plain
-    assert reason in checkpointer.failure
-    assert [r.levelno for r in caplog.records] == [logging.ERROR]
-    assert "model_0000009 could not be written" in caplog.text and reason in caplog.text
-    with pytest.raises(CheckpointError, match="could not be written"):
-        checkpointer.finish()
-
-
-def test_disk_full(small_disk, caplog):
-    folder = small_disk.folder
-    checkpointer = checkpointer_of(folder)
-    save(checkpointer, "model_0000003", 3, value=3)
-    small_disk.fill()
-    assert_refused(checkpointer, caplog, "No space left on device")
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "filler",
-        "last_checkpoint",
-        "model_0000003",
-    ]
-    assert resumed(folder) == 3
-    small_disk.free()
-    save(checkpointer, "model_0000009", 9, value=9, best=9)
-    assert checkpointer.failure is None and resumed(folder) == 9
-    assert checkpointer.plain == {"best": 9}
-    assert checkpointer.progress(folder / "model_0000009") == {"best": 9, "iteration": 9}
-
-
-def test_read_only_disk(small_disk, caplog):
-    folder = small_disk.folder
-    checkpointer = checkpointer_of(folder)
-    save(checkpointer, "model_0000003", 3, value=3)
-    small_disk.allow("ro")
-    assert_refused(checkpointer, caplog, "Read-only file system")
-    assert resumed(folder) == 3
-    small_disk.allow("rw")
-    save(checkpointer, "model_0000009", 9, value=9)
-    assert resumed(folder) == 9
-
-
-def test_a_file_where_the_folder_should_be(tmp_path, caplog):
-    (tmp_path / "file").write_text("")
-    assert_refused(checkpointer_of(tmp_path / "file"), caplog, "File exists")
-
-
-@pytest.mark.parametrize("number", [1, 8, 16, 17])
-def test_input_output_error(folder, caplog, monkeypatch, number):
-    """At the n-th fsync: of a file, of a folder, of the name."""
-    real = os.fsync
-    calls: list[int] = []
-
-    def fsync(descriptor):
-        calls.append(descriptor)
-        if len(calls) == number:
-            raise OSError(5, "Input/output error")
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    assert_refused(checkpointer_of(folder), caplog, "Input/output error")
-    monkeypatch.undo()
-    assert resumed(folder) == 7
-    assert not list(folder.glob("*.partial"))
-
-
-def test_unreadable_file(folder, caplog, monkeypatch):
-    """EIO while the checksums are compared."""
-    real = manifest.open_regular
-
-    def failing(path):
-        if str(path).endswith("model_0000007/model/tensor_0/out"):
-            raise OSError(5, "Input/output error")
-        return real(path)
-
-    monkeypatch.setattr(manifest, "open_regular", failing)
-    latest = checkpointer_of(folder).get_checkpoint_file()
-    assert latest == str(folder / "model_0000003")
-    assert "tensor_0/out: Input/output error" in caplog.text
+def test_folders_of_the_users_stay(folder):
+    """Whose names are like those of leftovers."""
+    own = {"export.partial", "model_ema.partial", "model_small", "model_small.old"}
+    for name in own:
+        (folder / name).mkdir()
+    checkpointer = checkpointer_of(folder, max_to_keep=1)
+    save(checkpointer, "model_0000009", 9)
+    assert own < {path.name for path in folder.iterdir()}
+    assert not (folder / "model_0000007").exists()
+    save(checkpointer, "model_ema", 10)  # the name that a crash has left in part
+    assert checkpointer.failure is None and not (folder / "model_ema.partial").exists()
 
 
 def test_progress_is_plain_json(folder):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 
@@ -18,7 +16,6 @@ def draw(*shape) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["fb_finetune.pth", "timm_cls.safetensors", "hf_classifier"])
 def test_logits_are_those_of_pytorch(golden, name, caplog):
-    logging.getLogger("projects").propagate = True
     encoder = load_encoder(golden / name, heads=3, grid=(4, 4))
     data = np.load(golden / f"{name.split('.')[0]}.npz")
     np.testing.assert_allclose(encoder.logits(data["images"]), data["output"], atol=1e-5)

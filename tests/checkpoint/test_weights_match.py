@@ -9,7 +9,7 @@ import pytest
 
 from libai_ext.checkpoint.errors import CheckpointError
 from projects.MAE.weights.files import read_weights
-from projects.MAE.weights.match import REPLACED, match
+from projects.MAE.weights.match import NEW, REPLACED, match
 from projects.MAE.weights.packing import Heads
 from projects.MAE.weights.pos_embed import interpolate
 
@@ -41,7 +41,7 @@ def _classifier(encoder, pooling):
 
 
 def test_pretraining_continues_with_every_tensor(weights):
-    result = match(_shapes(weights), weights, replaced=REPLACED["pretrain"])
+    result = match(_shapes(weights), weights)
     assert list(result.weights) == list(weights)
     assert all(result.weights[name] is array for name, array in weights.items())
     assert (result.fresh, result.left_out, result.interpolated) == ([], [], [])
@@ -49,7 +49,7 @@ def test_pretraining_continues_with_every_tensor(weights):
 
 def test_finetuning_drops_the_decoder_and_the_norm_and_makes_a_head(weights, encoder):
     expected = _classifier(encoder, "mean")
-    result = match(expected, weights, replaced=REPLACED["finetune_mean"])
+    result = match(expected, weights, replaced=REPLACED["mean"], new=NEW)
     fresh = {"head.weight", "head.bias", "fc_norm.weight", "fc_norm.bias"}
     assert set(result.fresh) == fresh
     assert set(result.weights) == set(expected) - fresh
@@ -59,27 +59,40 @@ def test_finetuning_drops_the_decoder_and_the_norm_and_makes_a_head(weights, enc
 
 def test_cls_pooling_keeps_the_norm(weights, encoder):
     expected = _classifier(encoder, "cls")
-    result = match(expected, weights, replaced=REPLACED["finetune"])
+    result = match(expected, weights, replaced=REPLACED["cls"], new=NEW)
     assert set(result.fresh) == {"head.weight", "head.bias"}
     assert "norm.weight" in result.weights
     del weights["norm.weight"]
     with pytest.raises(CheckpointError, match=r"1 tensors are missing: norm\.weight"):
-        match(expected, weights, replaced=REPLACED["finetune"])
+        match(expected, weights, replaced=REPLACED["cls"], new=NEW)
 
 
 def test_a_head_of_another_size_is_replaced_only_by_a_task_that_says_so(encoder):
     expected = _classifier(encoder, "cls")
     given = {**encoder, "head.weight": np.zeros((12, 9)), "head.bias": np.zeros(9)}
-    result = match(expected, given, replaced=REPLACED["finetune"])
+    result = match(expected, given, replaced=REPLACED["cls"], new=NEW)
     assert result.fresh == result.left_out == ["head.weight", "head.bias"]
     with pytest.raises(CheckpointError, match=r"head\.weight: \(12, 9\), the model has \(12, 5\)"):
-        match(expected, given, replaced=REPLACED["evaluate"])
+        match(expected, given)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_finetuning_makes_a_head_also_where_the_old_one_fits(encoder, pooling):
+    """The shape says nothing about the classes. Without ``new``, the head is used."""
+    expected = {**_classifier(encoder, pooling), "head_norm.weight": (12,)}
+    given = {name: np.ones(shape) for name, shape in expected.items()}
+    heads = {"head.weight", "head.bias", "head_norm.weight"}
+    result = match(expected, given, replaced=REPLACED[pooling], new=NEW)
+    assert set(result.fresh) == set(result.left_out) == heads
+    assert set(result.weights) == set(expected) - heads
+    kept = match(expected, given, replaced=REPLACED[pooling])
+    assert set(kept.weights) == set(expected) and kept.fresh == []
 
 
 def test_an_encoder_does_not_reconstruct(weights, encoder):
     for expected in (weights, {**weights, "extra": np.zeros(1)}):
         with pytest.raises(CheckpointError, match="mae_visualize_vit_.*facebook/vit-mae-base"):
-            match(_shapes(expected), encoder, replaced=REPLACED["reconstruct"])
+            match(_shapes(expected), encoder)
 
 
 def test_a_difference_is_named_with_the_nearest_name(weights):
@@ -144,7 +157,7 @@ def test_a_table_of_another_size_needs_its_grid(encoder, patches, choices):
 def test_the_table_counts_blocks_together(weights, encoder):
     expected = {**_classifier(encoder, "mean"), "pos_embed": (1, 11, 12)}
     grids = dict(grid=(2, 5), source_grid=(4, 4))
-    result = match(expected, weights, replaced=REPLACED["finetune_mean"], **grids)
+    result = match(expected, weights, replaced=REPLACED["mean"], new=NEW, **grids)
     rows = [line.split("  ") for line in result.table().splitlines()]
     cells = [tuple(cell.strip() for cell in row if cell.strip()) for row in rows]
     assert cells == [
@@ -179,5 +192,5 @@ def test_values_that_are_not_finite_are_refused_where_they_are_used(weights, enc
     assert re.search(said, str(caught.value))
     del broken["cls_token"]
     assert match(
-        _classifier(encoder, "mean"), {**broken, **encoder}, replaced=REPLACED["finetune_mean"]
+        _classifier(encoder, "mean"), {**broken, **encoder}, replaced=REPLACED["mean"], new=NEW
     )

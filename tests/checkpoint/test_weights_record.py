@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_runs import DATA, DECODER, SIZES, classified_run, pretrained_run, weights_of
+from PIL import Image
 
 from libai_ext.checkpoint import manifest, torch_writer
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.data.channels import DIVISORS
 from libai_ext.data.decode import BadImage
+from libai_ext.data.sources import open_images
 from projects.MAE.weights.describe import describe
 from projects.MAE.weights.files import read_weights, write_fb, write_hf, write_oneflow, write_timm
 from projects.MAE.weights.mapping import from_ours
@@ -144,6 +146,30 @@ def test_the_record_goes_along_where_a_file_has_room(lines, tmp_path):
     assert (record["num_heads"], record["img_size"]) == (6, [32, 128])
 
 
+@pytest.mark.parametrize("as_torchvision", [True, False, None])
+def test_photos_on_their_side(tmp_path, as_torchvision):
+    """Turned by their EXIF tag or not, as in the run; a run before it was recorded turned them."""
+    data = DATA if as_torchvision is None else dict(DATA, as_torchvision=as_torchvision)
+    run, _ = pretrained_run(tmp_path / "run", data=data)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "x").mkdir()
+    path = tmp_path / "x/photo.png"
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(20, 16, 3), dtype="u1"))
+    image.save(path, exif=exif)
+    seen = image if as_torchvision else image.transpose(Image.Transpose.ROTATE_270)
+    weights, source = read_weights(run)
+    write_fb(weights, str(tmp_path / "fb.pth"), source.heads, source.record)
+    write_hf(weights, str(tmp_path / "hf"), source.heads, known=source.record)
+    for weights in (run, tmp_path / "fb.pth", tmp_path / "hf"):
+        prepare = preprocessing_of(describe(weights)[1])
+        expected = prepare.of(seen)
+        np.testing.assert_array_equal(prepare(str(path)), expected)
+        for root in (path, tmp_path / "x"):
+            image, _ = open_images([root], prepare.mode, prepare.as_torchvision)[0]
+            np.testing.assert_array_equal(prepare.of(image), expected)
+
+
 def test_images_of_any_number_of_channels(tmp_path):
     """How they are read goes along as well, also to Hugging Face, which has no key for it."""
     data = dict(mode=2, mean=[0.5, 0.2], std=[0.3, 0.1])
@@ -256,6 +282,7 @@ def test_hugging_face_says_it_in_two_files(golden, tmp_path):
         ({"num_hidden_layers": 4}, r"it says depth 4 \(the tensors 2\)"),
         ({"image_size": [4, 8]}, "4 x 8 pixels, 2 x 4 patches; the position table has 16"),
         ({"num_attention_heads": -1}, "num_heads must be a whole number above 0, not -1"),
+        ({"hidden_act": "gelu_new"}, "config.json: hidden_act 'gelu_new': models here have exact"),
     ):
         (tmp_path / "hf/config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=message):

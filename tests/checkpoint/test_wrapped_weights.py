@@ -14,7 +14,7 @@ from libai_ext.checkpoint.errors import CheckpointError
 from projects.MAE.weights.files import read_weights, write_fb
 from projects.MAE.weights.load import load_weights
 from projects.MAE.weights.mapping import from_ours
-from projects.MAE.weights.match import REPLACED
+from projects.MAE.weights.match import NEW, REPLACED
 from projects.MAE.weights.packing import Heads
 
 HEADS = Heads(4, 2)
@@ -192,9 +192,8 @@ def test_an_encoder_of_colours_sees_grey_as_three_channels(weights, tmp_path, ca
     path = str(tmp_path / "colours.pth")
     write_fb(weights, path, HEADS)
     model = classifier(in_chans=1)
-    logging.getLogger("projects").propagate = True
     with caplog.at_level(logging.WARNING):
-        load_weights(model, path, REPLACED["finetune_mean"], grid=(4, 4))
+        load_weights(model, path, REPLACED["mean"], grid=(4, 4), new=NEW)
     assert "its patch embedding is the sum over them" in caplog.text
     kernel = model.patch_embed.proj.weight.numpy()
     np.testing.assert_array_equal(kernel, weights["patch_embed.proj.weight"].sum(1, keepdims=True))

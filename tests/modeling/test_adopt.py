@@ -176,6 +176,28 @@ def test_an_evaluation_is_of_what_was_trained(lines):
         pretrain(*opts, "model.norm_pix_loss=True", "data.std=[1,1,1]", evaluate=True)
 
 
+@pytest.mark.parametrize("key", ["train.load_weight", "train.extend_from"])
+def test_a_run_starts_from_one_file(tmp_path, key):
+    run, _ = classified_run(tmp_path)
+    both = [f"finetune.path={run}", f"{key}={run}", "model.num_classes=5"]
+    with pytest.raises(ConfigError, match=f"set finetune.path .* or {key} .*, not both"):
+        finetune(*both, *SAME_DATA)
+    assert finetune(*both[1:], *SAME_DATA, "finetune.path=null").model.num_heads == 4
+    assert finetune(both[0], f"{key}=null", both[2], *SAME_DATA).model.num_heads == 4
+
+
+@pytest.mark.parametrize("mine, theirs", [(True, False), (False, True)])
+def test_so_is_how_images_are_decoded(tmp_path, mine, theirs):
+    run, _ = pretrained_run(tmp_path, data=dict(DATA, as_torchvision=theirs))
+    opts = [f"train.load_weight={run}", *SAME_DATA, f"data.as_torchvision={mine}"]
+    message = f"data.as_torchvision {mine}, the file has {theirs}"
+    with pytest.raises(ConfigError, match=message):
+        pretrain(*opts, evaluate=True)
+    notes = []
+    pretrain(*opts, notes=notes)
+    assert message in "".join(notes)
+
+
 def test_training_otherwise_is_named(lines):
     notes = []
     pretrain(f"train.load_weight={lines}", "model.mask_ratio=0.5", notes=notes)

@@ -36,7 +36,6 @@ def official(tmp_path):
 def test_every_tensor_is_taken_over(official, caplog):
     path, weights = official
     model = build()
-    logging.getLogger("projects").propagate = True
     with caplog.at_level(logging.INFO):
         load_weights(model, str(path))
     for name, tensor in model.state_dict().items():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from argparse import Namespace
+from types import SimpleNamespace
 
 import numpy as np
 import oneflow as flow
@@ -16,17 +19,24 @@ from made_runs import (
     randomise,
     weights_of,
 )
+from omegaconf import OmegaConf
 
+from libai_ext.checkpoint import oneflow_folder
+from libai_ext.checkpoint.checkpointer import Checkpointer
 from libai_ext.checkpoint.errors import CheckpointError
+from libai_ext.errors import ConfigError
+from libai_ext.optim.ema import WeightAverage
 from libai_ext.placement import batch_sbp, to_global
 from projects.MAE.modeling.pos_embed import sincos_pos_embed
+from projects.MAE.run import _set_state
+from projects.MAE.tasks import Classification, Pretraining
 from projects.MAE.weights.files import read_weights, write_fb, write_hf, write_oneflow
 from projects.MAE.weights.load import load_weights
-from projects.MAE.weights.match import REPLACED
+from projects.MAE.weights.match import NEW, REPLACED
 from projects.MAE.weights.packing import Heads
 from projects.MAE.weights.pos_embed import interpolate
 
-FINETUNE = REPLACED["finetune_mean"]
+FINETUNE = (*REPLACED["mean"], *NEW)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +119,6 @@ def test_position_tables_go_from_grid_to_grid(tmp_path, trained, wanted, style):
 def test_what_no_file_says_is_named(square, tmp_path, caplog):
     weights = weights_of(square[1])
     write_oneflow(weights, str(tmp_path / "bare"))
-    logging.getLogger("projects").propagate = True
     with caplog.at_level(logging.INFO):
         load_weights(autoencoder(), str(tmp_path / "bare"))
     assert "has no record.json and no config.yaml beside it" in caplog.text
@@ -121,7 +130,6 @@ def test_a_decoder_of_any_width_is_left_out(square, tmp_path, caplog):
     weights = weights_of(square[1])
     write_fb(weights, str(tmp_path / "mae.pth"), Heads(4, 2))
     model = classifier()
-    logging.getLogger("projects").propagate = True
     with caplog.at_level(logging.INFO):
         load_weights(model, str(tmp_path / "mae.pth"), FINETUNE)
     for name in ("patch_embed.proj.weight", "blocks.1.self_attention.query_key_value.weight"):
@@ -150,3 +158,55 @@ def test_an_official_linear_probe_is_read(tmp_path):
         load_weights(classifier(pooling="cls"), run)
     # Fine-tuning starts from its encoder.
     load_weights(classifier(), str(tmp_path / "probe.pth"), FINETUNE)
+
+
+def test_fine_tuning_takes_no_head_of_a_classifier(tmp_path):
+    """Nor one that fits: its classes are others."""
+    run, old = classified_run(tmp_path / "run")
+    model = randomise(classifier(), seed=9)
+    first, old = weights_of(model), weights_of(old)
+    cfg = {
+        "model": {"pooling": "mean"},
+        "train": {"load_weight": None, "load_grid": None},
+        "finetune": {"enable": True, "path": run, "weight_style": None},
+    }
+    Classification().start_from(model, OmegaConf.create(cfg))
+    for name, array in weights_of(model).items():
+        expected = first if name.startswith("head.") else old
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def evaluated(model, path, output_dir):
+    """The averages with which an evaluation of ``path`` begins."""
+    cfg = {"load_weight": path, "load_grid": None, "extend_from": None, "output_dir": output_dir}
+    average = WeightAverage(model, 0.5)
+    trainer = SimpleNamespace(
+        cfg=OmegaConf.create({"train": cfg}),
+        model=model,
+        average=average,
+        task=Pretraining(),
+        checkpointer=Checkpointer(model, output_dir),
+    )
+    _set_state(trainer, Namespace(resume=False, eval_only=True))
+    return {name: tensor.numpy() for name, tensor in average.averages.items()}
+
+
+def test_an_evaluation_has_the_averages_of_the_checkpoint(tmp_path):
+    run, saved = pretrained_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="no moving average .*: train.ema.enabled=False "):
+        evaluated(autoencoder(), run, str(tmp_path))
+    average = WeightAverage(randomise(saved, seed=1), 0.5)
+    checkpointer = Checkpointer(randomise(saved, seed=2), run, ema=average)
+    checkpointer.save("model_best", 9)
+    checkpointer.finish()
+    # Of another size of images: the encoder's table is fixed, and none of its averages.
+    for model in (autoencoder(), autoencoder(img_size=(16, 32))):
+        found = evaluated(model, f"{run}/model_best", str(tmp_path))
+        for name, tensor in average.averages.items():
+            np.testing.assert_array_equal(found[name], tensor.numpy(), err_msg=name)
+            assert not (found[name] == model.state_dict()[name].numpy()).all()
+    shutil.rmtree(f"{run}/model_best/ema")
+    oneflow_folder.save({"norm.weight": np.zeros(48, np.float32)}, str(tmp_path / "other"))
+    (tmp_path / "other/model").rename(f"{run}/model_best/ema")
+    with pytest.raises(CheckpointError, match="model_best/ema: .* tensors are missing"):
+        evaluated(autoencoder(), f"{run}/model_best", str(tmp_path))

@@ -13,6 +13,7 @@ from libai_ext.layers.initialize import assign
 from libai_ext.placement import batch_sbp, to_global
 from projects.MAE.modeling.pos_embed import sincos_pos_embed
 from projects.MAE.modeling.vit import ViTClassifier, cross_entropy
+from projects.MAE.rules import read_config
 from projects.MAE.weights.files import read_weights
 from projects.MAE.weights.match import match
 from projects.MAE.weights.packing import Heads
@@ -88,6 +89,13 @@ def test_initial_values():
         (0.1, 0.1),
         (0.2, 0.2),
     ]
+
+
+def test_a_layer_that_is_always_dropped_is_refused():
+    """What it lets pass is divided by the share of samples that have it."""
+    with pytest.raises(ConfigError, match="model.drop_path must be .* below 1, not 1"):
+        read_config("mae_finetune", ["model.drop_path=1"])
+    assert read_config("mae_finetune", ["model.drop_path=0.99"]).model.drop_path == 0.99
 
 
 def test_drop_path_follows_the_noise():

@@ -59,6 +59,23 @@ def starting_point(cfg: DictConfig, go_on: bool = False, evaluate: bool = False)
     return None
 
 
+def refuse_two_starts(opts: Sequence[str]) -> None:
+    """
+    Args:
+        opts: the command line's ``key=value`` overrides of a training run.
+
+    Raises:
+        ConfigError: ``finetune.path`` is among them, and a key that takes precedence.
+    """
+    given = {key for key, _, value in (option.partition("=") for option in opts) if value != "null"}
+    for key in ("train.load_weight", "train.extend_from"):
+        if {key, "finetune.path"} <= given:
+            raise ConfigError(
+                f"set finetune.path (an encoder, for a new head) or {key} (the whole model), not "
+                "both"
+            )
+
+
 def adopt(cfg: DictConfig, opts: Sequence[str], start: Start) -> list[str]:
     """Fill the unset sizes of ``cfg.model`` from the weights. All ranks must call it together.
 
@@ -207,7 +224,7 @@ def _differences(cfg: DictConfig, source: Source, start: Start) -> list[str]:
     """
     known, found = source.record, []
     loss = ("norm_pix_loss", "target")
-    for node, keys in (("model", loss), ("data", ("mode", "mean", "std"))):
+    for node, keys in (("model", loss), ("data", compare.DATA)):
         own: Any = OmegaConf.to_container(cfg[node], resolve=True) if node in cfg else {}
         if node == "model":
             own = named_target(own)

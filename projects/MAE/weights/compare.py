@@ -8,6 +8,7 @@ from projects.MAE.weights.record import differ
 
 ENCODER = ("in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 DECODER = ("decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+DATA = ("mode", "mean", "std", "as_torchvision")
 HEAD = ("num_classes", "pooling", "batch_norm")
 
 

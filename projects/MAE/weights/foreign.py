@@ -9,7 +9,7 @@ from typing import Any, Mapping
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.plain import Placeholder
 from libai_ext.checkpoint.record import read_text
-from projects.MAE.weights.huggingface import AS_STORED, CHANNELS, TRANSFORM
+from projects.MAE.weights.huggingface import AS_STORED, CHANNELS, DECODED, TRANSFORM
 from projects.MAE.weights.record import EMPTY, Record, parse, sound
 
 CONFIG = "config.json"
@@ -20,7 +20,8 @@ def huggingface(folder: str) -> Record:
     """From transformers' ``config.json`` and ``preprocessor_config.json``, if they exist.
 
     Raises:
-        CheckpointError: one is not JSON, or holds an impossible value.
+        CheckpointError: one is not JSON, or holds an impossible value; or the model has another
+            activation than exact GELU.
     """
     path = os.path.join(folder, CONFIG)
     config = _json(path)
@@ -28,6 +29,11 @@ def huggingface(folder: str) -> Record:
     if config is None and preprocessor is None:
         return EMPTY
     config, preprocessor = config or {}, preprocessor or {}
+    activation = config.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise CheckpointError(
+            f"{path}: hidden_act {str(activation)[:40]!r}: models here have exact GELU, 'gelu'"
+        )
     model = {
         "img_size": _pair(config.get("image_size")),
         "patch_size": _side(config.get("patch_size")),
@@ -46,6 +52,7 @@ def huggingface(folder: str) -> Record:
         "mean": _channels(preprocessor.get("image_mean"), config),
         "std": _channels(preprocessor.get("image_std"), config),
         "transform": preprocessor.get(TRANSFORM),
+        DECODED: preprocessor.get(DECODED),
     }
     stored = preprocessor.get(CHANNELS)
     if isinstance(stored, dict):

@@ -26,6 +26,9 @@ TRANSFORM = "evaluation_transform"
 # The keys of a record's data about images of any number of channels, and where they are kept.
 CHANNELS, AS_STORED = "channels_as_stored", ("mode", "divisors", "picture_channels")
 
+# Another one, as in the record: images are decoded as by torchvision.
+DECODED = "as_torchvision"
+
 
 def config(
     weights: Mapping[str, np.ndarray],
@@ -85,7 +88,11 @@ def preprocessor(image_size: int | list[int], known: Record) -> dict[str, Any] |
     if "mean" not in known.data or "std" not in known.data:
         return None
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    own = {TRANSFORM: known.data["transform"]} if "transform" in known.data else {}
+    own: dict[str, Any] = {}
+    if "transform" in known.data:
+        own[TRANSFORM] = known.data["transform"]
+    if known.data.get(DECODED):
+        own[DECODED] = True
     if type(known.data.get("mode")) is int:
         own[CHANNELS] = {key: known.data[key] for key in AS_STORED if key in known.data}
     return {

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any, Mapping, Sequence
 
 import numpy as np
 import oneflow as flow
 
+from libai_ext.checkpoint import oneflow_folder
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.errors import ConfigError
 from libai_ext.layers.initialize import assign
@@ -32,16 +34,17 @@ def load_weights(
     weight_style: str | None = None,
     grid: Sequence[int] | None = None,
     heads: Heads = PUBLISHED,
+    new: Sequence[str] = (),
 ) -> None:
     """Start from a checkpoint of this project, the official code, timm or Hugging Face.
 
-    Strict: every tensor must be there, except those in ``replaced``, and the file must not say that
-    it belongs to another model. Position tables of another grid are interpolated to the model's.
-    The log says what was done with every tensor.
+    Strict: every tensor must be there, except those in ``replaced`` and ``new``, and the file must
+    not say that it belongs to another model. Position tables of another grid are interpolated to
+    the model's. The log says what was done with every tensor.
 
     Args:
         path: a file or folder of weights; for a run's output folder, its last checkpoint is used.
-        replaced: prefixes of names, see :func:`projects.MAE.weights.match.match`.
+        replaced, new: prefixes of names, see :func:`projects.MAE.weights.match.match`.
         weight_style: "oneflow" or "pytorch", to check the style.
         grid, heads: of the file, if it does not give them: (rows, columns) of its position tables,
             numbers of attention heads.
@@ -62,7 +65,7 @@ def load_weights(
             f"{weight_style}"
         )
     own = _sizes(model)
-    _check(own, source, replaced)
+    _check(own, source, (*replaced, *new))
     tensors = model.state_dict()
     # The file's decoder is skipped if the model has none: its number of heads may be unknown.
     skip = () if hasattr(model, "decoder_blocks") else DECODER
@@ -74,12 +77,44 @@ def load_weights(
                 f"{path}: the model has one channel, the file three: its patch embedding is the "
                 "sum over them"
             )
-        matched = match_and_assign(model, tensors, weights, replaced, source)
+        matched = match_and_assign(model, tensors, weights, replaced, source, new)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     skipped = [name for name in names_in(state, source.style) if name.startswith(tuple(skip))]
     matched.left_out += skipped + left_out
     _log(source, own, matched.table())
+
+
+def load_average(
+    model: MaskedAutoencoder | ViTClassifier,
+    averages: Mapping[str, flow.Tensor],
+    path: str,
+    grid: Sequence[int] | None = None,
+) -> None:
+    """Load the moving average of the weights (``train.ema``) from a checkpoint of a run.
+
+    Args:
+        averages: of the model's weights, by name; they are filled.
+        path, grid: see :func:`load_weights`.
+
+    Raises:
+        ConfigError: there is no average.
+        CheckpointError: it is of another model.
+    """
+    source = describe(path, grid=(grid[0], grid[1]) if grid else None)[1]
+    folder = os.path.join(source.located, "ema")
+    if not os.path.isdir(folder):
+        raise ConfigError(
+            f"{path} holds no moving average of the weights: train.ema.enabled=False evaluates the "
+            "weights themselves"
+        )
+    try:
+        found = oneflow_folder.load(folder)
+        if not isinstance(found, dict) or not all(type(v) is np.ndarray for v in found.values()):
+            raise CheckpointError("not the averages of weights")
+        match_and_assign(model, averages, found, (), source)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
 
 
 def match_and_assign(
@@ -88,6 +123,7 @@ def match_and_assign(
     weights: Mapping[str, np.ndarray],
     replaced: Sequence[str],
     source: Source,
+    new: Sequence[str] = (),
 ) -> Match:
     """Fit weights to a model, and copy them into its tensors.
 
@@ -95,7 +131,7 @@ def match_and_assign(
         model: has a ``patch_embed``.
         tensors: those of the model that are to be filled, by name.
         weights: under our names.
-        replaced: see :func:`projects.MAE.weights.match.match`.
+        replaced, new: see :func:`projects.MAE.weights.match.match`.
         source: describes the weights.
 
     Raises:
@@ -105,6 +141,7 @@ def match_and_assign(
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
         weights,
         replaced=replaced,
+        new=new,
         grid=model.patch_embed.grid_size,
         source_grid=source.grid,
     )

@@ -20,15 +20,13 @@ from projects.MAE.weights.shapes import grids
 
 POSITION_TABLES = ("pos_embed", "decoder_pos_embed")
 
-# Prefixes of the tensors that each task drops from its starting weights, or initialises itself.
-REPLACED = {
-    "pretrain": (),
-    "reconstruct": (),
-    "evaluate": (),
-    # Class token pooling keeps `norm`; the linear probe has a `head_norm`.
-    "finetune": ("head.", "head_norm.", *DECODER),
-    "finetune_mean": ("head.", "head_norm.", "fc_norm.", "norm.", *DECODER),
-}
+# Prefixes of the tensors that fine-tuning always initialises itself: a head of other classes may
+# have the same shape. The linear probe has a `head_norm`.
+NEW = ("head.", "head_norm.")
+
+# Prefixes of those that fine-tuning drops from its starting weights, or initialises itself, by
+# pooling. The class token keeps `norm`.
+REPLACED = {"cls": DECODER, "mean": ("fc_norm.", "norm.", *DECODER)}
 
 WHERE_DECODERS_ARE = (
     "The file holds an encoder only. Files with the decoder: the official repository's "
@@ -87,6 +85,7 @@ def match(
     given: Mapping[str, np.ndarray],
     *,
     replaced: Sequence[str] = (),
+    new: Sequence[str] = (),
     grid: tuple[int, int] | None = None,
     source_grid: tuple[int, int] | None = None,
 ) -> Match:
@@ -97,6 +96,7 @@ def match(
         given: name -> array, under our names.
         replaced: prefixes of names that may be missing or of a wrong shape (then the model
             initialises them), or not in the model (then they are left out); see `REPLACED`.
+        new: the same for names that the model initialises even if they fit; see `NEW`.
         grid: (rows, columns) of patches in the model's input. If given, position tables of another
             grid are interpolated.
         source_grid: the same for the given tables. If it is not known, a table with the model's
@@ -108,13 +108,15 @@ def match(
             not known.
     """
     result = Match()
-    replaced = tuple(replaced)
+    new = tuple(new)
+    replaced = (*replaced, *new)
     missing, ill_shaped = [], []
     for name, shape in expected.items():
         array, shape = given.get(name), tuple(shape)
         table = name in POSITION_TABLES and getattr(array, "ndim", 0) == 3
         moved = table and grid is not None and source_grid not in (None, grid)
-        if array is not None and array.shape == shape and not moved:
+        taken = not moved and not name.startswith(new)
+        if array is not None and array.shape == shape and taken:
             result.weights[name] = array
         elif array is not None and grid is not None and table:
             result.weights[name] = _resize(name, array, shape, grid, source_grid)

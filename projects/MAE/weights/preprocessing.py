@@ -35,6 +35,7 @@ class Preprocessing(NamedTuple):
         transform: the evaluation transform; takes an image of this mode.
         notes: a sentence for each value that the file does not give, with what is used instead.
         picture_channels: see :func:`projects.MAE.pictures.panels.as_picture`.
+        as_torchvision: see :mod:`libai_ext.data.decode`.
     """
 
     mode: str | int
@@ -43,6 +44,7 @@ class Preprocessing(NamedTuple):
     transform: Callable
     notes: Sequence[str] = ()
     picture_channels: Sequence[int] | None = None
+    as_torchvision: bool = False
 
     def __call__(self, image: Any) -> np.ndarray:
         """
@@ -50,7 +52,7 @@ class Preprocessing(NamedTuple):
             BadImage: the image cannot be read.
             DataError: its file cannot be opened, or it is an array of another shape or type.
         """
-        decode = Decoder(self.mode)
+        decode = Decoder(self.mode, as_torchvision=self.as_torchvision)
         if isinstance(image, (str, os.PathLike)):
             name = os.fspath(image)
             try:
@@ -113,12 +115,14 @@ def preprocessing_of(source: Source, img_size: Sequence[int] | None = None) -> P
         crop = EvalCrop(size)
         transform = Compose([crop, ToArray(mean, std)])
         notes.append(
-            f"{source.path} does not say how images are brought to {size[0]} x {size[1]}: as the "
-            "official evaluation does, by a bicubic resize to at least {} x {} and the middle of "
-            "it".format(*crop.cover)
+            f"{source.path} does not say in a record how images are brought to {size[0]} x "
+            f"{size[1]}: as the official evaluation does, by a bicubic resize to at least "
+            "{} x {} and the middle of it (settings such as timm's crop_pct are not "
+            "read)".format(*crop.cover)
         )
     shown = known.data.get("picture_channels")
-    return Preprocessing(mode, mean, std, transform, notes, shown)
+    raw = known.data.get("as_torchvision", False)
+    return Preprocessing(mode, mean, std, transform, notes, shown, raw)
 
 
 def _recorded(source: Source) -> Callable | None:

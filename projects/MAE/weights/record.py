@@ -96,6 +96,7 @@ _DATA = {
         "RGB, L or a number of channels",
         lambda value: isinstance(value, str) and value in MODES or _is_whole(value),
     ),
+    "as_torchvision": _SWITCH,
     "divisors": (f"{DIVISORS}, as in this version", lambda value: value == DIVISORS),
     "picture_channels": (
         "one or three whole numbers",
