@@ -1,4 +1,5 @@
-"""Keys of every run. Durations: give iterations or epochs; iterations win where both are set."""
+"""Keys of every run. Lengths and periods are in iterations or epochs. Where both are set, the
+iterations of a length and the epochs of a period win."""
 
 from libai.config import LazyCall
 from omegaconf import DictConfig
@@ -32,9 +33,9 @@ train = DictConfig(
         # epoch's permutation within the same batch, so that every sample is seen once an epoch;
         # "drop" leaves it out, as the official PyTorch code does.
         epoch_remainder="carry",
-        # Tar shards alone: an epoch permutes the shards, then the samples within windows of so many
-        # shards, so that few are needed at a time. Unset: 8 for shards on a server, else a
-        # permutation of all samples.
+        # Tar shards, Parquet and Arrow: an epoch permutes the shards, then the samples within
+        # windows of so many shards, so that few are needed at a time. Unset: 8 for shards on a
+        # server, else a permutation of all samples.
         shard_window=None,
         # Weights to start from: a file or folder of any known style. --resume goes first.
         load_weight=None,
@@ -73,9 +74,10 @@ train = DictConfig(
         ),
         # Moving average of the weights, evaluated beside them.
         ema=dict(enabled=False, decay=0.9999),
-        # Mixed precision, on GPUs: products in float16. The loss is multiplied by a scale, halved
-        # after a step whose gradients overflow (it is left out, which is no fault) and doubled
-        # after growth_interval sound ones. An overflow at min_scale is a fault.
+        # Mixed precision. On CPU: products of bfloat16, without a scale. On GPUs: products in
+        # float16; the loss is multiplied by a scale, halved after a step whose gradients overflow
+        # (it is left out, which is no fault) and doubled after growth_interval sound ones. An
+        # overflow at min_scale is a fault.
         amp=dict(enabled=False, init_scale=2.0**16, growth_interval=2000, min_scale=1.0),
         activation_checkpoint=dict(enabled=False),
         zero_optimization=dict(enabled=False, stage=1),

@@ -34,7 +34,7 @@ def load(path: str) -> DictConfig:
     Raises:
         ConfigError: there is no such file, or it is not a config.
     """
-    if not Path(path).is_file():
+    if not is_file(path):
         raise ConfigError(f"config file {path} does not exist")
     if path.endswith(".py"):
         return _load_python(path)
@@ -46,6 +46,18 @@ def load(path: str) -> DictConfig:
     except ConfigError as error:
         raise ConfigError(f"config file {path}: {error}") from None
     return cfg
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a config file ``path``.
+
+    Raises:
+        ConfigError: its folder cannot be read.
+    """
+    try:
+        return Path(path).is_file()
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}") from None
 
 
 def _load_python(path: str) -> DictConfig:
@@ -133,7 +145,7 @@ def _grammar(text: str) -> Any:
         parsed = OverridesParser.create().parse_override(f"key={text}")
         if not parsed.is_sweep_override():
             return parsed.value()
-    except HydraException:
+    except (HydraException, ValueError):  # ValueError: an integer of thousands of digits
         raise ConfigError(
             "not a value: write a number, true, false, null, a list as [1,2], or a text in quotes "
             "that the shell leaves, as in \"'a text'\""

@@ -13,7 +13,8 @@ def register_names(whose: str, names: Mapping[str, str]) -> None:
     """Register the key names of another program.
 
     Args:
-        names: name there -> a key or an option here, or a sentence if neither exists.
+        names: name there -> a key or an option here, perhaps with a comma and a note on its values,
+            or a sentence that begins with "without" if neither exists.
     """
     for dotted, here in names.items():
         for name in {dotted, dotted.rpartition(".")[2]}:
@@ -28,9 +29,15 @@ def from_elsewhere(name: str) -> str:
     if not found:
         return ""
     return ": " + "; ".join(
-        f"a name of {' and '.join(owners)}, " + (here if " " in here else f"here '{here}'")
-        for here, owners in found.items()
+        f"a name of {' and '.join(owners)}, {_said(here)}" for here, owners in found.items()
     )
+
+
+def _said(here: str) -> str:
+    if here.startswith("without"):
+        return here
+    key, comma, note = here.partition(",")
+    return f"here '{key}'{comma}{note}"
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -2,94 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
-from typing import Any, Callable, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from libai_ext.config import values
 from libai_ext.config.lazy_config import dump, get_config
 from libai_ext.config.names import did_you_mean
+from libai_ext.config.rule_types import LARGEST, Rule, each, number, one_of, switch, text, whole
 from libai_ext.config.targets import check_arguments, check_targets
 from libai_ext.errors import ConfigError
-
-
-class Rule(NamedTuple):
-    """A test of a value, and its description in ``words``. ``unset``: null is allowed. ``reads``
-    parses the text after ``key=`` instead of Hydra's grammar."""
-
-    words: str
-    holds: Callable[[Any], bool]
-    unset: bool = False
-    reads: Callable[[str], Any] | None = None
-
-
-def whole(least: int, unset: bool = False) -> Rule:
-    return Rule(
-        f"a whole number of at least {least}",
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= least,
-        unset,
-    )
-
-
-def number(
-    least: float = -math.inf,
-    most: float = math.inf,
-    unset: bool = False,
-    above: bool = False,
-    below: bool = False,
-) -> Rule:
-    """A finite number in [least, most]; ``above`` excludes ``least``, ``below`` excludes
-    ``most``."""
-    bounds = [f"above {least:g}" if above else f"of at least {least:g}"] * (least > -math.inf)
-    bounds += [f"below {most:g}" if below else f"at most {most:g}"] * (most < math.inf)
-
-    def holds(value) -> bool:
-        if not _is_number(value) or not math.isfinite(value) or not least <= value <= most:
-            return False
-        return not (above and value == least or below and value == most)
-
-    return Rule(f"a finite number {' and '.join(bounds)}".rstrip(), holds, unset)
-
-
-def each(rule: Rule, length: int | None = None, unset: bool = False) -> Rule:
-    """A list; every item follows ``rule``."""
-    size = "" if length is None else f"{length} of "
-    return Rule(
-        f"a list: {size}{rule.words}",
-        lambda v: (
-            isinstance(v, (ListConfig, list, tuple))
-            and (len(v) == length if length else len(v) > 0)
-            and all(rule.holds(item) for item in v)
-        ),
-        unset,
-        values.texts if rule.reads else None,
-    )
-
-
-def one_of(*choices) -> Rule:
-    return Rule(f"one of {choices}", lambda v: v in choices)
-
-
-def either(first: Rule, second: Rule) -> Rule:
-    return Rule(
-        f"{first.words} or {second.words}",
-        lambda v: first.holds(v) or second.holds(v),
-        first.unset,
-    )
-
-
-def text(unset: bool = False) -> Rule:
-    return Rule("a text", lambda v: isinstance(v, str) and bool(v), unset, values.text)
-
-
-switch = Rule("true or false", lambda v: isinstance(v, bool))
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
 
 RULES: Mapping[str, Rule] = {
     "train.output_dir": text(),
@@ -131,7 +53,7 @@ RULES: Mapping[str, Rule] = {
     "train.loggers.mlflow.experiment": text(unset=True),
     "train.loggers.mlflow.name": text(unset=True),
     "train.ema.enabled": switch,
-    "train.ema.decay": number(0, 1),
+    "train.ema.decay": number(0, 1, below=True),
     "train.amp.enabled": switch,
     "train.amp.init_scale": number(1),
     "train.amp.growth_interval": whole(1),
@@ -142,6 +64,7 @@ RULES: Mapping[str, Rule] = {
     "train.dist.data_parallel_size": whole(1, unset=True),
     "train.dist.tensor_parallel_size": whole(1, unset=True),
     "train.dist.pipeline_parallel_size": whole(1, unset=True),
+    "train.dist.custom_pipeline_stage_id": each(whole(0), unset=True),
     "train.nccl_fusion_threshold_mb": whole(0),
     "train.nccl_fusion_max_ops": whole(0),
     "optim.lr": number(0, unset=True),
@@ -303,4 +226,6 @@ def _check_names(node: DictConfig, known: DictConfig, prefix: str) -> None:
 
 
 def _shown(value) -> str:
+    if isinstance(value, int) and abs(value) > LARGEST:
+        return "a number beyond 2^63"
     return repr(OmegaConf.to_container(value)) if OmegaConf.is_config(value) else repr(value)

@@ -11,8 +11,9 @@ from typing import Any, Callable, NamedTuple, Sequence
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from libai_ext.config.rule_types import number, require, whole
 from libai_ext.data.channels import ChannelImage
-from libai_ext.data.transforms import INTERPOLATIONS
+from libai_ext.data.transforms import resampling
 from libai_ext.errors import DataError
 
 MAX_LEVEL = 10.0
@@ -152,6 +153,9 @@ class RandAugment:
 
     Called with an image of any number of channels, it raises :class:`DataError`: its operations are
     those of colours.
+
+    Raises:
+        ConfigError: an argument is out of its range.
     """
 
     def __init__(
@@ -164,13 +168,17 @@ class RandAugment:
         probability: float = 0.5,
         interpolation: str = "bicubic",
     ):
+        require(self, number(0, MAX_LEVEL), magnitude=magnitude)
+        require(self, number(0), magnitude_std=magnitude_std)
+        require(self, whole(0), num_ops=num_ops)
+        require(self, number(0, 1), probability=probability)
         self.magnitude = magnitude
         self.magnitude_std = magnitude_std
         self.num_ops = num_ops
         self.probability = probability
         self.operations = operations(increasing)
         color = tuple(min(255, round(255 * value)) for value in mean)
-        self.paint = Paint(INTERPOLATIONS[interpolation], color if len(color) > 1 else color[0])
+        self.paint = Paint(resampling(self, interpolation), color if len(color) > 1 else color[0])
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if isinstance(image, ChannelImage):

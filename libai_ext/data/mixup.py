@@ -13,6 +13,7 @@ from typing import NamedTuple, Sequence
 
 import numpy as np
 
+from libai_ext.config.rule_types import number, require
 from libai_ext.errors import ConfigError
 
 # A stream of random numbers other than those of the samples, see KeyedDataset.
@@ -129,17 +130,18 @@ def mix_targets(
 
 
 class Mixer:
-    """Mixes the samples of one rank's micro-batch, in a worker process, before collating.
+    """Mixes the samples of one rank's micro-batch, in a worker process, before collating. If both
+    alphas are 0, it only smooths the labels.
 
     Args:
         num_classes: length of the soft targets.
         smoothing: of the labels.
         group_size: samples of the global batch that share a decision; None: all of them. Official
             runs draw one on each GPU, for 32 samples.
-        options: of :func:`decide`.
+        mixup_alpha, cutmix_alpha, probability, switch_probability: see :func:`decide`.
 
     Raises:
-        ConfigError: ``group_size`` would separate neighbours.
+        ConfigError: an argument is out of its range, or ``group_size`` would separate neighbours.
     """
 
     def __init__(
@@ -147,14 +149,26 @@ class Mixer:
         num_classes: int,
         smoothing: float = 0.1,
         group_size: int | None = None,
-        **options: float,
+        mixup_alpha: float = 0.8,
+        cutmix_alpha: float = 1.0,
+        probability: float = 1.0,
+        switch_probability: float = 0.5,
     ):
+        require(self, number(0), mixup_alpha=mixup_alpha, cutmix_alpha=cutmix_alpha)
+        require(self, number(0, 1), smoothing=smoothing, probability=probability)
+        require(self, number(0, 1), switch_probability=switch_probability)
         if group_size is not None and (group_size < 2 or group_size % 2):
             raise ConfigError(f"mixup's group_size must be even, not {group_size}")
         self.num_classes = num_classes
         self.smoothing = smoothing
         self.group_size = group_size
-        self.options = options
+        self.mixes = mixup_alpha > 0 or cutmix_alpha > 0
+        self.options = dict(
+            mixup_alpha=mixup_alpha,
+            cutmix_alpha=cutmix_alpha,
+            probability=probability,
+            switch_probability=switch_probability,
+        )
 
     def __call__(
         self, samples: Sequence[dict], seed: int, iteration: int, positions: Sequence[int]
@@ -174,12 +188,12 @@ class Mixer:
         decisions: dict[int, Mix] = {}
         mixed = []
         for sample, position in zip(samples, positions):
-            if partner(position) not in place:
+            other = place.get(partner(position), None if self.mixes else place[position])
+            if other is None:
                 raise ConfigError(
                     f"mixup pairs neighbours: a micro-batch of {len(samples)} samples of one "
                     "process must be even (train.train_micro_batch_size)"
                 )
-            other = samples[place[partner(position)]]
             group = position // self.group_size if self.group_size else 0
             if group not in decisions:
                 decisions[group] = decide(
@@ -187,8 +201,8 @@ class Mixer:
                 )
             mix = decisions[group]
             out = dict(sample)
-            out["images"] = mix_images(sample["images"], other["images"], mix)
-            labels = np.array([sample["labels"]]), np.array([other["labels"]])
+            out["images"] = mix_images(sample["images"], samples[other]["images"], mix)
+            labels = np.array([sample["labels"]]), np.array([samples[other]["labels"]])
             out["labels"] = mix_targets(*labels, mix, self.num_classes, self.smoothing)[0]
             mixed.append(out)
         return mixed

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from libai_ext.config.rule_types import number, require, span
+
 ATTEMPTS = 10
 
 
@@ -16,9 +18,15 @@ class RandomErasing:
         probability: of erasing in an image.
         area: range of the rectangle's share of the image.
         aspect: smallest height / width; the largest is its inverse.
+
+    Raises:
+        ConfigError: an argument is out of its range.
     """
 
     def __init__(self, probability: float = 0.25, area=(0.02, 1 / 3), aspect: float = 0.3):
+        require(self, number(0, 1), probability=probability)
+        require(self, span(number(0, 1)), area=area)
+        require(self, number(0, 1, above=True), aspect=aspect)
         self.probability = probability
         self.area = tuple(area)
         self.log_aspect = (math.log(aspect), -math.log(aspect))

@@ -126,18 +126,23 @@ def open_source(
     return SkipUnreadable(parts[0] if len(parts) == 1 else Concat(parts), max_bad_share)
 
 
-def open_images(paths: Sequence[str], mode: str | int = "RGB") -> Concat:
+def open_images(
+    paths: Sequence[str], mode: str | int = "RGB", as_torchvision: bool = False
+) -> Concat:
     """Image files and roots, in this order, as one source that raises :class:`BadImage` for a bad
     image: for programs that read each image once.
 
     Args:
         paths: image files; any other path is a root, see :func:`open_source`.
+        mode, as_torchvision: arguments of :class:`Decoder`.
 
     Raises:
         DataError: see :func:`open_source`.
     """
+    decoding: dict[str, Any] = dict(mode=mode, as_torchvision=as_torchvision)
     return Concat([
-        ImageFiles([(path, 0)], [""], mode) if _is_image(path) else open_source(path, mode).source
+        ImageFiles([(path, 0)], [""], **decoding) if _is_image(path)
+        else open_source(path, **decoding).source
         for path in map(str, paths)
     ])  # fmt: skip
 

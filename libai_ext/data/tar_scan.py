@@ -26,6 +26,8 @@ from libai_ext.data.walk import EXTENSIONS, UNREAD, Skipped, is_hidden
 from libai_ext.errors import DataError
 from libai_ext.files.regular import open_regular
 
+# To be raised when a scan finds other samples than before: caches of older scans are not used.
+VERSION = 1
 NO_LABEL = -1
 MOST_DIGITS = 6  # of a class number
 _MAX_HEADER = 1 << 20  # bytes

@@ -19,7 +19,7 @@ from PIL import Image
 from libai_ext.data.decode import MAX_BYTES, BadImage, Decoder
 from libai_ext.data.fingerprint import of_labels
 from libai_ext.data.retry import is_unavailable, read_with_retry
-from libai_ext.data.tar_scan import MOST_DIGITS, NO_LABEL, ShardIndex, scan
+from libai_ext.data.tar_scan import MOST_DIGITS, NO_LABEL, VERSION, ShardIndex, scan
 from libai_ext.data.walk import EXTENSIONS, Skipped, warn_once
 from libai_ext.errors import DataError, UserError
 from libai_ext.files.atomic import atomic_file
@@ -190,6 +190,7 @@ def cached_index(key: str, shard: str, make: Callable[[], ShardIndex]) -> ShardI
         key: of the shard's place and version.
         shard: its name, for messages.
     """
+    key = f"{VERSION} {EXTENSIONS}\n{key}"  # what a scan depends on besides the shard
     try:
         cached = user_cache() / "tar_index" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
         cached.parent.mkdir(parents=True, exist_ok=True)

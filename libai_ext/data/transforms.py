@@ -12,14 +12,27 @@ from typing import Callable, Sequence
 import numpy as np
 from PIL import Image
 
+from libai_ext.config.rule_types import number, one_of, require, span
 from libai_ext.kernels.resample import is_native, resize_bicubic, resize_to_floats
 
-INTERPOLATIONS = {
+_INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+def resampling(owner: object, interpolation: str) -> Image.Resampling:
+    """
+    Args:
+        owner: the transform whose argument it is.
+
+    Raises:
+        ConfigError: no interpolation has this name.
+    """
+    require(owner, one_of(*_INTERPOLATIONS), interpolation=interpolation)
+    return _INTERPOLATIONS[interpolation]
 
 
 class Compose:
@@ -48,7 +61,7 @@ class Resize:
 
     def __init__(self, size, interpolation: str = "bicubic"):
         self.size = size
-        self.interpolation = INTERPOLATIONS[interpolation]
+        self.interpolation = resampling(self, interpolation)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         if isinstance(self.size, int):
@@ -83,7 +96,7 @@ class EvalCrop:
     def __init__(self, size, interpolation: str = "bicubic"):
         share = 224 / 256 if max(size) <= 224 else 1.0
         self.cover = [int(side / share) for side in size]
-        self.interpolation = INTERPOLATIONS[interpolation]
+        self.interpolation = resampling(self, interpolation)
         self.crop = CenterCrop(size)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -121,6 +134,9 @@ class RandomResizedCrop:
         clip: draw once and clip the crop at the borders, as the official linear probe (after the
             TPU code of BYOL and MAE). Else, as torchvision, draw up to ten times until the crop
             fits into the image; if none fits, take the largest central crop of an allowed ratio.
+
+    Raises:
+        ConfigError: an argument is out of its range.
     """
 
     def __init__(
@@ -131,10 +147,12 @@ class RandomResizedCrop:
         interpolation: str = "bicubic",
         clip: bool = False,
     ):
+        require(self, span(number(0, 1, above=True)), scale=scale)
+        require(self, span(number(0, above=True)), ratio=ratio)
         self.height, self.width = size
         self.scale = tuple(scale)
         self.ratio = tuple(ratio)
-        self.interpolation = INTERPOLATIONS[interpolation]
+        self.interpolation = resampling(self, interpolation)
         self.clip = clip
 
     def box(self, width: int, height: int, rng: np.random.Generator):
@@ -185,6 +203,7 @@ class RandomHorizontalFlip:
     """Mirror with probability ``p``."""
 
     def __init__(self, p: float = 0.5):
+        require(self, number(0, 1), p=p)
         self.p = p
 
     def draw(self, rng: np.random.Generator) -> bool:

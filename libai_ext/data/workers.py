@@ -15,13 +15,13 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import traceback
 from collections import deque
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
-import oneflow as flow
 
 from libai_ext.errors import UserError
 from libai_ext.launch.stop_signals import STOP_SIGNALS
@@ -164,7 +164,8 @@ def _work(number: int, make: Callable, connection, theirs, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
-    flow.set_num_threads(1)
+    if "oneflow" in sys.modules:  # programs that only read images do without it
+        sys.modules["oneflow"].set_num_threads(1)
     random.seed(number)
     np.random.seed(number)
     while True:

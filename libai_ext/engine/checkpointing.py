@@ -56,7 +56,8 @@ class Evaluation(HookBase):
     evaluate the last iteration after ``model_final``: a run killed in between never does. Here
     every checkpoint includes the best result, and is saved after the evaluation of its iteration.
     A best result does not count if ``model_best`` could not be written. If the data of an
-    evaluation cannot be read, it is skipped and the run ends after this iteration.
+    evaluation cannot be read, it is skipped and the run ends after this iteration; the last one is
+    repeated when the run is resumed.
 
     Args:
         measure: returns the results, by name, on rank 0; all ranks call it.
@@ -90,6 +91,8 @@ class Evaluation(HookBase):
         except DataUnavailable as error:
             logger.error(f"the evaluation after {done} iterations is skipped: {error}")
             self.trainer.unavailable = error
+            if done == self.trainer.max_iter:
+                self.trainer.unevaluated.append(self.prefix.rstrip("/"))
             return
         results = {self.prefix + name: value for name, value in measured.items()}
         named = {metric_names.for_result(name): value for name, value in results.items()}

@@ -71,8 +71,8 @@ def add_allow_targets(parser: argparse.ArgumentParser) -> None:
 
 def run(program: Callable[[], None]) -> None:
     """Run ``program`` and exit: with status 2 and one message for an error in the config, data or
-    device, 74 and one message for data that cannot be read for the present, 1 and a traceback for
-    any other error.
+    device, 74 and one message for data that cannot be read for the present, 130 for Ctrl-C, 1 and
+    a traceback for any other error. ``sys.exit`` means what it does in Python.
 
     It exits by ``os._exit`` while it still holds the exception. Otherwise a rank that fails would
     free its graphs, and wait forever for its peers to do so.
@@ -86,12 +86,22 @@ def run(program: Callable[[], None]) -> None:
         _wait_for_peers(0)
         _exit(0)
     except SystemExit as error:  # --help, or saved after a signal or without data
-        status = error.code if isinstance(error.code, int) else 1
+        status = _exit_status(error.code)
         if status in (SAVED_ON_SIGNAL, DATA_UNAVAILABLE):
             _wait_for_peers(status)
         _exit(status)
+    except KeyboardInterrupt:
+        _exit(128 + signal.SIGINT)
     except BaseException as error:
         _exit(_report(error))
+
+
+def _exit_status(code) -> int:
+    """Of ``sys.exit(code)``, where None means success and a text is an error message."""
+    if code is None or isinstance(code, int):
+        return code or 0
+    _show(f"{code}\n")
+    return 1
 
 
 def _exit(status: int) -> None:
@@ -125,10 +135,15 @@ def _report(error: BaseException) -> int:
     else:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         status, text = 1, "".join([f"rank {os.environ.get('RANK', 0)} failed:\n", *lines])
+    _show(text)
+    return status
+
+
+def _show(text: str) -> None:
+    """Once of all ranks: the launcher does it, if there is one."""
     text = printable_lines(text)
     if not report_failure(text):
         print(text, end="", file=sys.stderr)
-    return status
 
 
 class _Allow(argparse.Action):

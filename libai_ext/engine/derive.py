@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from typing import Iterable, Mapping
 
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +21,10 @@ _REPLACED_BY = {
     "train.warmup_epoch": "train.warmup_iter",
     "train.base_lr": "optim.lr",
     _MICRO: "train.global_batch_size",
+    "train.evaluation.eval_period": "train.evaluation.eval_epoch",
+    "train.checkpointer.period": "train.checkpointer.epoch",
 }
+_EVALUATOR_PERIOD = re.compile(r"^(train\.evaluation\.evals\.[^.]+\.)period$")
 
 
 def refuse_ineffective(cfg: DictConfig, assignments: Iterable[str]) -> None:
@@ -34,8 +38,8 @@ def refuse_ineffective(cfg: DictConfig, assignments: Iterable[str]) -> None:
     """
     for assignment in assignments:
         key, _, value = assignment.partition("=")
-        winner = _REPLACED_BY.get(key)
-        if not winner or value == "null" or OmegaConf.select(cfg, winner) is None:
+        winner = _REPLACED_BY.get(key) or _EVALUATOR_PERIOD.sub(r"\1epoch", key)
+        if winner == key or value == "null" or OmegaConf.select(cfg, winner) is None:
             continue
         if key != _MICRO or cfg.train.global_batch_size != _global_batch(cfg):
             raise ConfigError(
@@ -169,6 +173,30 @@ def derive_best(
             f"{metric} is best; leave eval_mode unset"
         )
     evaluation.eval_mode = better
+
+
+def refuse_unmeasured(cfg: DictConfig, assignments: Iterable[str]) -> None:
+    """Refuse an override of the task's evaluation while that is off. A recipe may set such keys.
+
+    Args:
+        cfg: after :func:`derive_best`.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    evaluation = cfg.train.evaluation
+    if evaluation.enabled:
+        return
+    dead = ["eval_period", "eval_epoch"]
+    if "/" not in (evaluation.eval_metric or ""):  # else it is an evaluator's result
+        dead += ["eval_metric", "eval_mode"]
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        if value != "null" and key in [f"train.evaluation.{name}" for name in dead]:
+            raise ConfigError(
+                f"{assignment} has no effect while train.evaluation.enabled=False: leave it out, "
+                "or add train.evaluation.enabled=True"
+            )
 
 
 def derive_schedule(cfg: DictConfig, order: GlobalOrder) -> None:

@@ -12,8 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Mapping
 
-import psutil
-
+from libai_ext.files.atomic import write_text
 from libai_ext.text import masked
 
 FILE = "environment.json"
@@ -27,23 +26,24 @@ def write(output_dir: str, run: Mapping[str, str] | None = None) -> None:
         run: summary of the run, as (heading, text).
     """
     versions = {name: metadata.version(name) for name in _PACKAGES if _installed(name)}
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     content = {
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         **versions,
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
-        "memory": f"{psutil.virtual_memory().total / 2**30:.1f} GiB",
+        "memory": f"{memory / 2**30:.1f} GiB",
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "command": masked(" ".join(sys.argv)),
         "run": dict(run or {}),
     }
-    Path(output_dir, FILE).write_text(json.dumps(content, indent=2) + "\n")
+    write_text(Path(output_dir, FILE), json.dumps(content, indent=2) + "\n")
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of this checkout, with ``-dirty`` if a tracked file differs; None if installed."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
@@ -64,7 +64,8 @@ def _installed(name: str) -> bool:
     return True
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of this machine's CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import sys
@@ -54,8 +53,7 @@ class LogFile(logging.FileHandler):
         return open(self.baseFilename, "a", encoding="utf-8", errors="backslashreplace")
 
 
-@functools.lru_cache(maxsize=None)
 def log_file(folder: str, rank: int) -> LogFile:
-    """The log file of a rank; the same object at each call."""
+    """The log file of a rank."""
     name = f"log.txt.rank{rank}" if rank else "log.txt"
     return LogFile(os.path.join(folder, name))

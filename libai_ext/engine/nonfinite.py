@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from pathlib import Path
-from typing import Sequence
+from typing import Any, Sequence
 
 import numpy as np
 import oneflow as flow
@@ -102,20 +102,20 @@ class NonFiniteMonitor:
         text = f"{_what(bad, norms)} not finite {_when(bad, faults, first, iteration)}"
         if scales_loss(self.trainer.cfg.train) and not bad:
             text += f", at the lowest loss scale ({self.trainer.steps.loss_scale:g})"
-        if dist.is_main_process() and self.trainer.keeps:
-            named = bad or range(first, iteration + 1)
-            path = self._write_report(named, losses[named[0] - first], norms)
-            text += f"; samples (epoch:index), lr and gradient norms are in {path}"
+        named = bad or range(first, iteration + 1)
+        report = self._report(named, losses[named[0] - first], norms)
         if self.faults <= self.max_faults:
+            text += self._write(report)
             logger.warning(f"{text}; step skipped, {self.faults} of {self.max_faults} allowed")
             return
-        text += self._save(first, iteration)
+        # The state first: it is worth more.
+        text += self._save(first, iteration, faults) + self._write(report)
         raise NonFiniteError(
             f"{text}. Lower the learning rate, set optim.params.clip_grad_max_norm, check the "
             "samples, or allow more such steps by train.max_nonfinite_steps"
         )
 
-    def _write_report(self, iterations: Sequence[int], losses: dict[str, float], norms) -> Path:
+    def _report(self, iterations: Sequence[int], losses: dict[str, float], norms) -> dict[str, Any]:
         """
         Args:
             iterations: those with a loss that is not finite, else all.
@@ -123,8 +123,7 @@ class NonFiniteMonitor:
         """
         trainer, iteration = self.trainer, iterations[0]
         keys = [key for number in iterations for key in trainer.order.batch(number)]
-        path = Path(trainer.cfg.train.output_dir, f"nonfinite_{iteration:07d}.json")
-        report = {
+        return {
             "iteration": iteration,
             "lr": trainer.lr_scheduler.get_last_lr()[0],
             "loss_scale": trainer.steps.loss_scale,
@@ -132,16 +131,34 @@ class NonFiniteMonitor:
             "samples": [f"{key.epoch}:{key.index}" for key in keys],
             "gradient_norms": {name: _json(norm) for name, norm in (norms or {}).items()},
         }
-        path.write_text(json.dumps(report, indent=1))
-        return path
 
-    def _save(self, first: int, iteration: int) -> str:
-        """If one step was read, save the state before it: a resumed run tries that step again. If
-        several were read, the state includes the good ones among them."""
-        last = iteration - 1 if first == iteration else iteration
+    def _write(self, report: dict[str, Any]) -> str:
+        """Write a report on rank 0; the end of a message that says where it is."""
+        if not dist.is_main_process() or not self.trainer.keeps:
+            return ""
+        name = f"nonfinite_{report['iteration']:07d}.json"
+        path = Path(self.trainer.cfg.train.output_dir, name)
+        try:
+            path.write_text(json.dumps(report, indent=1))
+        except OSError as error:
+            return f"; {path} could not be written: {error.strerror}"
+        return f"; samples (epoch:index), lr and gradient norms are in {path}"
+
+    def _save(self, first: int, iteration: int, faults: int) -> str:
+        """If one step was read, save the state before it: a resumed run tries that step again, and
+        counts its faults then. If several were read, the state includes the good ones among
+        them."""
+        last = iteration
+        if first == iteration:
+            last -= 1
+            self.faults -= faults
         if last < self.trainer.start_iter or not self.trainer.keeps:
             return ""
         self.trainer.checkpointer.save(f"model_{last:07d}", last)
+        try:
+            self.trainer.checkpointer.finish()
+        except CheckpointError as error:
+            return f"; {error}"
         return f"; the state after iteration {last} is saved, without the skipped steps"
 
 

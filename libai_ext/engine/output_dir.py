@@ -7,7 +7,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Mapping
+from typing import Iterator, Mapping, Sequence
 
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
@@ -17,6 +17,7 @@ from libai_ext.config.names import nearest, question
 from libai_ext.engine import environment
 from libai_ext.engine.run_lock import LOCK, RunLock
 from libai_ext.errors import ConfigError
+from libai_ext.files.atomic import write_text
 from libai_ext.launch.exit_report import restarted
 
 # Patterns of the files of a run; it does not touch other files in the directory.
@@ -41,7 +42,11 @@ DEV_RUN = "fast_dev_run"
 
 @contextmanager
 def prepare_output_dir(
-    cfg: DictConfig, resume: bool = False, start_over: bool = False, dev_run: bool = False
+    cfg: DictConfig,
+    resume: bool = False,
+    start_over: bool = False,
+    dev_run: bool = False,
+    needed: Sequence[str] = (),
 ) -> Iterator[None]:
     """Prepare ``train.output_dir`` for a training run, and lock it during the run.
 
@@ -51,10 +56,12 @@ def prepare_output_dir(
         resume: continue the run in the directory; without a checkpoint it starts again.
         start_over: move the files of an earlier run to ``before_<n>`` in the same directory.
         dev_run: a trial: use the subdirectory ``fast_dev_run`` instead, emptied.
+        needed: files and folders that the run will read.
 
     Raises:
         ConfigError: the directory has results of an earlier run and no option says what to do; it
-            has no run to resume; another run uses it; it cannot be written.
+            has no run to resume; another run uses it; it cannot be written; one of ``needed`` would
+            be moved or deleted.
     """
     if dev_run:
         cfg.train.output_dir = str(Path(cfg.train.output_dir) / DEV_RUN)
@@ -62,7 +69,9 @@ def prepare_output_dir(
         yield
         return
     folder = Path(cfg.train.output_dir)
-    if resume and not _written(folder) and not (folder / LOCK).exists():
+    if resume and os.path.isdir(folder):
+        _check_writable(folder)
+    if resume and not _written(folder) and not os.path.lexists(folder / LOCK):
         raise ConfigError(_refusal(folder, resume))
     make_output_dir(cfg)
     try:
@@ -71,8 +80,10 @@ def prepare_output_dir(
         raise unwritable(folder, error) from None
     with lock:
         if dev_run:
+            _refuse_loss(needed, list(folder.iterdir()), "--fast-dev-run deletes")
             _empty(folder)
         elif start_over and not restarted():
+            _refuse_loss(needed, _written(folder), "--start-over moves aside")
             _move_aside(folder)
         elif not resume and _refusal(folder, resume):
             raise ConfigError(_refusal(folder, resume))
@@ -95,19 +106,24 @@ def make_output_dir(cfg: DictConfig) -> None:
     _check_writable(folder)
 
 
-def check_output_dir(cfg: DictConfig, resume: bool = False, start_over: bool = False) -> list[str]:
+def check_output_dir(
+    cfg: DictConfig, resume: bool = False, start_over: bool = False, needed: Sequence[str] = ()
+) -> list[str]:
     """Check ``train.output_dir`` as :func:`prepare_output_dir` does, without writing.
 
     Returns:
         Why a run would be refused: an earlier run is there. A dry run may use it all the same.
 
     Raises:
-        ConfigError: there is no run to resume, or the directory cannot be written.
+        ConfigError: there is no run to resume, the directory cannot be written, or one of
+            ``needed`` would be moved.
     """
     if not dist.is_main_process():
         return []
     folder = Path(cfg.train.output_dir)
     _check_writable(folder)
+    if start_over:
+        _refuse_loss(needed, _written(folder), "--start-over moves aside")
     refusal = None if start_over else _refusal(folder, resume)
     if refusal and resume:
         raise ConfigError(refusal)
@@ -158,7 +174,7 @@ def write_record(
         return
     try:
         cfg.train.output_dir = str(output_dir)
-        Path(output_dir, "config.yaml").write_text(dump(cfg), encoding="utf-8")
+        write_text(Path(output_dir, "config.yaml"), dump(cfg))
         environment.write(output_dir, run)
     except OSError as error:
         raise unwritable(output_dir, error) from None
@@ -169,9 +185,12 @@ def unwritable(folder, error: OSError) -> ConfigError:
 
 
 def holds_results(folder: Path) -> bool:
-    """Whether the folder has results that another run would destroy: checkpoints or metrics."""
+    """Whether the folder has results that another run would destroy: checkpoints or metrics. None
+    are known of a folder that cannot be read."""
     metrics = folder / "metrics.jsonl"
-    return (metrics.is_file() and metrics.stat().st_size > 0) or any(folder.glob("model_*"))
+    # Path.is_file raises an error in another user's folder.
+    has_metrics = os.path.isfile(metrics) and os.path.getsize(metrics) > 0
+    return has_metrics or any(folder.glob("model_*"))
 
 
 def _written(folder: Path) -> list[Path]:
@@ -185,6 +204,18 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif path.name != LOCK:
             path.unlink()
+
+
+def _refuse_loss(needed: Sequence[str], lost: Sequence[Path], what: str) -> None:
+    for path in needed:
+        real = os.path.realpath(path)
+        for other in map(os.path.realpath, lost):
+            # The folder of a run stands for its checkpoints.
+            if real == os.path.dirname(other) or os.path.commonpath([real, other]) == other:
+                raise ConfigError(
+                    f"the run starts from {path}, which {what}: copy it to another folder first, "
+                    "or set another train.output_dir"
+                )
 
 
 def _move_aside(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ def read_metrics(run: str) -> dict[str, Series]:
         DataError: the file is missing, empty or not a file of metrics.
     """
     path = Path(run, "metrics.jsonl")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{run} is not the output directory of a run: it has no metrics.jsonl")
     series: dict[str, Series] = {}
     lines = read_text(path).splitlines()

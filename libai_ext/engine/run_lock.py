@@ -17,6 +17,7 @@ was suspended for longer finds another holder in the file and exits at once.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import errno
 import fcntl
@@ -83,12 +84,17 @@ class RunLock:
         self.release()
 
     def release(self) -> None:
-        """Remove the file; another run may start."""
+        """Remove the file; another run may start. An error of the disk is logged: the run itself
+        has ended in its own way."""
         self._released.set()
         self._heartbeats.join()
-        if self._is_mine():
-            self.path.unlink()
-        os.close(self._file)
+        try:
+            if self._is_mine():
+                self.path.unlink()
+        except OSError as error:
+            logger.warning(f"{self.path} cannot be removed: {error.strerror}")
+        with contextlib.suppress(OSError):  # it is closed even so
+            os.close(self._file)
 
     def _take(self) -> int | None:
         """The open file with this holder in it; None: the file has changed, try again."""
@@ -186,20 +192,27 @@ class RunLock:
 
     def _send_heartbeats(self) -> None:
         # The first one soon: another run may be taking the same stale lock.
-        wait = min(1, HEARTBEAT_SECONDS)
+        wait, failed = min(1, HEARTBEAT_SECONDS), False
         while not self._released.wait(wait):
             wait = HEARTBEAT_SECONDS
             try:
-                if self._is_mine():
-                    os.utime(self._file)
-                elif self.path.exists():
-                    self._exit()
-                else:
-                    self._make_again()
+                self._send_heartbeat()
             except ConfigError:
                 self._exit()
             except OSError as error:
-                logger.warning(f"{self.path}: {error.strerror}")
+                if not failed:
+                    logger.warning(f"{self.path}: {error.strerror}")
+                failed = True
+            else:
+                failed = False
+
+    def _send_heartbeat(self) -> None:
+        if self._is_mine():
+            os.utime(self._file)
+        elif self.path.exists():
+            self._exit()
+        else:
+            self._make_again()
 
     def _make_again(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,8 +224,11 @@ class RunLock:
 
     def _exit(self) -> None:
         """Another run writes here now: this one must not save any more."""
-        with open(self.path, "rb", buffering=0) as file:
-            other = _read(file.fileno())
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                other = _read(file.fileno())
+        except OSError:  # it has ended by now
+            other = {}
         text = (
             f"error: {self.path.parent} was taken over by {_name(other)}, since this run was "
             f"suspended for more than {STALE_SECONDS} s\n"

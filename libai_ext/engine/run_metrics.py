@@ -80,7 +80,7 @@ class BadImageReport(HookBase):
     def after_step(self) -> None:
         if self.trainer.iter + 1 != self.trainer.max_iter:
             return
-        drawn, bad = _sum_over_data_ranks(self.trainer.dataset.source.totals())
+        drawn, bad = sum_over_data_ranks(self.trainer.dataset.source.totals())
         if bad and dist.is_main_process():
             logger.warning(
                 f"bad images: {bad:,} of {drawn:,} samples read ({100 * bad / drawn:.2f} %) were "
@@ -88,7 +88,7 @@ class BadImageReport(HookBase):
             )
 
 
-def _sum_over_data_ranks(counts: tuple[int, ...]) -> list[int]:
+def sum_over_data_ranks(counts: tuple[int, ...]) -> list[int]:
     """One rank counts for each tensor- or pipeline-parallel group: it reads the same samples."""
     util = dist.get_dist_util()
     tensor = util.tensor_parallel_size

@@ -34,10 +34,16 @@ def set_up(cfg: DictConfig, log_files: bool = True) -> None:
     set_up_logs(train.output_dir if log_files else None)
     set_layout(train.dist)
     choose_products(train)
-    if device.current().type == "cuda":
-        set_out_of_memory_advice(out_of_memory(cfg))
+    _set_up_device(cfg)
     flow.boxing.nccl.set_fusion_threshold_mbytes(train.nccl_fusion_threshold_mb)
     flow.boxing.nccl.set_fusion_max_ops_num(train.nccl_fusion_max_ops)
+
+
+def _set_up_device(cfg: DictConfig) -> None:
+    if device.current().type == "cuda":
+        set_out_of_memory_advice(out_of_memory(cfg))
+    elif not kernels.sleep_in_waits():
+        logger.warning("this build of OneFlow is another one: waiting threads keep cores busy")
 
 
 def summary(trainer) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any, Callable
 
@@ -13,8 +14,11 @@ from oneflow.framework.check_point_v2 import _broadcast_py_object
 from libai_ext.engine import metric_names
 from libai_ext.engine.nonfinite import NonFiniteMonitor, gradient_norms, is_finite
 from libai_ext.engine.precision import scales_loss
+from libai_ext.layers.batch_norm import running_statistics
 from libai_ext.optim.lr_scale import scaled
 from libai_ext.placement import device_type
+
+logger = logging.getLogger(__name__)
 
 # First steps, which are not timed: they compile graphs and start data workers.
 WARM_UP = 3
@@ -66,12 +70,13 @@ class Steps:
 
 class EagerSteps(Steps):
     """Forward, backward and optimizer, op by op. It skips a step whose loss or gradients are not
-    finite."""
+    finite, and takes back what its forward pass changed."""
 
     def run(self) -> None:
         trainer = self.trainer
         count = trainer.cfg.train.num_accumulation_steps
         total: dict[str, flow.Tensor] = {}
+        before = [(buffer, buffer.clone()) for buffer in running_statistics(trainer.model)]
         for _ in range(count):
             losses = trainer.model(**trainer.next_batch())
             losses = {name: loss / count for name, loss in losses.items()}
@@ -82,6 +87,8 @@ class EagerSteps(Steps):
         values = {name: float(read([loss])[0]) for name, loss in total.items()}
         self.skipped = not (is_finite(values) and is_finite(norms))
         if self.skipped:
+            for buffer, value in before:
+                buffer.copy_(value)
             self.monitor.report(trainer.iter, [values], 1, norms=norms)
         else:
             self._update(norms)
@@ -148,6 +155,12 @@ class GraphSteps(Steps):
         if self.scales:
             self.loss_scale = state.get("loss_scale", self.loss_scale)
             self.good = int(state.get("good", 0))
+            if self.loss_scale < self.amp.min_scale:
+                logger.warning(
+                    f"the loss scale of the checkpoint, {self.loss_scale:g}, is below "
+                    f"train.amp.min_scale {self.amp.min_scale:g}: until it has grown, each "
+                    "overflow is a fault"
+                )
 
     def _read(self, batch: dict | None) -> None:
         steps, self._pending = self._pending, []
@@ -171,11 +184,12 @@ class GraphSteps(Steps):
 
     def _max_overflows(self, good: int) -> int:
         """Most steps that the loss scaler may skip before the scale is below the minimum. It halves
-        the scale at each, and doubles it after ``growth_interval`` good steps."""
+        the scale at each, and doubles it after ``growth_interval`` good steps. It knows nothing of
+        the minimum: after a fault that is allowed, the scale is below it."""
         if not self.scales:
             return 0
         growths = (self.good + good) // self.amp.growth_interval
-        return math.ceil(math.log2(self.loss_scale / self.amp.min_scale)) + growths
+        return max(0, math.ceil(math.log2(self.loss_scale / self.amp.min_scale)) + growths)
 
     def _eager_norms(self, batch: dict) -> dict[str, float]:
         """Gradient norms of the step that the graph skipped; its weights are unchanged."""

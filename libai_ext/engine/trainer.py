@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Mapping
+from typing import Any
 
 import oneflow as flow
-from libai.engine.default import DefaultTrainer
 from libai.engine.trainer import TrainerBase
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
@@ -15,20 +14,19 @@ from omegaconf import DictConfig
 from libai_ext.checkpoint.checkpointer import SCHEDULE, Checkpointer, latest_checkpoint
 from libai_ext.config.lazy_config import fresh, instantiate
 from libai_ext.config.targets import check_targets
-from libai_ext.data.loader import Loader, build_eval_loader, build_train_loader
+from libai_ext.data.loader import build_train_loader
 from libai_ext.data.sampler import GlobalOrder
 from libai_ext.data.sharded import shard_windows
 from libai_ext.engine import metric_names, resume_check
 from libai_ext.engine.derive import derive_schedule
-from libai_ext.engine.evaluation import evaluate
+from libai_ext.engine.evaluating_trainer import EvaluatingTrainer
 from libai_ext.engine.evaluator import build_evaluators
 from libai_ext.engine.hooks import build_hooks, set_schedule
 from libai_ext.engine.loggers.logger import build_loggers
 from libai_ext.engine.nonfinite import NonFiniteMonitor, refuse_nonfinite
-from libai_ext.engine.output_dir import unwritable
 from libai_ext.engine.precision import scales_loss
-from libai_ext.engine.progress import position
 from libai_ext.engine.run_metrics import Means
+from libai_ext.engine.saved_progress import check_progress
 from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
 from libai_ext.engine.unavailable_data import save_and_exit, synchronized
 from libai_ext.engine.writers import is_logging_step
@@ -38,19 +36,17 @@ from libai_ext.optim.ema import WeightAverage
 logger = logging.getLogger(__name__)
 
 
-class Trainer(DefaultTrainer):
+class Trainer(EvaluatingTrainer):
     """One iteration is one optimizer step, in graph and in eager mode.
 
     LiBai's trainer counts micro-batches in eager mode, and starts its data workers before it knows
     where to resume. So this class decides what is built in which order; LiBai builds each part.
 
     Attributes:
-        test_batches: batches of an evaluation; None: all.
         keeps: whether files are written; False for a dry run.
         unavailable: why all ranks have to end after this iteration, or None.
     """
 
-    test_batches: int | None = None
     keeps = True
 
     def __init__(self, cfg: DictConfig, training: bool = True):
@@ -65,12 +61,12 @@ class Trainer(DefaultTrainer):
         self.order: Any = None
         self.optimizer: Any = None
         self.lr_scheduler: Any = None
-        self.test_set: Any = None
         steps = GraphSteps if cfg.graph.enabled else EagerSteps
         self.steps = steps(self, NonFiniteMonitor(self, cfg.train.max_nonfinite_steps))
         self.means = Means()
         self._batches: Any = None
         self.unavailable: DataUnavailable | None = None
+        self.unevaluated = []
         if training:
             self._build_order()
         if not training or cfg.train.evaluation.enabled:
@@ -103,23 +99,6 @@ class Trainer(DefaultTrainer):
         derive_schedule(self.cfg, self.order)
         self.max_iter = train.train_iter
         self.global_batch_size = train.global_batch_size
-
-    def open_test_set(self) -> None:
-        """Make :meth:`test` possible. Called before the first step, to find errors early."""
-        self.test_set = self.build_dataset("test")
-
-    def build_dataset(self, split: str):
-        """The data set of ``dataloader.<split>``.
-
-        Raises:
-            ConfigError: the config has no such split.
-        """
-        node = self.cfg.dataloader.get(split)
-        if node is None:
-            raise ConfigError(f"the config has no dataloader.{split}")
-        node = fresh(node.dataset)
-        node.seed = self.cfg.train.seed
-        return instantiate(node)
 
     @classmethod
     def build_model(cls, cfg: DictConfig):
@@ -179,11 +158,12 @@ class Trainer(DefaultTrainer):
 
         Raises:
             ConfigError: the config contradicts the checkpoint.
-            CheckpointError: there is none, or all are damaged.
+            CheckpointError: there is none, all are damaged, or its ``progress.json`` is no run's.
         """
         checkpointer = self.checkpointer
         path = checkpointer.get_checkpoint_file()
         progress = checkpointer.progress(path)
+        check_progress(progress, path)
         # An evaluation does not depend on how the model was trained.
         prefix = "" if self.optimizer is not None else "model."
         resume_check.check(
@@ -193,6 +173,7 @@ class Trainer(DefaultTrainer):
         refuse_nonfinite(self.model, path)
         checkpointer.plain["best"] = progress.get("best")
         self.start_iter = progress["iteration"] + 1
+        self.unevaluated = progress.get("unevaluated", [])
         if self.optimizer is not None:
             self.steps.load_state_dict(progress.get("steps", {}), self.lr_scheduler.last_step)
             self.means.load_state_dict(progress.get("since_last_line", {}))
@@ -211,6 +192,7 @@ class Trainer(DefaultTrainer):
         checkpointer = self.checkpointer
         path = latest_checkpoint(run)
         progress = checkpointer.progress(path)
+        check_progress(progress, path)
         settings = progress.get("settings", {}), checkpointer.plain["settings"]
         changed = resume_check.check(*settings, path, free=resume_check.SCHEDULE)
         done = progress["iteration"] + 1
@@ -224,7 +206,8 @@ class Trainer(DefaultTrainer):
         refuse_nonfinite(self.model, path)
         set_schedule(self.lr_scheduler, taken)
         self.start_iter = done
-        self.steps.load_state_dict(progress.get("steps", {}), taken)
+        # max_nonfinite_steps is for each run.
+        self.steps.load_state_dict({**progress.get("steps", {}), "faults": 0}, taken)
         logger.info(f"extends {path}, from iteration {done} to {self.max_iter}")
         for text in changed:
             logger.info(f"extends {path}: {text}")
@@ -236,13 +219,15 @@ class Trainer(DefaultTrainer):
             SystemExit: with status 74, on all ranks, after a save: the data cannot be read for the
                 present.
         """
-        if self.start_iter >= self.max_iter:
-            logger.info(f"nothing to do: {self.start_iter} of {self.max_iter} iterations are done")
-            return
-        self.register_hooks(self.build_hooks())
-        self.model.train()
         self.done = self.start_iter
         try:
+            if self.start_iter >= self.max_iter:
+                if not self.repeat_evaluations():
+                    done = f"{self.start_iter} of {self.max_iter} iterations are done"
+                    logger.info(f"nothing to do: {done}")
+                return
+            self.register_hooks(self.build_hooks())
+            self.model.train()
             super().train()
         except DataUnavailable as error:
             save_and_exit(self, error)
@@ -283,6 +268,7 @@ class Trainer(DefaultTrainer):
         set_schedule(self.lr_scheduler, self.steps.taken)
         self.checkpointer.plain["steps"] = self.steps.state_dict()
         self.checkpointer.plain["since_last_line"] = self.means.state_dict()
+        self.checkpointer.plain["unevaluated"] = self.unevaluated
 
     def _build_batches(self):
         train = self.cfg.train
@@ -308,93 +294,3 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self):
         return build_hooks(self)
-
-    def evaluations(self) -> list[tuple[int, str]]:
-        """Period and name of each evaluation; that of the task has no name."""
-        evaluation = self.cfg.train.evaluation
-        found = [(evaluation.eval_period, "")] if evaluation.enabled else []
-        for name, evaluator in self.evaluators.items():
-            epochs = evaluator.epoch
-            found.append((self.order.iterations(epochs) if epochs else evaluator.period, name))
-        return found
-
-    def run_evaluator(self, name: str) -> dict[str, float]:
-        """Run the evaluator ``name``; log its results and how long it took."""
-        start = time.perf_counter()
-        results = self.evaluators[name].run(self)
-        seconds = time.perf_counter() - start
-        if dist.is_main_process():
-            logger.info(f"{self._place()}{name}: {_listed(results)} ({seconds:.2f} s)")
-        return results
-
-    def build_evaluator(self, dataset):
-        """The evaluator of :meth:`test`; a task's trainer defines it."""
-        raise NotImplementedError(f"{type(self).__name__} does not evaluate")
-
-    def report(self, evaluator, dataset) -> None:
-        """Write a task's files after an evaluation, on rank 0."""
-
-    def eval_loader(self, dataset) -> Loader:
-        """One pass over a data set, in batches of an evaluation."""
-        train = self.cfg.train
-        return build_eval_loader(
-            dataset,
-            train.test_micro_batch_size,
-            train.dist.data_parallel_size,
-            self.cfg.dataloader.test.num_workers,
-        )
-
-    def test(self) -> dict[str, float]:
-        """Evaluate on the test set; results on rank 0, an empty dict elsewhere.
-
-        With averaged weights, their results have the prefix ``ema_``.
-        """
-        dataset = self.test_set
-        loader = self.eval_loader(dataset)
-        evaluator = self.build_evaluator(dataset)
-        results = self.measure(loader, evaluator)
-        if self.average is not None:
-            with self.average.in_model():
-                averaged = self.measure(loader, self.build_evaluator(dataset))
-            results.update({f"ema_{name}": value for name, value in averaged.items()})
-        if dist.is_main_process():
-            samples = self._tested(loader)
-            logger.info(f"{self._place()}evaluation on {samples} samples: {_listed(results)}")
-            if self.test_batches is None:
-                self._report(evaluator, dataset)
-        return results
-
-    def test_all(self) -> None:
-        """:meth:`test`, then every evaluator that has a period."""
-        self.test()
-        for name in self.evaluators:
-            self.run_evaluator(name)
-
-    def _place(self) -> str:
-        """Where an evaluation is in the training."""
-        return f"{position(self)} " if self._batches is not None else ""
-
-    def _report(self, evaluator, dataset) -> None:
-        try:
-            self.report(evaluator, dataset)
-        except OSError as error:
-            problem = unwritable(self.cfg.train.output_dir, error)
-            if self.order is None:  # the evaluation is all there is to do
-                raise problem from None
-            logger.error(f"{problem}; training continues without the evaluation's files")
-
-    def _tested(self, loader) -> str:
-        """Number of samples of an evaluation."""
-        sampler = loader.batch_sampler
-        batches = len(sampler) if self.test_batches is None else self.test_batches
-        seen = min(batches * sampler.global_batch, sampler.num_samples)
-        return str(seen) if seen == sampler.num_samples else f"{seen} of {sampler.num_samples}"
-
-    def measure(self, loader, evaluator) -> dict[str, float]:
-        """Results of ``evaluator`` over ``loader``, at most ``test_batches`` batches."""
-        model = self.graph_eval if self.cfg.graph.enabled else self.model
-        return evaluate(model, loader, self.get_batch, evaluator, max_batches=self.test_batches)
-
-
-def _listed(results: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.6g}" for name, value in results.items())

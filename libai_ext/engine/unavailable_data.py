@@ -48,7 +48,8 @@ def save_and_exit(trainer, error: DataUnavailable) -> None:
         SystemExit: always.
     """
     done, checkpointer = trainer.done, trainer.checkpointer
-    logger.error(f"{error}; ended after {done} iterations, --resume continues from there")
+    left = "repeats the last evaluation" if trainer.unevaluated else "continues from there"
+    logger.error(f"{error}; ended after {done} iterations, --resume {left}")
     if trainer.start_iter < done < trainer.max_iter:
         checkpointer.save(f"model_{done - 1:07d}", done - 1)
         try:

@@ -9,6 +9,12 @@ from libai_ext.errors import ConfigError
 from libai_ext.placement import broadcast_sbp, layer_placement
 
 
+def running_statistics(model: nn.Module) -> list[flow.Tensor]:
+    """The buffers that a forward pass in training changes."""
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    return [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+
+
 class BatchNorm(nn.Module):
     """Normalises features [B, D], without affine parameters; for the head of MAE's linear probe.
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from PIL import Image
 
 from libai_ext.data.auto_augment import RandAugment, operations
+from libai_ext.data.mixup import Mixer
 from libai_ext.data.random_erasing import RandomErasing
-from libai_ext.data.transforms import EvalCrop, Resize
+from libai_ext.data.transforms import EvalCrop, RandomHorizontalFlip, RandomResizedCrop, Resize
+from libai_ext.errors import ConfigError
 
 GOLDEN = np.load(Path(__file__).resolve().parents[1] / "golden" / "augment_numbers.npz")
 LEVELS = (0.0, 2.5, 7.3, 9.0, 10.0)
@@ -24,6 +27,39 @@ def chi_square(counts, shares=None) -> float:
     shares = np.full(len(counts), 1 / len(counts)) if shares is None else np.array(shares)
     expected = counts.sum() * shares
     return float(((counts - expected) ** 2 / expected).sum())
+
+
+@pytest.mark.parametrize(
+    "transform, argument, wrong",
+    [
+        (RandomErasing, "probability", (25, -0.1, float("nan"), "0.1", True, None)),
+        (RandomErasing, "area", ((0.3, 0.1), (0.1, 1.1), 0.2)),
+        (RandomErasing, "aspect", (0, -1, 3)),
+        (RandomHorizontalFlip, "p", (50, -1)),
+        (partial(RandomResizedCrop, (8, 8)), "scale", (0.2, (0, 1), (0.2, 1.5), (1, 0.2), (0.2,))),
+        (partial(RandomResizedCrop, (8, 8)), "ratio", ((4 / 3, 3 / 4), (0, 1))),
+        (partial(RandomResizedCrop, (8, 8)), "interpolation", ("cubic",)),
+        (partial(Resize, 8), "interpolation", ("cubic",)),
+        (partial(EvalCrop, (8, 8)), "interpolation", ("cubic",)),
+        (partial(RandAugment, IMAGENET), "magnitude", (11, -1)),
+        (partial(RandAugment, IMAGENET), "magnitude_std", (-0.5,)),
+        (partial(RandAugment, IMAGENET), "num_ops", (-1, 1.5)),
+        (partial(RandAugment, IMAGENET), "probability", (50,)),
+        (partial(RandAugment, IMAGENET), "interpolation", ("cubic",)),
+        (partial(Mixer, 5), "smoothing", (1.5, -0.1)),
+        (partial(Mixer, 5), "mixup_alpha", (-0.8,)),
+        (partial(Mixer, 5), "cutmix_alpha", (-1, float("inf"))),
+        (partial(Mixer, 5), "probability", (100,)),
+        (partial(Mixer, 5), "switch_probability", (50,)),
+    ],
+)
+def test_arguments_out_of_range_are_named(transform, argument, wrong):
+    """As percent, or as another program counts them."""
+    name = getattr(transform, "func", transform).__name__
+    for value in wrong:
+        with pytest.raises(ConfigError, match=f"^{name}: {argument} must be .*, not ") as caught:
+            transform(**{argument: value})
+        assert str(caught.value).endswith(f", not {value!r}")
 
 
 @pytest.mark.parametrize("increasing", [False, True])

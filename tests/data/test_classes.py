@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from image_files import encode, pixels
 from libai.config import instantiate
+from made_runs import classified_run, weights_of
 from made_sets import write_lmdb, write_stl10, write_tar
 
+from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.record import RECORD, dumps
 from libai_ext.config import lazy_config
 from libai_ext.data import classes
 from libai_ext.errors import DataError
 from projects.MAE.evaluation.probe import load_run, nearest_neighbours
 from projects.MAE.run import resolve
-from projects.MAE.weights.files import read_weights
+from projects.MAE.weights.describe import describe
+from projects.MAE.weights.files import read_weights, write_fb, write_hf
 from projects.MAE.weights.packing import Heads
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -138,6 +142,50 @@ def test_a_checkpoint_names_the_classes(tmp_path, own):
         check(tmp_path, test, names=tmp_path / "names.txt", **options)
 
 
+@pytest.fixture(scope="module")
+def named_weights(tmp_path_factory):
+    """Folder of the same classifier in files that name its classes: cat, ant, bee."""
+    root = tmp_path_factory.mktemp("weights")
+    run, model = classified_run(root / "run", num_classes=3, pooling="cls")
+    known = replace(describe(run)[1].record, classes=("cat", "ant", "bee"))
+    for name in ("x.pth", "x.safetensors"):
+        write_fb(weights_of(model), str(root / name), Heads(4), known)
+    write_hf(weights_of(model), str(root / "hf"), Heads(4), known=known)
+    return root
+
+
+@pytest.mark.parametrize("file", ["x.pth", "x.safetensors", "hf"])
+def test_files_of_weights_name_the_classes_too(tmp_path, named_weights, file, caplog):
+    weights = str(named_weights / file)
+    source = check(tmp_path, folder(tmp_path / "test", ["ant", "cat"]), weights=weights)
+    assert source.classes == ["cat", "ant", "bee"]
+    assert (named(source), source.labels.tolist()) == (["ant"] * 2 + ["cat"] * 2, [1, 1, 0, 0])
+    assert "do not name their classes" not in caplog.text
+    with pytest.raises(DataError, match=r"not trained on: dog \(1\); known are cat, ant, bee"):
+        check(tmp_path, folder(tmp_path / "one", ["ant", "bee", "dog"]), weights=weights)
+
+
+def test_as_many_classes_of_other_names_keep_their_order(tmp_path, named_weights, caplog):
+    """ImageNet's folders are n01440764 and so on, Hugging Face's labels words."""
+    weights, names = str(named_weights / "hf"), tmp_path / "names.txt"
+    test = folder(tmp_path / "test", ["n1", "n2", "n3"])
+    source = check(tmp_path, test, weights=weights)
+    assert source.classes == ["n1", "n2", "n3"]
+    said = "data.test has none of the classes that the weights name (cat, ant, bee)"
+    assert said in caplog.text
+    with pytest.raises(DataError, match="not trained on: n1, n2"):
+        check(tmp_path, folder(tmp_path / "two", ["n1", "n2"]), weights=weights)
+    names.write_text("n3\nn1\nn2\n")
+    with caplog.at_level(logging.INFO):
+        source = check(tmp_path, test, names=names, weights=weights)
+    assert source.classes == ["n3", "n1", "n2"] and source.labels.tolist() == [1, 1, 2, 2, 0, 0]
+    assert "n3, n1, n2 in place of the weights' cat, ant, bee" in caplog.text
+    for wrong in ("n1\nn2\n", "ant\nbee\nn3\n"):
+        names.write_text(wrong)
+        with pytest.raises(DataError, match="leave task.classes out"):
+            check(tmp_path, test, names=names, weights=weights)
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "[]", "{}", "[", *(dumps({"classes": names}) for names in (None, [1], [""], "ab"))],
@@ -201,6 +249,15 @@ def test_a_wrong_number_of_training_classes_shows_them(tmp_path):
         check(tmp_path, train, split="train")
 
 
+def test_training_without_a_mixer_is_called_so(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        check(tmp_path, folder(tmp_path / "train", CLASSES), split="train")
+        assert "no label smoothing: dataloader.train.dataset.mixer is null" in caplog.text
+        caplog.clear()
+        check(tmp_path, str(tmp_path / "train"))
+    assert "smoothing" not in caplog.text
+
+
 DIGITS = f"{CONFIGS}/mae_digits.py"
 COLOUR = ["model.in_chans=3", "data.mode=RGB", "data.mean=[0.5,0.5,0.5]", "data.std=[1,1,1]"]
 
@@ -258,7 +315,14 @@ def test_neighbours_by_the_weights_of_finetune_path(tmp_path):
     opts = [f"model.{size}" for size in sizes]
     opts += [f"finetune.path={GOLDEN}/fb_finetune.pth", f"train.output_dir={tmp_path}/none"]
     config_file = f"{CONFIGS}/mae_finetune.py"
-    loaded = load_run(config_file, opts).model.state_dict()
     weights, _ = read_weights(f"{GOLDEN}/fb_finetune.pth", Heads(encoder=3))
-    for name in ("patch_embed.proj.weight", "blocks.1.mlp.dense_h_to_4h.weight"):
-        np.testing.assert_array_equal(loaded[name].numpy(), weights[name])
+    for trial in (False, True):
+        if trial:  # it leaves a folder without a checkpoint
+            (tmp_path / "none/fast_dev_run").mkdir(parents=True)
+        loaded = load_run(config_file, opts).model.state_dict()
+        for name in ("patch_embed.proj.weight", "blocks.1.mlp.dense_h_to_4h.weight"):
+            np.testing.assert_array_equal(loaded[name].numpy(), weights[name])
+    # Nothing stands for weights that are named and missing, or for a run from scratch.
+    for option in (f"train.load_weight={tmp_path}/gone.pth", "finetune.enable=False"):
+        with pytest.raises(CheckpointError, match="gone.pth: no such file|none: "):
+            load_run(config_file, [*opts, option])

@@ -182,6 +182,11 @@ def test_the_index_is_made_once_and_again_for_a_changed_shard(shards, cache, mon
         file.write_bytes(b"damaged")
     assert (len(TarShards(shards)), len(scanned)) == (10, 7)
     assert (len(TarShards(shards)), len(scanned)) == (10, 7)
+    # Other rules find other samples, in what an older version scanned as well.
+    monkeypatch.setattr(tar_shards, "VERSION", tar_shards.VERSION + 1)
+    assert (len(TarShards(shards)), len(scanned)) == (10, 10)
+    monkeypatch.setattr(tar_shards, "EXTENSIONS", (*tar_shards.EXTENSIONS, ".new"))
+    assert (len(TarShards(shards)), len(scanned)) == (10, 13)
 
 
 def test_without_a_cache_folder(shards, tmp_path, monkeypatch, caplog):

@@ -16,6 +16,7 @@ from libai_ext.data.mixup import (
     one_hot,
 )
 from libai_ext.errors import ConfigError
+from projects.MAE.run import resolve
 
 GOLDEN = np.load(Path(__file__).resolve().parents[1] / "golden" / "augment_numbers.npz")
 
@@ -113,6 +114,29 @@ def test_samples_without_partner():
             Mixer(7)(samples, 0, 0, positions)
     with pytest.raises(ConfigError, match="group_size must be even, not 3"):
         Mixer(7, group_size=3)
+
+
+def test_without_mixing_no_sample_needs_a_partner():
+    """Labels are smoothed all the same, as in the official code."""
+    samples = batch_of(3)
+    found = Mixer(7, smoothing=0.2, mixup_alpha=0, cutmix_alpha=0)(samples, 0, 0, [0, 1, 2])
+    for mine, sample in zip(found, samples):
+        np.testing.assert_array_equal(mine["images"], sample["images"])
+        np.testing.assert_allclose(mine["labels"], one_hot([sample["labels"]], 7, 0.2)[0])
+
+
+@pytest.mark.parametrize("mixed", [True, False])
+def test_an_odd_micro_batch_is_refused_where_samples_are_mixed(mixed):
+    opts = ["train.train_micro_batch_size=5", "train.global_batch_size=null"]
+    off = [f"dataloader.train.dataset.mixer.{name}=0" for name in ("mixup_alpha", "cutmix_alpha")]
+    if mixed:
+        with pytest.raises(ConfigError, match=f"size 5 is odd: .*{off[0]} {off[1]} switch it off"):
+            resolve("mae_finetune", opts)
+        opts.append(off[0])
+        with pytest.raises(ConfigError, match="size 5 is odd"):
+            resolve("mae_finetune", opts)
+    else:
+        assert resolve("mae_finetune", [*opts, *off]).train.train_micro_batch_size == 5
 
 
 def test_decisions_follow_their_key():

@@ -3,8 +3,83 @@
 from __future__ import annotations
 
 import json
+import logging
+from types import SimpleNamespace
 
 import pytest
+from libai.utils.events import EventStorage
+
+from libai_ext.engine.checkpointing import Evaluation
+from libai_ext.engine.trainer import Trainer
+from libai_ext.engine.unavailable_data import save_and_exit
+from libai_ext.errors import DataUnavailable
+
+
+def unreadable():
+    raise DataUnavailable("cannot read x.png: Input/output error")
+
+
+class Done:
+    """A trainer whose evaluations ``""`` and ``knn`` may be missing, after 6 of 6 iterations."""
+
+    start_iter = max_iter = done = 6
+
+    def __init__(self, missing, away=False):
+        self.unevaluated, self.away, self.asked = missing, away, []
+        self.checkpointer = None
+
+    def evaluations(self):
+        return [(3, ""), (2, "knn")]
+
+    def run_evaluator(self, name):
+        self.asked.append(name)
+        if self.away:
+            unreadable()
+
+    def test(self):
+        self.run_evaluator("test")
+
+    train, repeat_evaluations = Trainer.train, Trainer.repeat_evaluations
+
+
+def test_the_last_evaluation_is_known_to_be_missing(caplog):
+    trainer = SimpleNamespace(
+        iter=3, max_iter=6, start_iter=0, unevaluated=[], checkpointer=None, storage=EventStorage()
+    )
+    hook = Evaluation(None, unreadable, 2, prefix="knn/")
+    hook.trainer = trainer
+    hook.after_step()
+    assert str(trainer.unavailable).startswith("cannot read") and trainer.unevaluated == []
+    trainer.iter = 5
+    hook.after_step()
+    assert trainer.unevaluated == ["knn"]
+    trainer.done = 6
+    with caplog.at_level(logging.ERROR), pytest.raises(SystemExit) as caught:
+        save_and_exit(trainer, trainer.unavailable)
+    assert caught.value.code == 74
+    assert caplog.records[-1].message == (
+        "cannot read x.png: Input/output error; ended after 6 iterations, --resume repeats the "
+        "last evaluation"
+    )
+
+
+@pytest.mark.parametrize(
+    "missing, asked", [([], []), ([""], ["test"]), (["knn", "gone"], ["knn"]), (["gone"], [])]
+)
+def test_a_resumed_run_repeats_it(caplog, missing, asked):
+    trainer = Done(missing)
+    with caplog.at_level(logging.INFO):
+        trainer.train()
+    assert trainer.asked == asked
+    said = "the last evaluation was missing: its results" if asked else "nothing to do: 6 of 6"
+    assert [record.message.startswith(said) for record in caplog.records] == [True]
+
+
+def test_the_data_may_still_be_away(caplog):
+    with caplog.at_level(logging.ERROR), pytest.raises(SystemExit) as caught:
+        Done(["knn"], away=True).train()
+    assert caught.value.code == 74
+    assert caplog.records[-1].message.endswith("--resume repeats the last evaluation")
 
 
 @pytest.mark.slow

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from libai_ext.engine import trainer
+from libai_ext.engine.nonfinite import NonFiniteMonitor
+from libai_ext.engine.steps import EagerSteps
 from libai_ext.errors import ConfigError
 from projects.MAE.run import resolve
 
@@ -110,3 +114,20 @@ def test_one_start_is_enough(digits, tmp_path):
     both = [f"train.extend_from={tmp_path}", f"train.load_weight={tmp_path}"]
     with pytest.raises(ConfigError, match="train.extend_from or train.load_weight, not both"):
         resolve(RECIPE, [f"data.train=[{digits}/test]", *both])
+
+
+def test_steps_that_the_first_run_left_out_are_not_counted(monkeypatch):
+    monkeypatch.setattr(trainer, "latest_checkpoint", lambda run: f"{run}/model_final")
+    monkeypatch.setattr(trainer, "refuse_nonfinite", lambda model, path: None)
+    monkeypatch.setattr(trainer, "set_schedule", lambda scheduler, step: None)
+    checkpointer = SimpleNamespace(
+        progress=lambda path: {"iteration": 3, "steps": {"faults": 2}},
+        steps_taken=lambda path: 2,
+        load=lambda path, names: None,
+        checkpointables={},
+        plain={"settings": {}},
+    )
+    run = SimpleNamespace(checkpointer=checkpointer, max_iter=7, model=None, lr_scheduler=None)
+    run.steps = EagerSteps(run, NonFiniteMonitor(run, 0))
+    trainer.Trainer.extend(run, "first")
+    assert (run.start_iter, run.steps.taken, run.steps.monitor.faults) == (4, 2, 0)

@@ -67,6 +67,65 @@ def test_no_value_is_overwritten_too_early(seed):
 def test_oneflow_is_the_build_that_both_repairs_know():
     message = kernels.load().message
     assert kernels.is_loaded() and "another one" not in message
+    assert kernels.sleep_in_waits()
+
+
+class Buffered(nn.Graph):
+    """Tensors of several sizes, C++ objects in memory, between others."""
+
+    def build(self, x):
+        for _ in range(3):
+            x = flow.tanh(x)
+        buffers = flow._C.tensor_to_tensor_buffer(x, 1)
+        x = flow._C.tensor_buffer_to_tensor(buffers, (COLUMNS,), x.dtype)
+        for _ in range(3):
+            x = flow.tanh(x)
+        return x
+
+
+def test_objects_are_not_overwritten():
+    graph, rng = Buffered(), np.random.default_rng(0)
+    for _ in range(2):
+        x = rng.normal(size=(ROWS, COLUMNS)).astype("float32")
+        expected = x
+        for _ in range(6):
+            expected = np.tanh(expected)
+        np.testing.assert_allclose(graph(flow.tensor(x)).numpy(), expected, rtol=1e-5)
+
+
+class Product(nn.Module):
+    """Reads its parameter long after the gradient of the first result is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(flow.ones(COLUMNS))
+
+    def forward(self, x):
+        late = x
+        for _ in range(100):
+            late = flow.tanh(late)
+        return (self.weight * x).sum(), (self.weight * late).sum()
+
+
+class Accumulated(nn.Graph):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+        self.add_optimizer(flow.optim.SGD(model.parameters(), lr=1.0))
+        self.config.set_gradient_accumulation_steps(2)
+
+    def build(self, x):
+        loss, late = self.model(x)
+        loss.backward()
+        return late
+
+
+def test_a_parameter_stays_until_it_has_been_read():
+    """Also in the last micro-batch: OneFlow changes it as soon as its gradient is known."""
+    model, x = Product(), flow.ones(2, COLUMNS)
+    _, expected = model(x[:1])
+    np.testing.assert_allclose(Accumulated(model)(x).numpy(), [expected.item()] * 2, rtol=1e-5)
+    np.testing.assert_array_equal(model.weight.numpy(), 0)
 
 
 class Chain(nn.Graph):

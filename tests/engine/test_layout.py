@@ -37,6 +37,9 @@ BAD = [
     (2, [PIPELINE + "2", STAGES + "[0,1]"], "names 2 layers, the model has 5"),
     (2, [PIPELINE + "2", STAGES + "[0,0,0,0,0]"], "must rise from 0 to 1 without a gap"),
     (2, [PIPELINE + "2", STAGES + "[0,1,0,1,1]"], r"\[0, 1, 0, 1, 1\] must rise from 0 to 1"),
+    (2, [PIPELINE + "2", STAGES + "3"], "stage_id must be a list: a whole number .* 0, not 3"),
+    (2, [PIPELINE + "2", STAGES + "[0,a,0,1,1]"], "stage_id must be a list: .* not .0, 'a', 0, 1"),
+    (2, [PIPELINE + "2", STAGES + "[0,0,0,-1,1]"], "stage_id must be a list: a whole number of at"),
     (2, [TENSOR + "0"], "tensor_parallel_size must be a whole number of at least 1, not 0"),
     (2, [DATA + "null", TENSOR + "null"], "only one size may be unset, not data.* and tensor"),
     (

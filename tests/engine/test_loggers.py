@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from wandb.proto.wandb_internal_pb2 import Record as Stored
 from wandb.sdk.internal.datastore import DataStore
 
 from libai_ext.config import lazy_config
-from libai_ext.engine.loggers import mlflow_tracking, weights_and_biases
+from libai_ext.engine.loggers import background, mlflow_tracking, weights_and_biases
 from libai_ext.engine.loggers.background import BackgroundWriter
 from libai_ext.engine.loggers.logger import Run, build_loggers
 from libai_ext.engine.loggers.mlflow_tracking import MLflow
@@ -43,6 +45,7 @@ def _no_service(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(background, "_CLOSE_SECONDS", 300)  # on a busy machine they start slowly
 
 
 def session(logger, folder, steps, start=0, last=9):
@@ -61,15 +64,24 @@ def session(logger, folder, steps, start=0, last=9):
     writer.close()
 
 
-def wandb_records(folder):
-    """The records in the files of the runs in ``folder``, in the order of their start."""
-    found = []
-    for path in sorted(Path(folder).glob("wandb/offline-run-*/*.wandb")):
-        store = DataStore()
-        store.open_for_scan(str(path))
-        found.append([Stored.FromString(data) for data in iter(store.scan_data, None)])
-        store.close()
-    return found
+def wandb_records(folder, count):
+    """The records in the files of the ``count`` runs in ``folder``, in the order of their start.
+
+    The service may write the last ones, up to that of the end, after ``finish`` has returned.
+    """
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = []
+        for path in sorted(Path(folder).glob("wandb/offline-run-*/*.wandb")):
+            store = DataStore()
+            with contextlib.suppress(Exception):  # the file is empty yet
+                store.open_for_scan(str(path))
+                found.append([Stored.FromString(data) for data in iter(store.scan_data, None)])
+            store.close()
+        if [bool(one) and one[-1].HasField("exit") for one in found] == [True] * count:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{count} runs have not ended: {found}")
 
 
 def values(items):
@@ -85,8 +97,9 @@ def rows(records):
 def test_weights_and_biases(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     session(WeightsAndBiases(project="p", name="n"), tmp_path, [1, 2, 3, 4])
+    wandb_records(tmp_path, 1)
     session(WeightsAndBiases(), tmp_path, range(3, 10), start=2)
-    first, second = wandb_records(tmp_path)
+    first, second = wandb_records(tmp_path, 2)
     assert [row["_step"] for row in rows(first)] == [1, 2, 3, 4]
     assert [row["_step"] for row in rows(second)] == [5, 6, 7, 8, 9]
     for row in rows(first) + rows(second):
@@ -114,12 +127,13 @@ def test_a_killed_run_offline(tmp_path, left):
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text)
     session(WeightsAndBiases(), tmp_path, [1, 2, 3, 4])
+    wandb_records(tmp_path, 1)
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     with path.open("r+b") as file:
         file.truncate(left)
     session(WeightsAndBiases(), tmp_path, [4, 5], start=3)
     path.unlink()
-    (second,) = wandb_records(tmp_path)
+    (second,) = wandb_records(tmp_path, 1)
     assert [row["_step"] for row in rows(second)] == [1, 2, 3, 4, 5]
     assert [row["total_loss"] for row in rows(second)] == [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
 

@@ -17,10 +17,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from libai.utils.events import EventStorage
+from libai.utils.logger import setup_logger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from libai_ext.engine import metric_names
+from libai_ext.engine.logs import FILES_ONLY, set_up_logs
 from libai_ext.engine.progress import Progress
 from libai_ext.engine.run_folder import read_metrics
 from libai_ext.launch.exit_report import ON_TERMINAL
@@ -132,9 +134,46 @@ def test_plot_and_report_of_it(on_terminal, launch, monkeypatch):
     assert environment["commit"] == commit
 
 
+@pytest.fixture
+def loggers():
+    """Those that programs set up; they are left as they were."""
+    loggers = [logging.getLogger(name) for name in ("libai", "libai_ext", "projects")]
+    trainer = logging.getLogger("libai.engine.trainer")
+    before = [(logger.level, list(logger.handlers)) for logger in loggers], trainer.level
+    setup_logger.cache_clear()
+    yield loggers
+    setup_logger.cache_clear()
+    for logger, (level, handlers) in zip(loggers, before[0]):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+    trainer.setLevel(before[1])
+
+
+def test_each_run_of_a_process_has_its_own_log(loggers, tmp_path, capsys):
+    """A second one in the same folder also gets what the terminal does not."""
+    own = logging.FileHandler(tmp_path / "own.txt")
+    loggers[0].addHandler(own)
+    for number, folder in enumerate(("a", "b", "b", None)):
+        set_up_logs(folder and str(tmp_path / folder))
+        for logger in loggers:
+            logger.info(f"bar {number}", extra={FILES_ONLY: True})
+            logger.info(f"line {number}")
+    own.close()
+    said = {
+        name: re.findall(r"(?:bar|line) \d", (tmp_path / name).read_text())
+        for name in ("a/log.txt", "b/log.txt", "own.txt")
+    }
+    assert said["a/log.txt"] == ["bar 0", "line 0"] * 3
+    assert said["b/log.txt"] == ["bar 1", "line 1"] * 3 + ["bar 2", "line 2"] * 3
+    assert said["own.txt"] == [
+        f"{what} {number}" for number in range(4) for what in ("bar", "line")
+    ]
+    shown = re.findall(r"(?:bar|line) \d", capsys.readouterr().out)
+    assert shown == [f"line {number}" for number in range(4) for _ in loggers]
+
+
 def test_the_same_lines_without_a_terminal(monkeypatch, caplog):
     """Of made-up numbers, as times of two runs differ."""
-    monkeypatch.setattr(logging.getLogger("libai_ext"), "propagate", True)
 
     def lines():
         caplog.clear()

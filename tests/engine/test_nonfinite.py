@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import oneflow as flow
 import pytest
 
 from libai_ext.checkpoint.errors import CheckpointError
-from libai_ext.engine.nonfinite import refuse_nonfinite, sum_of_squares
+from libai_ext.engine.nonfinite import (
+    NonFiniteError,
+    NonFiniteMonitor,
+    refuse_nonfinite,
+    sum_of_squares,
+)
 from libai_ext.optim.param_groups import decay_matrices_only
 
 pytestmark = pytest.mark.slow  # real launches
@@ -150,6 +157,77 @@ def test_eager_mode_logs_the_gradient_norm(sound):
         assert norms == [None] * 7
     else:
         assert all(0 < norm < 1e3 for norm in norms)
+
+
+class Saved:
+    """In place of a checkpointer: notes each save with the faults that it holds."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.saves = []
+        self.failure = None
+
+    def save(self, name, iteration):
+        self.saves.append((name, self.trainer.steps.monitor.faults))
+
+    def finish(self):
+        if self.failure:
+            raise CheckpointError(self.failure)
+
+
+def monitored(folder, allowed):
+    """A trainer as a monitor sees it, before iteration 20."""
+    amp = SimpleNamespace(enabled=False)
+    trainer = SimpleNamespace(
+        cfg=SimpleNamespace(train=SimpleNamespace(output_dir=str(folder), amp=amp)),
+        keeps=True,
+        start_iter=0,
+        order=SimpleNamespace(batch=lambda number: [SimpleNamespace(epoch=0, index=number)]),
+        lr_scheduler=SimpleNamespace(get_last_lr=lambda: [0.1]),
+    )
+    trainer.steps = SimpleNamespace(loss_scale=1.0, monitor=NonFiniteMonitor(trainer, allowed))
+    trainer.checkpointer = Saved(trainer)
+    return trainer
+
+
+BAD = {"losses": float("nan")}
+GOOD = {"losses": 1.0}
+
+
+@pytest.mark.parametrize(
+    "losses, saved",
+    [
+        # The step will be tried again: the advice, to allow one more, must be enough.
+        ([BAD], ("model_0000019", 1)),
+        # It is left out for good.
+        ([GOOD, BAD, GOOD], ("model_0000020", 2)),
+    ],
+)
+def test_faults_of_a_step_that_is_tried_again_are_not_saved(tmp_path, losses, saved):
+    trainer = monitored(tmp_path, allowed=1)
+    monitor = trainer.steps.monitor
+    monitor.report(7, [BAD], 1, norms=None)
+    with pytest.raises(NonFiniteError, match="allow more such steps by train.max_nonfinite_steps"):
+        monitor.report(20, losses, 1, norms=None)
+    assert trainer.checkpointer.saves == [saved]
+
+
+def test_a_full_disk_is_named_and_the_state_goes_first(tmp_path, caplog):
+    folder = tmp_path / "full"  # missing: no file can be made in it
+    trainer = monitored(folder, allowed=1)
+    monitor = trainer.steps.monitor
+    with caplog.at_level(logging.WARNING):
+        monitor.report(7, [BAD], 1, norms=None)
+    assert [record.message for record in caplog.records] == [
+        f"the loss is not finite at iteration 7 (counted from 0); {folder}/nonfinite_0000007.json "
+        "could not be written: No such file or directory; step skipped, 1 of 1 allowed"
+    ]
+    with pytest.raises(NonFiniteError, match="iteration 19 is saved, .*0020.json could not be"):
+        monitor.report(20, [BAD], 1, norms=None)
+    trainer.checkpointer.failure = "model_0000029 could not be written"
+    with pytest.raises(NonFiniteError, match="model_0000029 could not be .*0030.json could"):
+        monitor.report(30, [BAD], 1, norms=None)
+    assert [name for name, _ in trainer.checkpointer.saves] == ["model_0000019", "model_0000029"]
 
 
 def test_sum_of_squares():

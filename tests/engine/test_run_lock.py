@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -206,3 +207,53 @@ def test_a_file_of_somebody_elses(tmp_path):
     with pytest.raises(OSError, match="symbolic links"):
         RunLock(tmp_path)
     assert (tmp_path / "notes").read_text() == "mine"
+
+
+def beats(monkeypatch, *outcomes):
+    """An event: the heartbeats have had these outcomes, an error or None each."""
+    done, left = threading.Event(), list(outcomes)
+
+    def beat(*arguments):
+        outcome = left.pop(0) if left else done.set()
+        if outcome is not None:
+            raise outcome
+
+    monkeypatch.setattr(os, "utime", beat)
+    return done
+
+
+def test_a_disk_that_is_read_only_now_is_told_once(tmp_path, monkeypatch, caplog):
+    refused = OSError(errno.EROFS, "Read-only file system")
+    done = beats(monkeypatch, refused, refused, None, refused, refused)
+    with RunLock(tmp_path):
+        assert done.wait(10)
+    assert caplog.messages == [f"{tmp_path}/run.lock: Read-only file system"] * 2
+
+
+def test_a_lock_that_cannot_be_removed_does_not_replace_the_runs_end(small_disk, caplog):
+    folder = small_disk.folder
+    lock = RunLock(folder)
+    # Of the same files. The kernel makes no mount read-only while one of its files is open.
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+    try:
+        with pytest.raises(SystemExit) as caught, lock:
+            raise SystemExit(75)
+    finally:
+        subprocess.run(["umount", folder], check=True)
+    assert (caught.value.code, caught.value.__context__) == (75, None)
+    assert caplog.messages == [f"{folder}/run.lock cannot be removed: Read-only file system"]
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(lock._file)
+
+
+def test_another_holder_that_has_ended_by_now_ends_the_run_too(tmp_path, monkeypatch, capsys):
+    """Its file has gone between two looks."""
+    left = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    done = beats(monkeypatch, ConfigError("in use"))
+    with RunLock(tmp_path) as lock:
+        lock.path.rename(tmp_path / "away")
+        monkeypatch.setattr(lock, "_is_mine", lambda: True)
+        assert done.wait(10)
+    assert left == [2] and "was taken over by an unknown run" in capsys.readouterr().err

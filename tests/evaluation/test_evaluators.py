@@ -5,16 +5,45 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
+from libai.config import LazyCall
+from omegaconf import OmegaConf
 
+from libai_ext.config.targets import check_arguments
+from libai_ext.data.loader import Loader
+from libai_ext.data.mixup import Mixer
+from libai_ext.data.sampler import EvalSampler
 from libai_ext.errors import ConfigError, DataError
 from projects.MAE.evaluation.evaluators import KNN, LinearProbe
-from projects.MAE.evaluation.probe import load_run, nearest_neighbours
+from projects.MAE.evaluation.probe import load_run, nearest_neighbours, neighbours_accuracy
 from projects.MAE.run import resolve
 
 RECIPE = "projects/MAE/configs/mae_digits.py"
 EVALS = "train.evaluation.evals"
 LAYOUTS = {"dp2": (2, 1, 1), "tp2": (1, 2, 1), "pp2": (1, 1, 2)}
+
+
+def test_neighbours_are_those_by_cosine_and_vote_with_it():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 8))
+    labels, expected = rng.integers(0, 3, 200), rng.integers(0, 3, 100)
+    # Lengths differ, so that the nearest by distance are others.
+    train, test = (
+        ((centres[of] + rng.normal(size=(len(of), 8))) * rng.uniform(0.1, 10, (len(of), 1))).astype(
+            np.float32
+        )
+        for of in (labels, expected)
+    )
+    unit_train, unit_test = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test))
+    cosine = unit_test @ unit_train.T
+    right = 0
+    for row, label in zip(cosine, expected):
+        nearest = np.argsort(-row)[:7]
+        right += np.bincount(labels[nearest], row[nearest].clip(1e-6)).argmax() == label
+    assert 50 < right < 100
+    accuracy = neighbours_accuracy((train, labels), (test, expected), [7])
+    assert accuracy == {7: pytest.approx(right)}
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +195,57 @@ class Trainer:
 
     def __init__(self, cfg):
         self.cfg = cfg
+
+    def eval_loader(self, dataset):
+        sampler = EvalSampler(len(dataset), 7, 0, 1)
+        return Loader(dataset, sampler, num_workers=0)
+
+
+def opened(evaluator, few, train):
+    cfg = resolve(RECIPE, [f"data.train={train}", f"data.test=[{few}/test]"])
+    evaluator.open(Trainer(cfg))
+    return evaluator
+
+
+@pytest.mark.parametrize("neighbours", [0, -1, 5.5, True, None, "5"])
+def test_neighbours_are_counted_before_the_first_step(few, neighbours):
+    with pytest.raises(ConfigError, match=f"neighbours must be a whole .*, not {neighbours!r}"):
+        opened(KNN(neighbours=neighbours), few, f"[{few}/train]")
+
+
+def test_what_cannot_be_fitted_is_said_before_the_first_step(few, tmp_path):
+    assert opened(KNN(neighbours=120), few, f"[{few}/train]").neighbours == 120
+    with pytest.raises(DataError, match="121 neighbours among 120 labelled samples"):
+        opened(KNN(neighbours=121), few, f"[{few}/train]")
+    for iterations in (0, 1.5):
+        with pytest.raises(ConfigError, match=f"iterations must be a .*, not {iterations}"):
+            opened(LinearProbe(iterations=iterations), few, f"[{few}/train]")
+    for split in ("train", "test"):
+        shutil.copytree(few / split / "3", tmp_path / split / "3")
+    for evaluator in (KNN(neighbours=1), LinearProbe()):
+        with pytest.raises(DataError, match="the 12 labelled samples of data.train are of one"):
+            opened(evaluator, tmp_path, f"[{tmp_path}/train]")
+
+
+def test_only_labelled_samples_are_read(few, tmp_path):
+    """The others could not be compared: STL-10 has 5,000 labels for 105,000 images."""
+    for number, path in enumerate(sorted((few / "test").rglob("*.png"))):
+        shutil.copy(path, tmp_path / f"{number}.png")
+    found = opened(KNN(neighbours=1), few, f"[{tmp_path},{few}/train]").train
+    assert sum(found.batch_sampler.valid(batch) for batch in range(len(found.batch_sampler))) == 120
+    plain = opened(KNN(neighbours=1), few, f"[{few}/train]").train
+    for mine, theirs in zip(found, plain):
+        mine, theirs = ({name: value.tensor.numpy() for name, value in batch.get_fields().items()}
+                        for batch in (mine, theirs))  # fmt: skip
+        np.testing.assert_array_equal(mine["images"], theirs["images"])
+
+
+@pytest.mark.parametrize("target", [KNN, LinearProbe, Mixer])
+def test_every_argument_is_known_before_it_is_called(target):
+    """None of ``**keywords``, for which a wrong key would be as good as any."""
+    cfg = OmegaConf.create({"it": LazyCall(target)(neighbors=5, prob=0.5)})
+    with pytest.raises(ConfigError, match="unknown config key 'it.neighbors'"):
+        check_arguments(cfg)
 
 
 def test_data_are_judged_before_the_first_step(few, tmp_path):
