@@ -9,16 +9,21 @@ probe and the fine-tuning of everything, from the pre-trained weights and from s
 
 Each epoch gives a line of JSON, which results.jsonl in OUTPUT keeps: loss, seconds of training,
 top-1 on the test images in per cent. A run that was stopped continues after its last whole epoch.
-OUTPUT/pretrained has the pre-trained weights as Hugging Face saves them.
+OUTPUT/pretrained has the pre-trained weights as Hugging Face saves them. At the end, --write copies
+results.jsonl to docs/logs and puts a table into projects/MAE/README.md: the last epoch of stages
+beside that of protocols.py's runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
+import shutil
 from pathlib import Path
 from typing import NamedTuple
+
+import protocols
+from markers import Place
 
 MODEL = dict(
     image_size=32, patch_size=4, hidden_size=192, num_hidden_layers=6, num_attention_heads=3
@@ -51,6 +56,13 @@ STAGES = {
     "scratch_probe": (False, True),
     "scratch": (False, False),
 }
+LOG = protocols.LOGS / "cifar10_pytorch.jsonl"
+# Of the table: stage and metric here, and the run of protocols.py.
+ROWS = {
+    "loss of pre-training": ("pretrain", "loss", "pretraining"),
+    "the head (linear probe), top-1": ("probe", "top1", "head_pretrained_0"),
+    "everything, top-1": ("finetune", "top1", "everything_pretrained_0"),
+}
 
 
 def main() -> None:
@@ -66,25 +78,50 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="processes that read the images")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--write", action="store_true", help="update the log and the page")
     args = parser.parse_args()
 
     import pytorch_training as training  # this module has no PyTorch, so that tests can read it
 
+    if args.write:
+        place = Place(protocols.ROOT / protocols.PAGE, "tools/benchmarks/cifar10_pytorch.py")
     args.output.mkdir(parents=True, exist_ok=True)
-    check_options(args.output / "options.json", args)
+    kept = ("train", "test", "epochs", "label_epochs", "seed", "bf16")
+    protocols.check_options(args.output, {key: getattr(args, key) for key in kept})
     run = training.Run(args)
     run.pretrain(PRETRAINING._replace(epochs=args.epochs))
     for stage in args.stages:
         run.learn_labels(stage, LABELS._replace(epochs=args.label_epochs), *STAGES[stage])
+    if args.write:
+        shutil.copyfile(args.output / "results.jsonl", LOG)
+        place.write(comparison(LOG, protocols.LOGS / "cifar10"))
 
 
-def check_options(path: Path, args: argparse.Namespace) -> None:
-    """Stop if the folder has results with other options."""
-    kept = ("train", "test", "epochs", "label_epochs", "seed", "bf16")
-    text = json.dumps({key: getattr(args, key) for key in kept})
-    if path.is_file() and path.read_text() != text:
-        sys.exit(f"{path.parent} has results with other options: {path.read_text()}")
-    path.write_text(text)
+def comparison(log: Path, ours: Path) -> str:
+    """The last epoch of each stage, as Markdown; the loss is the mean over it."""
+    epochs = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = ["| last epoch | here | PyTorch |\n|---|---|---|\n"]
+    for name, (stage, metric, folder) in ROWS.items():
+        theirs = [epoch[metric] for epoch in epochs if epoch.get("stage") == stage]
+        run = protocols.read(ours / folder)
+        if metric == "top1":
+            here, digits = run[-1][metric], 1
+        else:
+            here, digits = last_loss(run, len(theirs)), 3
+        lines.append(f"| {name} | {here:.{digits}f} | {theirs[-1]:.{digits}f} |\n")
+    return "".join(lines)
+
+
+def last_loss(run: list[dict], epochs: int) -> float:
+    """The mean over the last epoch, of the lines that begin in it."""
+    begins = [0, *(line["iteration"] for line in run)]
+    first = begins[-1] * (epochs - 1) / epochs
+    means = [
+        (end - begin, line["total_loss"])
+        for line, begin, end in zip(run, begins, begins[1:])
+        if begin >= first
+    ]
+    return sum(n * mean for n, mean in means) / sum(n for n, _ in means)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PRECISIONS = {"float32": "False", "bfloat16": "True"}  # train.amp.enabled
-NOT_COUNTED = 2
+NOT_COUNTED = 3  # steps of a run, whose times are not in all metrics
 
 
 def main() -> None:
@@ -66,8 +66,7 @@ def here(precision: str, args: argparse.Namespace) -> tuple[float, float]:
         program = ["projects/MAE/train_net.py", "projects/MAE/configs/mae_pretraining.py", "1"]
         run("bash", "tools/train.sh", *program, *options)
         lines = (Path(folder) / "run/metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(line) for line in lines]
-    return summary([(step["time"], step["data_wait"]) for step in steps if "time" in step], args)
+    return summary(lines, args)
 
 
 def in_pytorch(precision: str, args: argparse.Namespace) -> tuple[float, float]:
@@ -75,14 +74,14 @@ def in_pytorch(precision: str, args: argparse.Namespace) -> tuple[float, float]:
     program = str(Path(__file__).with_name("photographs_side.py"))
     numbers = map(str, (args.steps, args.batch, args.workers))
     out = run(args.oracle, program, args.folder, precision, *numbers)
-    return summary([(step["time"], step["data_wait"]) for step in map(json.loads, out)], args)
+    return summary(out, args)
 
 
-def summary(steps: list[tuple[float, float]], args: argparse.Namespace) -> tuple[float, float]:
-    """Images a second and waiting share, from (seconds, waiting share) of each step."""
-    steps = steps[NOT_COUNTED:]
-    total = sum(seconds for seconds, _ in steps)
-    waited = sum(seconds * share for seconds, share in steps)
+def summary(lines: list[str], args: argparse.Namespace) -> tuple[float, float]:
+    """Images a second and waiting share, from a line of JSON for each step."""
+    steps = [json.loads(line) for line in lines[NOT_COUNTED:]]
+    total = sum(step["time"] for step in steps)
+    waited = sum(step["time"] * step["data_wait"] for step in steps)
     return args.batch * len(steps) / total, waited / total
 
 

@@ -20,6 +20,7 @@ from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
 from libai_ext.data.sampler import GlobalOrder, SampleKey
 from libai_ext.data.sources import open_source
 from libai_ext.data.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop, ToArray
+from libai_ext.engine.environment import commit, processor
 
 SIZES: dict[str, Any] = dict(MODEL, intermediate_size=4 * MODEL["hidden_size"], layer_norm_eps=1e-6)
 TEST_BATCH = 500
@@ -35,6 +36,8 @@ class Run:
         self.test.use_classes(self.train.classes)
         self.autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.bf16)
         self.report(
+            commit=commit(),
+            processor=processor(),
             torch=torch.__version__,
             threads=torch.get_num_threads(),
             precision="autocast bfloat16" if args.bf16 else "float32",

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from markers import Place
 from steps_side import AUTOCAST, OFFICIAL, OURS, PRODUCTS_ONLY, SIZES, flops
 
+from libai_ext.engine.environment import processor
 from libai_ext.kernels.threads import configure_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="update README.md")
     args = parser.parse_args()
     place = Place(ROOT / "README.md", "tools/benchmarks/steps.py")
-    if "avx512_bf16" not in cpu("flags").split():
+    if "avx512_bf16" not in Path("/proc/cpuinfo").read_text():
         print("this CPU has no products of bfloat16: float32 only", file=sys.stderr)
         args.sides = [side for side in args.sides if not side.endswith("bf16")]
     tables = [table(precision, args) for precision in PRECISIONS]
@@ -75,14 +76,9 @@ def setting(args: argparse.Namespace) -> str:
     command = "import torch, transformers as t; print(torch.__version__, t.__version__)"
     versions = subprocess.check_output([args.oracle, "-c", command], text=True).split()
     return (
-        f"{cpu('model name')}, {os.cpu_count()} CPUs; PyTorch {versions[0]}, transformers "
+        f"{processor()}, {os.cpu_count()} CPUs; PyTorch {versions[0]}, transformers "
         f"{versions[1]}; medians of {args.pairs} pairs."
     )
-
-
-def cpu(field: str) -> str:
-    with open("/proc/cpuinfo") as info:
-        return next(line for line in info if line.startswith(field)).split(":")[1].strip()
 
 
 def table(precision: str, args: argparse.Namespace) -> str:
@@ -129,8 +125,8 @@ def as_markdown(precision: str, measured: list[Measured]) -> str:
     ]
     best = max(row.rate for row in measured)
     caption = (
-        f"In brackets: x {reference}. Memory and share are in the order of the sides; the best "
-        f"rate of products is {best / 1e9:.0f} GFLOP/s.\n"
+        f"In brackets: x {reference}. The last two columns list the others from left to right; "
+        f"100 % would be the products alone, at {best / 1e9:.0f} GFLOP/s.\n"
     )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n" + caption
 

@@ -184,6 +184,8 @@ def our_side(side: str, task: str, size: str):
     from projects.MAE.modeling.vit import ViTClassifier
 
     kernels.use_bfloat16_products(side.endswith("bf16"))
+    if not kernels.sleep_in_waits():  # as in the training program
+        sys.exit("this build of OneFlow is another one: waiting threads would keep cores busy")
     image, patch, encoder, decoder, _ = SIZES[size]
     sizes = dict(data_parallel_size=1, tensor_parallel_size=1, pipeline_parallel_size=1)
     set_layout(DictConfig(sizes))
