@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import random
 import signal
@@ -38,11 +39,17 @@ def _as_programs_start():
 
 @pytest.fixture(autouse=True)
 def _alone():
-    """Each test builds its models from the same seed and on one process, whatever ran before."""
+    """Each test builds its models from the same seed and on one process, and sees what is logged,
+    whatever ran before."""
     import oneflow as flow
     from libai.utils import distributed as dist
 
+    from libai_ext.data.walk import warn_once
+
     flow.manual_seed(0)
+    warn_once.cache_clear()  # two tests may give their folders the same name
+    for name in ("libai", "libai_ext", "projects"):
+        logging.getLogger(name).propagate = True  # LiBai's set-up ends it, for the whole process
     yield
     dist._DIST_UTIL = None  # LiBai makes one for a single process
 

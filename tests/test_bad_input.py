@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 
+import oneflow as flow
 import pytest
 import yaml
 from omegaconf import OmegaConf
@@ -15,8 +16,8 @@ from omegaconf import OmegaConf
 from libai_ext.config import lazy_config
 from libai_ext.engine import cli as entry
 from libai_ext.engine.output_dir import write_record
-from libai_ext.errors import UserError
-from projects.MAE.rules import read_config
+from libai_ext.errors import ConfigError, UserError
+from projects.MAE.rules import COMMON, RULES, read_config
 from projects.MAE.run import _given, resolve
 
 DIGITS = "projects/MAE/configs/mae_digits.py"
@@ -28,7 +29,7 @@ OVERRIDES = [
     ("train.warmup_ratio=1", "a name of LiBai, here 'train.warmup_epoch'"),
     ("train.rdma_enabled=1", "OneFlow finds InfiniBand by itself"),
     ("mlp_ratio=4", "unknown config key 'mlp_ratio': a name of timm, without a key"),
-    ("save_model_after_n_epoch=1", "a name of LiBai, here 'train.checkpointer.period'"),
+    ("save_model_after_n_epoch=1", "a name of LiBai, here 'train.checkpointer.epoch'"),
     ("finetune=x.pth", "a name of the official code, here 'finetune.path'"),
     (
         "model=mae_vit_base_patch16",
@@ -82,11 +83,27 @@ OVERRIDES = [
     ("model.num_heads=5", "model.embed_dim 64 is not divisible by model.num_heads 5"),
     ("data.std=[0]", "data.std must be a list: a finite number above 0, not [0]"),
     ("dataloader.train.num_workers=-1", "must be a whole number of at least 0, not -1"),
+    (
+        f"train.seed={2**63}",
+        "train.seed must be a whole number of at least 0, not a number beyond 2^63",
+    ),
+    ("optim.eps=1e400", "optim.eps must be a finite number above 0, not inf"),
+    ("train.ema.decay=1", "train.ema.decay must be a finite number of at least 0 and below 1, not"),
     # At odds with another key.
     ("data.mode=RGB", "model.in_chans 1 does not go with data.mode RGB"),
     ("data.mean=[0.5,0.5]", "data.mean has 2 values for model.in_chans 1 channels"),
     ("train.num_accumulation_steps=5 train.global_batch_size=64", "64 is not divisible by"),
     ("train.train_iter=9 train.train_epoch=3", "train.train_epoch=3 has no effect while"),
+    (
+        "train.evaluation.eval_epoch=1 train.evaluation.eval_period=9",
+        "train.evaluation.eval_period=9 has no effect while train.evaluation.eval_epoch=1 is set: "
+        "leave it out, or add train.evaluation.eval_epoch=null",
+    ),
+    ("train.checkpointer.period=9 train.checkpointer.epoch=2", "train.checkpointer.epoch=2 is set"),
+    (
+        "train.evaluation.evals.knn.period=9 train.evaluation.evals.knn.epoch=2",
+        "train.evaluation.evals.knn.epoch=2 is set: leave it out, or add",
+    ),
     ("optim.lr=1 train.base_lr=2", "train.base_lr=2 has no effect while optim.lr=1 is set"),
     ("train.global_batch_size=64 train.train_micro_batch_size=8", "has no effect while"),
     ("train.dist.data_parallel_size=2", "= 2 processes, but 1 are running"),
@@ -94,6 +111,17 @@ OVERRIDES = [
     ("optim._target_=os.system", "optim._target_ 'os.system' is not among what a config may call"),
     ("train.evaluation.eval_metric=top1", "eval_metric 'top1' is not one of the results: loss"),
     ("train.evaluation.eval_metric=loss train.evaluation.eval_mode=max", "minimum of loss is best"),
+    (
+        "train.evaluation.eval_metric=loss",
+        "train.evaluation.eval_metric=loss has no effect while train.evaluation.enabled=False: "
+        "leave it out, or add train.evaluation.enabled=True",
+    ),
+    ("train.evaluation.eval_mode=min train.evaluation.eval_metric=loss", "eval_mode=min has no e"),
+    ("train.evaluation.eval_epoch=2", "train.evaluation.eval_epoch=2 has no effect while"),
+    (
+        "train.evaluation.evals.knn.epoch=1 train.evaluation.eval_metric=loss",
+        "train.evaluation.eval_metric=loss has no effect while train.evaluation.enabled=False",
+    ),
     ("train.evaluation.eval_mode=best", "train.evaluation.eval_mode must be one of ('max', 'min')"),
     ("model.mask_ratio=0", "model.mask_ratio 0 leaves 64 of 64 patches visible"),
     ("model.mask_ratio=1e-20", "model.mask_ratio 1e-20 leaves 64 of 64 patches"),
@@ -109,6 +137,46 @@ def test_bad_overrides(assignments, message, capsys):
     assert message in str(caught.value)
     assert entry._report(caught.value) == 2
     assert capsys.readouterr().err == f"error: {caught.value}\n"
+
+
+@pytest.mark.parametrize("key, rule", {**COMMON, **RULES}.items())
+def test_no_rule_allows_numbers_that_no_computer_holds(key, rule):
+    for value in (10**400, -(10**400), float("inf"), float("nan")):
+        assert not rule.holds(value) and not rule.holds([value]) and not rule.holds([value] * 2)
+
+
+@pytest.mark.parametrize(
+    "key, digits, message",
+    [
+        ("train.seed", 400, "train.seed must be a whole number of at least 0, not a number beyond"),
+        ("train.seed", 5000, "not a value: write a number"),
+        ("optim.eps", 400, "optim.eps must be a finite number above 0, not a number beyond"),
+        ("train.ema.decay", 400, "train.ema.decay must be a finite number of at least 0 and below"),
+    ],
+)
+def test_integers_of_many_digits(key, digits, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve(DIGITS, [f"{key}={'9' * digits}"])
+
+
+def test_the_largest_seed():
+    assert resolve(DIGITS, [f"train.seed={2**63 - 1}"]).train.seed == 2**63 - 1
+    flow.manual_seed(2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    "line, assignments",
+    [
+        ("train.evaluation.eval_metric = 'loss'", ""),
+        ("", "train.evaluation.eval_metric=loss train.evaluation.enabled=True"),
+        ("", "train.evaluation.evals.knn.epoch=1 train.evaluation.eval_metric=knn/top1"),
+        ("", "train.evaluation.eval_metric=null"),
+    ],
+)
+def test_metrics_with_an_effect_and_those_of_recipes(line, assignments, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(_head() + line + "\n")
+    resolve(str(path), assignments.split())
 
 
 FILES = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,16 @@ def evaluate(launch, images, tmp_path_factory):
         return folder, text
 
     return run
+
+
+def test_replaced_samples_are_counted(evaluate, images, tmp_path):
+    """By all processes and their workers."""
+    shutil.copytree(images, tmp_path / "images")
+    for number in (0, 3):
+        (tmp_path / f"images/class{number}/broken.png").write_bytes(b"no picture")
+    _, text = evaluate(2, f"data.test=[{tmp_path}/images]")
+    assert "on 25 samples" in text
+    assert "2 unreadable samples of the evaluation were replaced by others, which count" in text
 
 
 WRITTEN = ["task.per_class=True", "task.confusion=True", "task.predictions=True"]

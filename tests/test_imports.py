@@ -18,7 +18,7 @@ libai_ext.compat libai_ext.launch libai_ext.placement
 libai_ext.checkpoint libai_ext.layers libai_ext.optim
 libai_ext.data
 libai_ext.engine libai_ext.startup
-projects.MAE.former_names projects.MAE.modeling
+projects.MAE.former_names projects.MAE.modeling projects.MAE.option_types
 projects.MAE.parallel projects.MAE.rules projects.MAE.weights
 projects.MAE.encoder projects.MAE.modeling.targets.teacher projects.MAE.pictures
 projects.MAE.__init__ projects.MAE.tasks

@@ -31,11 +31,16 @@ def answer(cfg, key: str) -> str:
     return ""
 
 
+def tells(message: str, new: str) -> bool:
+    """Whether it has the key and the note, or the sentence."""
+    return all(part in message for part in new.split(", "))
+
+
 @pytest.mark.parametrize("recipe", range(len(RECIPES)))
 def test_each_old_key_gets_the_new_one_named(recipe, recipes):
     cfg = recipes[recipe]
     answers = {old: answer(cfg, old) for old, _ in PAIRS}
-    silent = [(old, new) for old, new in PAIRS if new not in answers[old]]
+    silent = [(old, new) for old, new in PAIRS if not tells(answers[old], new)]
     # Two programs have it, and one means a key that this recipe has.
     assert silent == ([("momentum", "optim.betas")] if "momentum" in cfg.optim else [])
 
@@ -48,8 +53,8 @@ def test_each_old_option_gets_the_new_one_named(monkeypatch):
         monkeypatch.setattr("sys.argv", ["x", "--config-file", "c", f"--{old}", "1"])
         with pytest.raises(ConfigError) as caught:
             entry.parse_args("")
-        assert new in str(caught.value), old
-        assert new in from_elsewhere(old.replace("_", "-"))
+        assert tells(str(caught.value), new), old
+        assert tells(from_elsewhere(old.replace("_", "-")), new)
 
 
 def test_each_new_name_exists(recipes, monkeypatch, capsys):
@@ -58,12 +63,13 @@ def test_each_new_name_exists(recipes, monkeypatch, capsys):
         entry.parse_args("")
     known = {key for cfg in recipes for key in lazy_config.keys_of(cfg)}
     known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    assert {new for _, new in PAIRS if " " not in new} - known == set()
+    keys = {new.partition(",")[0] for _, new in PAIRS if not new.startswith("without")}
+    assert len(keys) > 50 and keys - known == set()
 
 
 def test_the_page_is_the_table():
-    rows = re.findall(r"^\| `([\w.]+)` \| `?(.*?)`? \|$", PAGE, re.MULTILINE)
-    assert rows == PAIRS
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*) \|$", PAGE, re.MULTILINE)
+    assert [(old, new.replace("`", "")) for old, new in rows] == PAIRS
 
 
 def test_commands_name_recipes_that_exist():

@@ -30,11 +30,15 @@ def checkpoint(launch, digits, tmp_path_factory):
 
 
 def test_front_page(launch, fake_gpus, digits):
-    quickstart, tests, general, imagenet, data, steps = commands("README.md")
+    quickstart, tests, peers, general, imagenet, data, photographs, steps = commands("README.md")
     assert quickstart == ["bash", "tools/quickstart.sh"]  # run in tests/tools/test_quickstart.py
 
     assert tests == ["bash", "tools/test.sh"]
     assert "test_readme.py" in launch(*tests, "--collect-only", "-q", "tests/test_readme.py")
+
+    programs = re.findall(r"\$\(bash (\S+)\)", " ".join(peers))
+    assert programs == ["tools/dev/oracle.sh", "tools/dev/browser.sh"]
+    assert all((ROOT / program).is_file() for program in programs)
 
     program = ["bash", "tools/train.sh", "projects/MAE/train_net.py"]
     assert general == [*program, "CONFIG", "N", "[options]", "[key=value", "...]"]
@@ -48,8 +52,9 @@ def test_front_page(launch, fake_gpus, digits):
     out = launch(*data, "--images", "8", "--size", "64")
     assert re.search(r"= \d+ images/s per core", out)
 
-    # It takes half an hour, and another environment.
-    assert "--write" in launch(steps[0], steps[1], "--help")
+    # They take minutes, and another environment.
+    assert "--pairs" in launch(*photographs[:2], "--help")
+    assert "--write" in launch(*steps[:2], "--help")
 
 
 def test_commands_name_the_python_of_the_project():

@@ -29,6 +29,7 @@ from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.plain import Placeholder
 from libai_ext.checkpoint.tensors import TensorInfo
 from libai_ext.text import printable, printable_lines
+from projects.MAE.option_types import pair, whole
 from projects.MAE.weights import files
 from projects.MAE.weights.mapping import find_state_dict, from_ours, recognise, some
 from projects.MAE.weights.names import ROWS_BY_OURS, split_number, without_alias
@@ -64,20 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("target", nargs="?", metavar="DST")
     parser.add_argument("--to", choices=TARGETS, default="oneflow", help="style of DST (oneflow)")
     parser.add_argument("--inspect", metavar="FILE", help="show what FILE holds; reads no tensor")
-    parser.add_argument("--encoder-heads", type=int, metavar="N", help="if SRC does not say")
-    parser.add_argument("--decoder-heads", type=int, metavar="N", help="if SRC does not say")
+    parser.add_argument("--encoder-heads", type=whole(1), metavar="N", help="if SRC does not say")
+    parser.add_argument("--decoder-heads", type=whole(1), metavar="N", help="if SRC does not say")
     parser.add_argument(
         "--grid",
-        type=_grid,
+        type=pair,
         metavar="ROWSxCOLUMNS",
         help="patches of the position tables, if SRC does not say",
     )
     return parser
-
-
-def _grid(text: str) -> tuple[int, int]:
-    rows, _, columns = text.partition("x")
-    return int(rows), int(columns)
 
 
 def convert(options: argparse.Namespace) -> None:

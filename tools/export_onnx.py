@@ -17,6 +17,7 @@ import importlib.util
 from libai_ext.engine import cli as entry
 from libai_ext.errors import ConfigError
 from libai_ext.text import printable
+from projects.MAE.option_types import pair, whole
 from projects.MAE.weights import files
 from projects.MAE.weights.packing import Heads
 
@@ -29,9 +30,9 @@ def main() -> None:
     )
     parser.add_argument("weights", metavar="WEIGHTS")
     parser.add_argument("output", metavar="OUT.onnx")
-    parser.add_argument("--encoder-heads", type=int, metavar="N", help="where nothing tells")
-    parser.add_argument("--decoder-heads", type=int, metavar="N", help="where nothing tells")
-    parser.add_argument("--grid", type=_grid, metavar="ROWSxCOLUMNS", help="where nothing tells")
+    parser.add_argument("--encoder-heads", type=whole(1), metavar="N", help="where nothing tells")
+    parser.add_argument("--decoder-heads", type=whole(1), metavar="N", help="where nothing tells")
+    parser.add_argument("--grid", type=pair, metavar="ROWSxCOLUMNS", help="where nothing tells")
     args = parser.parse_args()
     if importlib.util.find_spec("onnx") is None:
         raise ConfigError("the package onnx is not installed: pip install onnx==1.17.0")
@@ -48,11 +49,6 @@ def main() -> None:
         print(f"note: {printable(note)}")
     for file in onnx_graph.write(onnx_graph.build(weights, source), args.output):
         print(file)
-
-
-def _grid(text: str) -> tuple[int, int]:
-    rows, _, columns = text.partition("x")
-    return int(rows), int(columns)
 
 
 if __name__ == "__main__":

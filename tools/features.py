@@ -29,6 +29,7 @@ from libai_ext.errors import ConfigError
 from libai_ext.kernels.threads import configure_environment
 from libai_ext.text import printable
 from projects.MAE.encoder_options import add_model_options, load
+from projects.MAE.option_types import whole
 
 _LOOK_SECONDS = 0.2
 
@@ -46,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--pool", choices=("cls", "mean", "tokens"), default="cls")
     parser.add_argument("--no-norm", action="store_true", help="without the model's last norm")
     parser.add_argument(
-        "--processes", type=int, default=1, metavar="N", help="on GPUs one for each"
+        "--processes", type=whole(1), default=1, metavar="N", help="on GPUs one for each"
     )
     parser.add_argument("--picture", metavar="FILE.png", help="of the features, coloured by class")
     parser.add_argument(
@@ -54,13 +55,11 @@ def parse_args() -> argparse.Namespace:
     )
     add_model_options(parser)
     parser.add_argument("--share", type=int, default=0, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:
     args = parse_args()
-    if args.processes < 1:
-        raise ConfigError(f"--processes must be at least 1, not {args.processes}")
     parent = os.getppid()
     with other_processes(args) as others:
         extraction = prepared(args)
@@ -89,7 +88,8 @@ def prepared(args: argparse.Namespace):
 
     options = dict(layer=args.layer, pool=args.pool, norm=not args.no_norm)
     encoder.check(args.layer, args.pool)
-    source = open_images(args.data, encoder.preprocess.mode)
+    prepare = encoder.preprocess
+    source = open_images(args.data, prepare.mode, prepare.as_torchvision)
     return Extraction(encoder, source, args.output, options)
 
 

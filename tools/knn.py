@@ -13,17 +13,18 @@ import argparse
 
 from libai_ext.engine import cli as entry
 from libai_ext.startup import start
+from projects.MAE.option_types import whole
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="of the run: data, model, train.output_dir")
     parser.add_argument(
-        "--neighbours", type=int, nargs="+", help="1 5 10 20, up to the number of samples"
+        "--neighbours", type=whole(1), nargs="+", help="1 5 10 20, up to the number of samples"
     )
     entry.add_allow_targets(parser)
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     start()
     # OneFlow must be initialised before anything that imports it.
     from projects.MAE.evaluation.probe import load_run, nearest_neighbours

@@ -9,14 +9,16 @@ projects/MAE/parallel/planner.py and projects/MAE/parallel/memory.py.
 from __future__ import annotations
 
 import argparse
-import sys
 
+from libai_ext.engine import cli as entry
+from libai_ext.errors import ConfigError
 from libai_ext.startup import start
+from projects.MAE.option_types import above_zero, mask_ratio, whole
 
 GIB = 2**30
 
 
-def main() -> int:
+def main() -> None:
     args = parse()
     start()
     from omegaconf import OmegaConf
@@ -26,8 +28,7 @@ def main() -> int:
     from projects.MAE.parallel.planner import Machine, Training, plans
 
     if args.arch not in ARCHS:
-        print(f"error: unknown --arch {args.arch}; known are {', '.join(ARCHS)}", file=sys.stderr)
-        return 2
+        raise ConfigError(f"unknown --arch {args.arch}; known are {', '.join(ARCHS)}")
     model = OmegaConf.create(dict(ARCHS[args.arch], in_chans=3, mask_ratio=args.mask_ratio))
     if args.img_size:
         model.img_size = args.img_size
@@ -49,16 +50,13 @@ def main() -> int:
     training = Training(args.batch, args.accumulation, args.zero, args.amp, args.checkpointing)
     found = plans(layers_of(model), machine, training)
     if not found:
-        print(
-            f"error: no layout of {args.devices} devices divides batch {args.batch} and the "
+        raise ConfigError(
+            f"no layout of {args.devices} devices divides batch {args.batch} and the "
             f"model's sizes and fits into {args.memory:g} GiB: try a larger --accumulation, "
             "--checkpointing or more devices"
-            + (", or no --zero, which needs 2 data-parallel ranks" if args.zero else ""),
-            file=sys.stderr,
+            + (", or no --zero, which needs 2 data-parallel ranks" if args.zero else "")
         )
-        return 2
     show(found, args)
-    return 0
 
 
 def parse() -> argparse.Namespace:
@@ -67,25 +65,24 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--arch", default="mae_vit_base_patch16")
-    add("--img-size", type=int, nargs=2, metavar=("H", "W"), help="pixels; default: the arch's")
-    add("--mask-ratio", type=float, default=0.75)
-    add("--classes", type=int, help="plan fine-tuning to so many classes, not pre-training")
-    add("--devices", type=int, required=True)
-    add("--memory", type=float, default=16, help="of a device, GiB")
-    add("--node-size", type=int, default=8, help="devices of a node")
-    add("--link-in-node", type=float, default=100, help="GB/s of a device within its node")
-    add("--link-between-nodes", type=float, default=10, help="GB/s of a device to other nodes")
-    add("--tflops", type=float, default=30, help="what a device reaches, not its peak")
-    add("--batch", type=int, default=4096, help="samples of an optimizer step, all devices")
-    add("--accumulation", type=int, default=1, help="micro-batches of a step")
+    add(
+        "--img-size", type=whole(1), nargs=2, metavar=("H", "W"), help="pixels; default: the arch's"
+    )
+    add("--mask-ratio", type=mask_ratio, default=0.75)
+    add("--classes", type=whole(1), help="plan fine-tuning to so many classes, not pre-training")
+    add("--devices", type=whole(1), required=True)
+    add("--memory", type=above_zero, default=16, help="of a device, GiB")
+    add("--node-size", type=whole(1), default=8, help="devices of a node")
+    add("--link-in-node", type=above_zero, default=100, help="GB/s of a device within its node")
+    add("--link-between-nodes", type=above_zero, default=10, help="GB/s of a device to other nodes")
+    add("--tflops", type=above_zero, default=30, help="what a device reaches, not its peak")
+    add("--batch", type=whole(1), default=4096, help="samples of an optimizer step, all devices")
+    add("--accumulation", type=whole(1), default=1, help="micro-batches of a step")
     add("--zero", type=int, choices=range(4), default=0, help="stage; 0: none")
     add("--amp", action="store_true", help="mixed precision")
     add("--checkpointing", action="store_true", help="of activations")
-    add("--top", type=int, default=8, help="how many to show")
-    args = parser.parse_args()
-    if min(args.devices, args.batch, args.accumulation, args.node_size) < 1:
-        parser.error("--devices, --batch, --accumulation and --node-size start at 1")
-    return args
+    add("--top", type=whole(1), default=8, help="how many to show")
+    return parser.parse_args()
 
 
 def show(found, args) -> None:
@@ -120,4 +117,4 @@ def show(found, args) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry.run(main)

@@ -1,8 +1,9 @@
 """Plot the loss, learning rate, accuracy and speed of one run, or compare several runs.
 
-    .venv/bin/python tools/plot.py RUN_DIR ... [--output FILE.png]
+    .venv/bin/python tools/plot.py RUN_DIR ... [--metrics NAME ...] [--output FILE.png]
 
-RUN_DIR is an output directory; the suffix of FILE sets its format (png, pdf, svg).
+RUN_DIR is an output directory, NAME a metric of metrics.jsonl; the suffix of FILE sets its format
+(png, pdf, svg).
 """
 
 from __future__ import annotations
@@ -45,9 +46,11 @@ def main() -> None:
         prog="plot", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="only these")
     parser.add_argument("--output", default="runs.png", metavar="FILE")
-    args = parser.parse_args()
-    figure = draw({label: read_metrics(run) for label, run in labels(args.runs).items()})
+    args = parser.parse_intermixed_args()
+    runs = {label: read_metrics(run) for label, run in labels(args.runs).items()}
+    figure = draw(only(args.metrics, runs) if args.metrics else runs)
     try:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(args.output, dpi=150)
@@ -66,17 +69,36 @@ def labels(runs: Sequence[str]) -> dict[str, str]:
     return dict(zip(map(printable, chosen), runs))
 
 
+def only(names: Sequence[str], runs: Mapping[str, Mapping[str, Series]]):
+    """The metrics of these names; some run must have each.
+
+    Raises:
+        ConfigError: no run has it, or no panel shows it.
+    """
+    shown = {name for own in PANELS.values() for name in own}
+    found = {name for metrics in runs.values() for name in metrics if _base(name) in shown}
+    for name in names:
+        if name not in found:
+            raise ConfigError(
+                f"no run has a metric {name} to draw: choose of {', '.join(sorted(found))}"
+            )
+    return {
+        run: {name: series for name, series in metrics.items() if name in names}
+        for run, metrics in runs.items()
+    }
+
+
+def _base(name: str) -> str:
+    """Without the evaluator of a name like name/metric."""
+    return name.rpartition("/")[2]
+
+
 def draw(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
     """Panels in two columns, with iterations on the x axis and one colour per run."""
     found = list(dict.fromkeys(name for metrics in runs.values() for name in metrics))
     shown = {}
     for panel, own in PANELS.items():
-        # Other evaluators' results have names like name/metric.
-        others = {
-            name: own[name.rpartition("/")[2]]
-            for name in found
-            if "/" in name and name.rpartition("/")[2] in own
-        }
+        others = {name: own[_base(name)] for name in found if "/" in name and _base(name) in own}
         if others or any(name in found for name in own):
             shown[panel] = {**own, **others}
     rows = -(-len(shown) // 2)

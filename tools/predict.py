@@ -22,6 +22,7 @@ from libai_ext.engine import cli as entry
 from libai_ext.errors import ConfigError, DataError
 from libai_ext.text import csv_cell, printable
 from projects.MAE.encoder_options import add_model_options, load
+from projects.MAE.option_types import whole
 
 _BATCH = 32
 _SUFFIXES = (".csv", ".jsonl")
@@ -36,10 +37,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("weights", metavar="WEIGHTS")
     parser.add_argument("data", nargs="+", metavar="IMAGES_OR_DATA")
     parser.add_argument("-o", "--output", default="predictions.csv", metavar="FILE")
-    parser.add_argument("--top", type=int, default=5, help="classes for each image (%(default)s)")
+    parser.add_argument("--top", type=whole(1), default=5, help="classes for each image (5)")
     parser.add_argument("--classes", metavar="FILE", help="their names, where WEIGHTS has none")
     add_model_options(parser)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def main() -> None:
@@ -54,9 +55,10 @@ def main() -> None:
     if not encoder.num_classes:
         raise ConfigError(f"{args.weights} has no class head: give the weights of a classifier")
     names = class_names(encoder, args.classes)
-    if not 1 <= args.top <= len(names):
+    if args.top > len(names):
         raise ConfigError(f"--top {args.top}: the model has {len(names)} classes")
-    source = open_images(args.data, encoder.preprocess.mode)
+    prepare = encoder.preprocess
+    source = open_images(args.data, prepare.mode, prepare.as_torchvision)
     bad: list[str] = []
     labels = source.labels
     with atomic_file(args.output) as temporary:

@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", default="output/digits", help="folder of the run")
     parser.add_argument("opts", nargs="*", metavar="key=value", help="config overrides")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     opts = [f"train.output_dir={args.output}", *args.opts]
 
     step("1 of 3: the data, scikit-learn's 1,797 digits as data/digits/{train,test}/<digit>/*.png")

@@ -18,7 +18,7 @@ import statistics
 import tempfile
 from html import escape
 from pathlib import Path
-from typing import Iterable, Mapping
+from typing import Callable, Iterable, Mapping
 
 from plot import draw, labels
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -46,8 +46,8 @@ COSTS = {
     metric_names.DATA_WAIT: ("waiting for data", 100, "%"),
     metric_names.MEMORY: ("memory", 1, "GiB"),
 }
-# Pictures are spread evenly over the run.
-MAX_PICTURES = 6
+# Pictures are spread evenly over those that are read: of a long run, not all fit into memory.
+MAX_PICTURES, MAX_READ = 6, 60
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
@@ -128,8 +128,9 @@ def summary(metrics: Mapping[str, Series]) -> dict[str, str]:
     found = {name: series for name, series in found.items() if series.values}
     rows = {}
     for name in (*BEST, *headings):
-        if name in found:
-            rows["best result"] = f"{headings[name]} {_best(name, found[name])}"
+        choose = _better(name)
+        if name in found and choose is not None:
+            rows["best result"] = f"{headings[name]} {_at(choose, found[name])}"
             break
     every = next(iter(metrics.values()))
     rows["iterations"] = f"{every.iterations[-1]:,}"
@@ -138,7 +139,7 @@ def summary(metrics: Mapping[str, Series]) -> dict[str, str]:
     for name, heading in headings.items():
         if name in found:
             last = found[name].values[-1]
-            rows[heading] = f"{last:.4g} at the end (best: {_best(name, found[name])})"
+            rows[heading] = f"{last:.4g} at the end ({_extremes(name, found[name])})"
     for name, (heading, factor, unit) in COSTS.items():
         if name in found:
             median = factor * statistics.median(found[name].values)
@@ -151,8 +152,21 @@ def _finite(series: Series) -> Series:
     return Series([iteration for iteration, _ in pairs], [value for _, value in pairs])
 
 
-def _best(name: str, series: Series) -> str:
-    choose = min if name.endswith("loss") else max
+def _better(name: str) -> Callable | None:
+    """``min`` or ``max``; None for a metric of a user's evaluator, of which it is not known."""
+    if name.endswith("loss"):
+        return min
+    return max if name.endswith((metric_names.TOP1, metric_names.TOP5)) else None
+
+
+def _extremes(name: str, series: Series) -> str:
+    choose = _better(name)
+    if choose is not None:
+        return f"best: {_at(choose, series)}"
+    return f"lowest: {_at(min, series)}, highest: {_at(max, series)}"
+
+
+def _at(choose: Callable, series: Series) -> str:
     value = choose(series.values)
     return f"{value:.4g} at iteration {series.iterations[series.values.index(value)]:,}"
 
@@ -179,7 +193,7 @@ def _events(run: str) -> EventAccumulator:
         # TensorBoard cannot read a folder whose path is not UTF-8.
         link = Path(scratch, "tensorboard")
         link.symlink_to(Path(run, "tensorboard").absolute())
-        events = EventAccumulator(str(link), {"images": 0, "scalars": 0})
+        events = EventAccumulator(str(link), {"images": MAX_READ, "scalars": 0})
         return events.Reload() if link.is_dir() else events
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from libai_ext.engine import cli as entry
 from libai_ext.errors import ConfigError
 from libai_ext.startup import start
+from projects.MAE.option_types import mask_ratio, pair, whole
 
 
 def parse_args() -> argparse.Namespace:
@@ -31,40 +32,42 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--output", default="visualization.png", metavar="FILE", help="(%(default)s)"
     )
-    parser.add_argument("--samples", type=int, default=8, help="of a folder, spread evenly (8)")
-    parser.add_argument("--mask-ratio", type=float, help="share of the patches to hide")
+    parser.add_argument(
+        "--samples", type=whole(1), default=8, help="of a folder, spread evenly (8)"
+    )
+    parser.add_argument("--mask-ratio", type=mask_ratio, help="share of the patches to hide")
     parser.add_argument("--patches", type=_numbers, help="hide these: 3,17,20-31; 0 is top left")
-    parser.add_argument("--seed", type=int, default=0, help="of the masks")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the masks")
     parser.add_argument("--gif", metavar="FILE", help="an animation over --ratios as well")
     parser.add_argument("--ratios", type=_ratios, default=[i / 10 for i in range(1, 10)])
     parser.add_argument("--attention", choices=("heads", "rollout"), help="instead of masking")
-    parser.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the model's input")
-    parser.add_argument("--pixels", type=int, default=224, help="longer side of a panel, about")
-    parser.add_argument("--norm-pix-loss", action="store_true", help="WEIGHTS were trained with it")
-    parser.add_argument("--encoder-heads", type=int, help="if no file says it")
-    parser.add_argument("--decoder-heads", type=int, help="if no file says it")
+    parser.add_argument("--size", type=pair, metavar="HEIGHTxWIDTH", help="of the model's input")
     parser.add_argument(
-        "--grid", type=_size, metavar="ROWSxCOLUMNS", help="patches in WEIGHTS, if no file says it"
+        "--pixels", type=whole(1), default=224, help="longer side of a panel, about"
+    )
+    parser.add_argument("--norm-pix-loss", action="store_true", help="WEIGHTS were trained with it")
+    parser.add_argument("--encoder-heads", type=whole(1), help="if no file says it")
+    parser.add_argument("--decoder-heads", type=whole(1), help="if no file says it")
+    parser.add_argument(
+        "--grid", type=pair, metavar="ROWSxCOLUMNS", help="patches in WEIGHTS, if no file says it"
     )
     entry.add_allow_targets(parser)
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def _numbers(text: str) -> list[int]:
     found: set[int] = set()
     for part in text.split(","):
         first, _, last = part.partition("-")
-        found.update(range(int(first), int(last or first) + 1))
+        numbers = range(int(first), int(last or first) + 1)
+        if not numbers:
+            raise ValueError(part)
+        found.update(numbers)
     return sorted(found)
 
 
 def _ratios(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)
+    return [mask_ratio(part) for part in text.split(",")]
 
 
 def main() -> None:
@@ -76,9 +79,6 @@ def main() -> None:
     from projects.MAE.pictures.panels import TITLES
     from projects.MAE.weights.packing import Heads
 
-    for ratio in ([] if args.mask_ratio is None else [args.mask_ratio]) + args.ratios:
-        if not 0 <= ratio < 1:
-            raise ConfigError(f"a mask ratio is at least 0 and below 1, not {ratio:g}")
     subject = vis.load(
         args.weights,
         Heads(args.encoder_heads, args.decoder_heads),

@@ -6,22 +6,18 @@ import argparse
 
 from libai_ext.engine import cli
 from projects.MAE import load_encoder
+from projects.MAE.option_types import pair, whole
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Values that a weights file may not give; see ``projects.MAE.load_encoder``."""
     parser.add_argument("--device", choices=("cpu", "cuda"), help="unset: a GPU where there is one")
-    parser.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the model's input")
-    parser.add_argument("--encoder-heads", type=int, metavar="N", help="where nothing tells")
+    parser.add_argument("--size", type=pair, metavar="HEIGHTxWIDTH", help="of the model's input")
+    parser.add_argument("--encoder-heads", type=whole(1), metavar="N", help="where nothing tells")
     parser.add_argument(
-        "--grid", type=_size, metavar="ROWSxCOLUMNS", help="patches in WEIGHTS, where nothing tells"
+        "--grid", type=pair, metavar="ROWSxCOLUMNS", help="patches in WEIGHTS, where nothing tells"
     )
     cli.add_allow_targets(parser)
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
-    return int(height), int(width or height)
 
 
 def load(args: argparse.Namespace):

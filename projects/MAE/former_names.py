@@ -1,5 +1,6 @@
-"""Keys of other programs for masked autoencoders, each with the key or option here, or the reason
-why there is none. MIGRATING.md shows these tables; messages about unknown keys use them."""
+"""Keys of other programs for masked autoencoders, each with the key or option here (and, after a
+comma, what its values are if they differ), or the reason why there is none. MIGRATING.md shows
+these tables; messages about unknown keys use them."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ _LOGS = "without a key: logs and TensorBoard files lie in train.output_dir"
 _ALWAYS = "without a key: it is always so"
 _JITTER = "without a key: add a transform to the recipe"
 _WARMUP_FROM = "without a key: the warm-up starts at 0"
+_MLP = "without a key: the argument mlp_ratio of the model in a recipe (4)"
 _SCHEDULE = "without a key: a linear warm-up, then half a cosine to train.scheduler.min_lr"
 
 OFFICIAL = {
@@ -46,7 +48,7 @@ OFFICIAL = {
     "remode": _ALWAYS + " (pixel)",
     "recount": _ALWAYS + " (1)",
     "resplit": _ALWAYS + " (off)",
-    "aa": RANDAUGMENT,
+    "aa": RANDAUGMENT + ", a number: 9 for rand-m9",
     "color_jitter": _JITTER,
     "smoothing": SMOOTHING,
     "mixup": MIXUP,
@@ -96,7 +98,7 @@ TIMM = {
     "scale": f"{_STEPS}.0.scale",
     "hflip": f"{_STEPS}.1.p",
     "drop_path_rate": "model.drop_path",
-    "mlp_ratio": "without a key: an MLP is 4 times as wide as its layer",
+    "mlp_ratio": _MLP,
     "class_token": _ALWAYS,
     "model_ema": "train.ema.enabled",
     "model_ema_decay": "train.ema.decay",
@@ -111,22 +113,22 @@ TIMM = {
 }
 
 LIBAI = {
-    "train.warmup_ratio": "train.warmup_epoch",
+    "train.warmup_ratio": "train.warmup_epoch, in epochs",
     "train.start_iter": "without a key: --resume knows where to go on",
     "train.resume": "--resume",
     "train.consumed_train_samples": "without a key: --resume knows where to go on",
     "train.consumed_valid_samples": _ALWAYS + " (all are used)",
-    "train.train_samples": "train.train_epoch",
+    "train.train_samples": "train.train_epoch, in epochs",
     "train.layer_decay": "optim.params.decay",
     "train.evaluation.eval_after_n_epoch": "train.evaluation.eval_epoch",
     "train.evaluation.eval_iter": _ALWAYS + " (all of data.test)",
     "train.evaluation.evaluator": "without a key: the task of a recipe evaluates",
-    "train.checkpointer.save_model_after_n_epoch": "train.checkpointer.period",
+    "train.checkpointer.save_model_after_n_epoch": "train.checkpointer.epoch",
     "train.input_placement_device": "train.device",
     "train.rdma_enabled": "without a key: OneFlow finds InfiniBand by itself",
     "train.scheduler.warmup_factor": _WARMUP_FROM,
     "train.scheduler.warmup_method": _SCHEDULE,
-    "train.scheduler.alpha": "train.scheduler.min_lr",
+    "train.scheduler.alpha": "train.scheduler.min_lr, a rate, not a share",
     "train.dist.num_gpus_per_node": _DIST,
     "train.dist.num_nodes": _DIST,
     "train.dist.pipeline_num_layers": _ALWAYS + " (counted from the model)",
@@ -150,7 +152,7 @@ MAE_CODE = {
     "vit_dim": "model.embed_dim",
     "vit_depth": "model.depth",
     "vit_heads": "model.num_heads",
-    "vit_mlp_dim": "without a key: an MLP is 4 times as wide as its layer",
+    "vit_mlp_dim": _MLP,
     "masking_ratio": "model.mask_ratio",
     "decoder_dim": "model.decoder_embed_dim",
     "decoder_depth": "model.decoder_depth",
@@ -160,21 +162,15 @@ MAE_CODE = {
     "momentum": "optim.betas",
     "epochs_warmup": "train.warmup_epoch",
     "warmup_from": _WARMUP_FROM,
-    "warmup_to": "train.base_lr",
-    "lr_decay_rate": "train.scheduler.min_lr",
+    "warmup_to": "optim.lr",
+    "lr_decay_rate": "train.scheduler.min_lr, a rate: lr x lr_decay_rate^3",
     "label_smoothing": SMOOTHING,
-    "print_freq": "train.log_period",
-    "save_freq": "train.checkpointer.period",
+    "print_freq": "train.log_period, in iterations",
+    "save_freq": "train.checkpointer.epoch",
     "eval_freq": "train.evaluation.eval_epoch",
     "tb_folder": _LOGS,
     "ckpt_folder": "train.output_dir",
     "ckpt": "finetune.path",
-}
-
-EARLIER = {
-    "train.hang_report": "train.watchdog",
-    "train.hang_report.factor": "train.watchdog.factor",
-    "train.hang_report.min_seconds": "train.watchdog.min_seconds",
 }
 
 NAMES = {
@@ -182,7 +178,6 @@ NAMES = {
     "timm": TIMM,
     "LiBai": LIBAI,
     "MAE-code": MAE_CODE,
-    "an earlier version": EARLIER,
 }
 for _whose, _names in NAMES.items():
     register_names(_whose, _names)

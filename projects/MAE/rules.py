@@ -9,18 +9,9 @@ from typing import Any, Sequence
 from omegaconf import DictConfig
 
 from libai_ext.config import lazy_config, values
+from libai_ext.config.rule_types import each, either, number, one_of, switch, text, whole
 from libai_ext.config.rules import RULES as COMMON
-from libai_ext.config.rules import (
-    check,
-    complete,
-    each,
-    either,
-    number,
-    one_of,
-    switch,
-    text,
-    whole,
-)
+from libai_ext.config.rules import check, complete
 from libai_ext.errors import ConfigError
 from projects.MAE import former_names  # noqa: F401 (fills the table for messages)
 
@@ -51,7 +42,7 @@ RULES = {
     "model.mlp_ratio": number(0, above=True),
     "model.num_classes": whole(1),
     "model.pooling": one_of("mean", "cls"),
-    "model.drop_path": number(0, 1),
+    "model.drop_path": number(0, 1, below=True),
     "model.head_std": number(0, above=True),
     "model.init": one_of("timm", "pretraining"),
     "model.batch_norm": switch,
@@ -113,7 +104,7 @@ def find_recipe(name: str) -> str:
         ConfigError: there is no such file or recipe.
     """
     path = Path(name)
-    if path.is_file():
+    if lazy_config.is_file(name):
         return name
     recipe = RECIPES / f"{path.name[:-3] if path.suffix == '.py' else path.name}.py"
     if path.parent in (Path(), Path("projects/MAE/configs")) and recipe.is_file():

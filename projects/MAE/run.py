@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import ContextManager, Sequence
 
+from libai.engine.hooks import IterationTimer
 from libai.utils import distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,6 +23,7 @@ from libai_ext.engine.derive import (
     derive_layout,
     derive_mode,
     refuse_ineffective,
+    refuse_unmeasured,
 )
 from libai_ext.engine.evaluator import build_evaluators
 from libai_ext.engine.memory import max_memory
@@ -41,7 +43,8 @@ from libai_ext.startup import START_SECONDS
 from projects.MAE.modeling.archs import resolve_arch
 from projects.MAE.parallel.layout import fit_layout
 from projects.MAE.rules import check_heads, read_config
-from projects.MAE.weights.adopt import Start, adopt, starting_point
+from projects.MAE.weights.adopt import Start, adopt, refuse_two_starts, starting_point
+from projects.MAE.weights.load import load_average
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +88,11 @@ class TaskTrainer(Trainer):
         self.task.report(evaluator, dataset, self.cfg.train.output_dir)
 
     def build_hooks(self):
-        timer, *others = super().build_hooks()
-        return [timer, *self.task.hooks(self.cfg), *others]
+        """A task's hooks are next to the timer of the steps: their time is no part of it."""
+        hooks = super().build_hooks()
+        timers = [place for place, hook in enumerate(hooks) if isinstance(hook, IterationTimer)]
+        after = timers[0] + 1
+        return [*hooks[:after], *self.task.hooks(self.cfg), *hooks[after:]]
 
 
 def resolve(
@@ -109,6 +115,8 @@ def resolve(
     notes = [] if notes is None else notes
     cfg = read_config(config_file, opts, notes)
     device.choose(cfg.train.device)
+    if not evaluate:
+        refuse_two_starts(opts)
     start = starting_point(cfg, go_on, evaluate)
     if start is not None:
         notes += adopt(cfg, opts, start)
@@ -130,6 +138,7 @@ def resolve(
         for metric, way in (evaluator.metrics or task.metrics).items()
     }
     derive_best(cfg, task.metrics, others)
+    refuse_unmeasured(cfg, opts)
     task.prepare(cfg)
     return cfg
 
@@ -196,12 +205,14 @@ def _refuse_nothing(cfg: DictConfig) -> None:
 
 def _output_dir(cfg: DictConfig, args: argparse.Namespace, notes: list[str]) -> ContextManager:
     """Check or make the output directory, as the options require."""
+    start, teacher = starting_point(cfg), OmegaConf.select(cfg, "model.target.weights")
+    needed = [path for path in (start and start.path, teacher) if path]
     if args.dry_run:
-        notes += check_output_dir(cfg, args.resume, args.start_over)
+        notes += check_output_dir(cfg, args.resume, args.start_over, needed)
     elif args.eval_only:
         make_output_dir(cfg)
     else:
-        return prepare_output_dir(cfg, args.resume, args.start_over, args.fast_dev_run)
+        return prepare_output_dir(cfg, args.resume, args.start_over, args.fast_dev_run, needed)
     return nullcontext()
 
 
@@ -243,7 +254,12 @@ def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
         trainer.extend(train.extend_from)
         return
     trainer.task.start_from(trainer.model, trainer.cfg)
-    if trainer.average is not None:
+    if trainer.average is None:
+        return
+    if args.eval_only:
+        averages = trainer.average.averages
+        load_average(trainer.model, averages, train.load_weight, train.load_grid)
+    else:
         trainer.average.reset()
 
 

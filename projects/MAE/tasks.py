@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
+from libai_ext.checkpoint.checkpointer import from_rank_0
+from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.config.targets import parameters
 from libai_ext.data import classes
 from libai_ext.data.walk import some
@@ -19,8 +22,9 @@ from libai_ext.layers.patch_embedding import grid_of
 from projects.MAE.modeling.masking import num_kept
 from projects.MAE.pictures.hook import PictureHook
 from projects.MAE.weights import compare
+from projects.MAE.weights.describe import describe
 from projects.MAE.weights.load import load_weights
-from projects.MAE.weights.match import REPLACED
+from projects.MAE.weights.match import NEW, REPLACED
 from projects.MAE.weights.record import of_config
 
 logger = logging.getLogger(__name__)
@@ -145,11 +149,10 @@ class Pretraining(Task):
     def check_model(self, model, cfg: DictConfig) -> None:
         """
         Raises:
-            ConfigError: the target was made for images of another mode, mean or deviation.
+            ConfigError: the target was made for images that were prepared otherwise.
         """
         own: Any = OmegaConf.to_container(cfg.data, resolve=True) if "data" in cfg else {}
-        keys = ("mode", "mean", "std")
-        found = compare.contradictions(own, model.target.data, keys, "data.")
+        found = compare.contradictions(own, model.target.data, compare.DATA, "data.")
         if found:
             raise ConfigError(
                 f"the model.target was made for other images: {'; '.join(found)}: set these keys "
@@ -161,6 +164,27 @@ class Pretraining(Task):
 
     def evaluator(self, dataset) -> MeanOf:
         return MeanOf(loss="sample_losses")
+
+
+_MIXER, _ALPHAS = "dataloader.train.dataset.mixer", ("mixup_alpha", "cutmix_alpha")
+
+
+def _mixes(mixer: DictConfig) -> bool:
+    """Whether it mixes samples, and does not only smooth labels."""
+    return any(mixer.get(alpha) != 0 for alpha in _ALPHAS)
+
+
+def _described_classes(path: str) -> list[str] | None:
+    """Class names in a file of weights, or in the folder of one; None if there are none."""
+    with contextlib.suppress(CheckpointError):  # loading the weights reports it
+        names = from_rank_0(lambda: describe(path)[1].record.classes)
+        return list(names) if names else None
+    return None
+
+
+def _renamed(known: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether two lists of classes are as long and have no name in common."""
+    return len(known) == len(names) and not set(known) & set(names)
 
 
 class Classification(Task):
@@ -191,10 +215,11 @@ class Classification(Task):
         dataset, train = cfg.dataloader.train.dataset, cfg.train
         fill_fields(dataset, {"depth": cfg.model.depth})
         micro = train.train_micro_batch_size  # unset in an evaluation
-        if dataset.mixer is not None and micro and micro % 2:
+        if dataset.mixer is not None and micro and micro % 2 and _mixes(dataset.mixer):
             raise ConfigError(
-                f"train.train_micro_batch_size {micro} is odd: mixup pairs "
-                "the samples of a micro-batch (dataloader.train.dataset.mixer=null switches it off)"
+                f"train.train_micro_batch_size {micro} is odd: mixup pairs the samples of a "
+                f"micro-batch ({' '.join(f'{_MIXER}.{alpha}=0' for alpha in _ALPHAS)} switch it "
+                "off and keep the smoothing of labels)"
             )
 
     def record(self, cfg: DictConfig, dataset) -> dict[str, Any]:
@@ -214,15 +239,15 @@ class Classification(Task):
                 "set finetune.path to the pre-trained weights, or finetune.enable=False to train "
                 "from scratch"
             )
-        replaced = "finetune_mean" if cfg.model.pooling == "mean" else "finetune"
-        style = cfg.finetune.weight_style
-        load_weights(model, cfg.finetune.path, REPLACED[replaced], style, grid)
+        replaced, style = REPLACED[cfg.model.pooling], cfg.finetune.weight_style
+        load_weights(model, cfg.finetune.path, replaced, style, grid, new=NEW)
 
     def check_data(self, dataset, cfg: DictConfig, key: str, trained_on=None) -> None:
         """Number the classes of a data set in the order of the head's outputs.
 
         The head's classes come from ``task.classes``, else from the training data, else from the
-        weights; if none of these names them, from the data set itself.
+        weights; if none of these names them, from the data set itself. Classes of the weights are
+        found by name, or by order if the data have as many and none of their names.
 
         Args:
             key: of the data set, ``data.train`` or ``data.test``.
@@ -232,8 +257,17 @@ class Classification(Task):
             DataError: samples have no class or an unknown one, or the head has another number of
                 classes.
         """
+        if key == "data.train" and dataset.mixer is None and cfg.model.get("n_partial") != 0:
+            logger.info(f"no mixup and no label smoothing: {_MIXER} is null")
         source, head = dataset.source, cfg.model.num_classes
         known = self._classes_of_the_head(cfg, trained_on)
+        if known and trained_on is None and not self.classes and _renamed(known, source.classes):
+            logger.warning(
+                f"{key} has none of the classes that the weights name ({some(known)}), but as "
+                f"many: its own ({some(source.classes)}) are taken for them, in this order; "
+                "task.classes can name a file of them in another order"
+            )
+            known = source.classes
         classes.use_class_numbers(source, known or source.classes, key)
         count = len(source.classes)
         if count != head:
@@ -258,9 +292,13 @@ class Classification(Task):
         if trained_on is not None:
             return trained_on.source.classes
         weights = cfg.train.load_weight or cfg.train.output_dir
-        kept = classes.saved_classes(weights)
-        names = classes.read_names(self.classes) if self.classes else kept
-        if kept and names is not None and names != kept:
+        kept = classes.saved_classes(weights) or _described_classes(weights)
+        if not self.classes:
+            return kept
+        names = classes.read_names(self.classes)
+        if kept and _renamed(kept, names):
+            logger.info(f"task.classes: {some(names)} in place of the weights' {some(kept)}")
+        elif kept and names != kept:
             raise DataError(
                 f"task.classes {self.classes} has {some(names)} ({len(names)}), the checkpoint of "
                 f"{weights} {some(kept)} ({len(kept)}): leave task.classes out"

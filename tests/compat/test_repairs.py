@@ -13,7 +13,7 @@ import oneflow as flow
 import pytest
 from libai.layers import LayerNorm, Linear, MultiheadAttention
 
-from libai_ext.compat import attention, gather, layer_norm, nlp_helper, placements, repairs
+from libai_ext.compat import gather, layer_norm, nlp_helper, own_ops, placements, repairs
 
 
 def original(module_name: str, attribute: str):
@@ -90,14 +90,19 @@ def test_without_the_repair_layer_norm_ends_the_process():
     assert result.returncode != 0
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"skip_bias_add": True}])
-def test_linear_without_copies(monkeypatch, options):
-    """The same bits as by LiBai's own, which casts once, forward and backward."""
+def test_linear_without_copies(monkeypatch, options, native):
+    """The same bits as by LiBai's own, which casts once and adds the bias by itself, forward and
+    backward."""
+    if not native:
+        monkeypatch.setattr(own_ops.kernels, "is_loaded", lambda: False)
     rng = np.random.default_rng(0)
     layer = Linear(5, 3, **options)
     x = rng.normal(size=(2, 4, 5)).astype(np.float32)
     upstream = global_tensor(rng.normal(size=(2, 4, 3)).astype(np.float32))
     casts, to_global = [], flow.Tensor.to_global
+    sums, add = [], flow.Tensor.__add__
     results = []
     for forward in (original("libai.layers.linear", "Linear").forward, Linear.forward):
         tensor = global_tensor(x).requires_grad_()
@@ -105,13 +110,17 @@ def test_linear_without_copies(monkeypatch, options):
             context.setattr(
                 flow.Tensor, "to_global", lambda *a, **k: casts.append(k) or to_global(*a, **k)
             )
+            context.setattr(flow.Tensor, "__add__", lambda *a: sums.append(a) or add(*a))
             out = forward(layer, tensor)
         out, bias = out if isinstance(out, tuple) else (out, None)
         assert bias is (layer.bias if options.get("skip_bias_add") else None)
         (out * upstream).sum().backward()
-        results.append((out.numpy(), tensor.grad.numpy(), layer.weight.grad.numpy().copy()))
-        layer.weight.grad = None
+        grads = [p.grad.numpy().copy() for p in layer.parameters() if p.grad is not None]
+        results.append((out.numpy(), tensor.grad.numpy(), *grads))
+        layer.zero_grad(set_to_none=True)
     assert [list(cast) for cast in casts] == [["grad_sbp"]]
+    assert len(sums) == (0 if options else 1 if native else 2)
+    assert len(results[1]) == (3 if options else 4)
     for theirs, ours in zip(*results):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -120,7 +129,7 @@ def test_linear_without_copies(monkeypatch, options):
 def test_attention_without_copies_and_matrices(monkeypatch, native):
     """What LiBai's own computes, which keeps the matrices of its softmax."""
     if not native:
-        monkeypatch.setattr(attention.kernels, "is_loaded", lambda: False)
+        monkeypatch.setattr(own_ops.kernels, "is_loaded", lambda: False)
     rng = np.random.default_rng(0)
     layer = MultiheadAttention(24, 3)
     x, upstream = (global_tensor(np.float32(rng.normal(size=(2, 7, 24)))) for _ in range(2))

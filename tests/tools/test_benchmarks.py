@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from projects.MAE.run import resolve
 
@@ -13,7 +17,7 @@ with pytest.MonkeyPatch.context() as patch:  # for now: data.py there would hide
     patch.syspath_prepend(BENCHMARKS)
     import cifar10_pytorch
     from markers import Place
-    from protocols import RECIPES
+    from protocols import LOGS, RECIPES, check_options, parse_args, read, table
     from steps import AUTOCAST, FLOAT32, PRODUCTS_ONLY, Measured, as_markdown
     from steps_side import flops
 
@@ -56,7 +60,8 @@ def test_only_the_text_between_the_markers_changes(tmp_path):
     "program, page",
     [
         ("steps.py", "README.md"),
-        *((f"protocols.py {recipe}", "projects/MAE/README.md") for recipe in RECIPES),
+        ("cifar10_pytorch.py", "projects/MAE/README.md"),
+        *((f"protocols.py {name}", page) for name in RECIPES for page in RECIPES[name].pages),
     ],
 )
 def test_a_page_has_a_place_for_each_table(program, page, tmp_path):
@@ -64,6 +69,89 @@ def test_a_page_has_a_place_for_each_table(program, page, tmp_path):
     copy.write_text((BENCHMARKS.parents[1] / page).read_text())
     Place(copy, f"tools/benchmarks/{program}").write("the table\n")
     assert copy.read_text().count(f"{program} -->\nthe table\n<!-- end -->") == 1
+
+
+def test_the_command_beside_the_table():
+    page = (BENCHMARKS.parents[1] / "README.md").read_text()
+    (command,) = re.findall(r"`\.venv/bin/python tools/benchmarks/protocols.py (.*?)`", page, re.S)
+    args = parse_args(command.split())
+    assert (args.recipe, args.seeds) == ("cifar10", 2)
+    assert args.options == ["train.amp.enabled=True", "data.download=True"]
+
+
+def test_results_with_other_options_are_not_mixed(tmp_path):
+    for _ in range(2):
+        check_options(tmp_path / "new", ["model.depth=2"])
+    with pytest.raises(
+        SystemExit, match=r'new has results with other options: \["model.depth=2"\]'
+    ):
+        check_options(tmp_path / "new", [])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_tables_of_protocols_are_those_of_the_logs(name):
+    text = table(RECIPES[name].protocols, LOGS / name)
+    for page in RECIPES[name].pages:
+        assert text in (BENCHMARKS.parents[1] / page).read_text()
+
+
+def test_products_of_bfloat16_hardly_change_the_loss():
+    """As libai_ext/csrc/README.md says of the logs."""
+    rounded, exact = (
+        {line["iteration"]: line["total_loss"] for line in read(LOGS / "cifar10" / name)}
+        for name in ("pretraining", "pretraining_float32")
+    )
+    differences = [abs(rounded[at] / exact[at] - 1) for at in exact if at in rounded]
+    assert len(differences) == 22 and max(exact) == 1050
+    assert (round(100 * np.median(differences), 1), round(100 * max(differences), 1)) == (0.1, 1.1)
+    assert abs(rounded[1000] / exact[1000] - 1) < 0.002
+
+
+def test_the_comparison_with_pytorch_is_of_the_last_epoch(tmp_path):
+    log = [
+        {"torch": "2.13"},
+        *({"stage": "pretrain", "epoch": n, "loss": 1.0 / n} for n in (1, 2, 3, 4)),
+        {"stage": "probe", "epoch": 1, "loss": 2.0, "top1": 44.44},
+        *({"stage": "finetune", "epoch": n, "loss": 1.0, "top1": 30.0 * n} for n in (1, 2)),
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    runs = {
+        # The last of four epochs has 10 of 40 iterations, the last line 4 of them.
+        "pretraining": [(30, 9.0, {}), (36, 0.5, {}), (40, 0.75, {"knn/top1": 50.0})],
+        "head_pretrained_0": [(10, 1.0, {"top1": 30.0}), (20, 1.0, {"top1": 45.67})],
+        "everything_pretrained_0": [(20, 1.0, {"top1": 59.96})],
+    }
+    for name, lines in runs.items():
+        (tmp_path / name).mkdir()
+        rows = [{"iteration": n, "total_loss": loss, **more} for n, loss, more in lines]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / name / "metrics.jsonl").write_text(text)
+    table = cifar10_pytorch.comparison(tmp_path / "log.jsonl", tmp_path)
+    assert table.splitlines()[2:] == [
+        "| loss of pre-training | 0.600 | 0.250 |",
+        "| the head (linear probe), top-1 | 45.7 | 44.4 |",
+        "| everything, top-1 | 60.0 | 60.0 |",
+    ]
+
+
+@pytest.mark.slow
+def test_the_recipe_in_pytorch_runs(launch, oracle_python, tmp_path):
+    """In an environment without OneFlow; what has ended is not repeated."""
+    rng = np.random.default_rng(0)
+    for number in range(300):
+        path = tmp_path / f"images/{number % 2}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(path)
+    root, output = tmp_path / "images", tmp_path / "output"
+    options = ["--train", root, "--test", root, "--epochs", 1, "--label-epochs", 1, "--bf16"]
+    command = [oracle_python, BENCHMARKS / "cifar10_pytorch.py", output, *options]
+    for stages in (["probe"], ["probe", "finetune"]):
+        launch(*command, "--stages", *stages, env={"PYTHONPATH": "."})
+    lines = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if "stage" in line]
+    assert [line["stage"] for line in epochs] == ["pretrain", "probe", "finetune"]
+    assert 1 < epochs[0]["loss"] < 3 and epochs[1]["loss"] == pytest.approx(np.log(2), abs=0.1)
+    assert all(line["images"] == 300 and line["commit"] for line in lines if "torch" in line)
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,13 @@ def test_zero_needs_data_parallel_ranks(launch):
     assert "no layout of 1 devices" in out and "no --zero" in out
 
 
+def test_an_image_of_broken_patches(launch):
+    out = launch.python(
+        ROOT / "tools/plan.py", "--devices", "8", "--img-size", "225", "225", status=2
+    )
+    assert "error: model.img_size 225x225 " in out and "Traceback" not in out
+
+
 def test_nothing_fits(launch):
     out = launch.python(ROOT / "tools/plan.py", "--devices", "8", "--memory", "1", status=2)
     assert "no layout of 8 devices divides batch 4096" in out and "fits into 1 GiB" in out

@@ -17,8 +17,8 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 from libai_ext.engine import environment
-from libai_ext.engine.run_folder import read_metrics
-from libai_ext.errors import DataError
+from libai_ext.engine.run_folder import Series, read_metrics
+from libai_ext.errors import ConfigError, DataError
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
@@ -68,6 +68,14 @@ def plot(monkeypatch):
     return plot
 
 
+@pytest.fixture
+def report(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import report
+
+    return report
+
+
 def test_metrics_are_read_by_name(tmp_path, run):
     series = read_metrics(str(run))
     assert series["total_loss"] == ([50, 100, 150, 200], [1, 1 / 2, 1 / 3, 1 / 4])
@@ -111,6 +119,20 @@ def test_curves_of_two_runs(tmp_path, run, plot):
     assert colours == ["C0", "C0", "C1"]
     assert [line.get_label() for line in panels["images/s"].lines] == ["first", "second"]
     assert plot.labels(["a/run", "b/run"]) == {"a/run": "a/run", "b/run": "b/run"}
+
+
+def test_curves_of_some_metrics(tmp_path, run, plot):
+    second = write_run(tmp_path / "second")
+    with (second / "metrics.jsonl").open("w") as file:
+        file.write('{"iteration": 9, "knn/top1": 7.5, "knn/own": 3, "total_loss": 1}\n')
+    runs = {"a": read_metrics(str(run)), "b": read_metrics(str(second))}
+    (axes,) = plot.draw(plot.only(["top1", "knn/top1"], runs)).axes
+    assert axes.get_title() == "accuracy, %"
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert lines == {"a, top 1": [[100, 40], [200, 30]], "b, knn/top1": [[9, 7.5]]}
+    for name in ("top2", "knn/own", "data_wait"):
+        with pytest.raises(ConfigError, match=f"no run has a metric {name} .* knn/top1, lr, top1,"):
+            plot.only(["top1", name], runs)
 
 
 @pytest.mark.filterwarnings("error")
@@ -198,6 +220,29 @@ def test_report_is_one_file(launch, run):
         assert pixels.shape == (8, 40, 3) and len(np.unique(pixels)) == 1
         steps.append(10 * int(pixels[0, 0, 0]))
     assert steps == [0, 400, 800, 1000, 1400, 1800]  # six of ten, the first and last among them
+
+
+def test_the_best_of_an_evaluator_is_claimed_where_it_is_known(report):
+    """A user's own may be better at its lowest or at its highest value."""
+    metrics = {
+        name: Series([10, 20, 30], [2.0, 1.0, 3.0])
+        for name in ("total_loss", "knn/top1", "other/loss", "mine/error")
+    }
+    rows = report.summary(metrics)
+    assert rows["knn/top1"] == "3 at the end (best: 3 at iteration 30)"
+    assert rows["other/loss"] == "3 at the end (best: 1 at iteration 20)"
+    extremes = "lowest: 1 at iteration 20, highest: 3 at iteration 30"
+    assert rows["mine/error"] == f"3 at the end ({extremes})"
+    assert "best result" not in report.summary({"mine/error": metrics["mine/error"]})
+
+
+def test_pictures_of_a_long_run_are_not_all_kept(report, tmp_path):
+    writer = SummaryWriter(str(tmp_path / "tensorboard"))
+    for step in range(report.MAX_READ + 10):
+        writer.add_image("reconstruction", np.zeros((3, 8, 40), np.uint8), step)
+    writer.close()
+    kept = report._events(str(tmp_path)).Images("reconstruction")
+    assert len(kept) == report.MAX_READ and kept[-1].step == report.MAX_READ + 9
 
 
 @pytest.fixture

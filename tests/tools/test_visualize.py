@@ -147,6 +147,15 @@ def test_rows_are_named_by_their_files(files):
     assert len(images) == 4
 
 
+def test_a_ratio_that_hides_everything_is_named(files):
+    """Also that of the run."""
+    subject = visualize.load(str(files[0] / "run"), Heads())
+    subject.mask_ratio = 0.99
+    for ratio in (None, 0.98):
+        with pytest.raises(ConfigError, match=f"mask ratio of {ratio or 0.99} leaves none of 24"):
+            visualize.hidden_patches(subject, 1, seed=0, ratio=ratio)
+
+
 def test_another_size_sees_the_whole_image(files):
     """As for an input of the recipes: what is recorded is for the size that it was trained at."""
     folder, _, _ = files
@@ -276,7 +285,6 @@ def test_command_line(launch, files, tmp_path):
     [
         (["{}/none.pth", "{}/images"], "none.pth: no such file or folder"),
         (["{}/run", "{}/mae.pth"], "cannot read image .*mae.pth: unknown image format"),
-        (["{}/run", "{}/images", "--mask-ratio", "1"], "at least 0 and below 1, not 1"),
         (["{}/run", "{}/images", "--output", "{}/x.unknown"], "cannot write .*x.unknown"),
     ],
 )

@@ -17,6 +17,9 @@ check() {
 }
 
 cpp=$(find libai_ext/csrc tests/fakecuda tools/dev -name '*.cpp' -o -name '*.h')
+# pytest cannot collect two files of one name together.
+twice=$(find tests -name 'test_*.py' -printf '%f\n' | sort | uniq -d)
+check 'no two test files of one name' test -z "$twice"
 check 'mistakes in Python' .venv/bin/ruff check .
 check 'format of Python' .venv/bin/ruff format --check .
 check 'format of C++' .venv/bin/clang-format --dry-run --Werror $cpp

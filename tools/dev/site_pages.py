@@ -1,9 +1,10 @@
 """Pages of the documentation site, for mkdocs: those of the repository, at the paths that they have
 there, so that links between them work in both places. Source files that they link to become pages
-as well, and each package a page of its public docstrings."""
+as well, pictures stay pictures, and each package a page of its public docstrings."""
 
 from __future__ import annotations
 
+import mimetypes
 import posixpath
 import re
 from pathlib import Path
@@ -23,11 +24,14 @@ def on_config(config):
 
 
 def on_files(files: Files, config) -> Files:
-    found = Files([file for file in files if not file.is_documentation_page()])
+    found = Files([file for file in files if file.src_dir != config.docs_dir])  # of the theme
     pages = _pages(config.nav)
     for page in pages:
         found.append(File.generated(config, page, abs_src_path=str(ROOT / page)))
     for source in sorted({target for page in pages for target in _sources(page)}):
+        if _is_picture(source):
+            found.append(File.generated(config, source, abs_src_path=str(ROOT / source)))
+            continue
         code = (ROOT / source).read_text(encoding="utf-8")
         language = _LANGUAGES.get(Path(source).suffix, "text")
         content = f"# {source}\n\n````{language}\n{code}````\n"
@@ -48,7 +52,9 @@ def on_page_markdown(markdown: str, page, config, files) -> str:
         text, link = match.groups()
         if (folder / link).is_dir():
             return text
-        return match[0] if link.endswith(".md") else f"[{text}]({link}.md)"
+        if link.endswith(".md") or _is_picture(link):
+            return match[0]
+        return f"[{text}]({link}.md)"
 
     return _LINK.sub(change, markdown)
 
@@ -71,6 +77,10 @@ def _sources(page: str) -> list[str]:
     links = [link for _, link in _LINK.findall(text) if not link.endswith(".md")]
     targets = [posixpath.normpath(posixpath.join(folder, link)) for link in links]
     return [target for target in targets if (ROOT / target).is_file()]
+
+
+def _is_picture(path: str) -> bool:
+    return (mimetypes.guess_type(path)[0] or "").startswith("image/")
 
 
 def _packages() -> dict[str, list[str]]:

@@ -9,9 +9,12 @@ import numpy as np
 from libai.utils import distributed as dist
 
 from libai_ext.config.lazy_config import fresh, instantiate
+from libai_ext.config.rule_types import require, whole
+from libai_ext.data.dataset import KeyedDataset
+from libai_ext.data.sampler import SampleKey
 from libai_ext.engine.evaluation import evaluate
 from libai_ext.engine.evaluator import Evaluator
-from libai_ext.errors import ConfigError
+from libai_ext.errors import ConfigError, DataError
 from projects.MAE.evaluation import probe
 
 
@@ -68,8 +71,24 @@ class _FrozenFeatures(Evaluator):
                 raise ConfigError(
                     f"data.{split} is unset: its labels are needed to measure features"
                 )
-        train, test, self.labelled = probe.labelled(cfg)
-        self.train, self.test = (_Kept(trainer.eval_loader(split)) for split in (train, test))
+        train, test, indices = probe.labelled(cfg)
+        self.check(train.source.labels[indices])
+        splits = (_Subset(train, indices), test)
+        self.train, self.test = (_Kept(trainer.eval_loader(split)) for split in splits)
+
+    def check(self, labels: np.ndarray) -> None:
+        """
+        Args:
+            labels: [N], class numbers of the training samples.
+
+        Raises:
+            ConfigError, DataError: nothing can be fitted.
+        """
+        if len(np.unique(labels)) < 2:
+            raise DataError(
+                f"the {len(labels):,} labelled samples of data.train are of one class: two are "
+                "needed to measure features"
+            )
 
     def run(self, trainer) -> dict[str, float]:
         train = _features(trainer, self.train)
@@ -78,7 +97,6 @@ class _FrozenFeatures(Evaluator):
             return {}
         if trainer.test_batches is not None:  # a trial sees too few samples to fit anything
             return {"top1": math.nan}
-        train = tuple(part[self.labelled] for part in train)
         return {"top1": self.accuracy(train, test)}
 
     def accuracy(self, train, test) -> float:
@@ -93,9 +111,22 @@ class _FrozenFeatures(Evaluator):
 class KNN(_FrozenFeatures):
     """Nearest neighbours by cosine similarity, weighted by it, as in ``tools/knn.py``."""
 
-    def __init__(self, neighbours: int = 20, **keywords):
-        super().__init__(**keywords)
+    def __init__(
+        self,
+        neighbours: int = 20,
+        train: Sequence[str] | None = None,
+        test: Sequence[str] | None = None,
+        period: int | None = None,
+        epoch: float | None = None,
+    ):
+        super().__init__(train, test, period, epoch)
         self.neighbours = neighbours
+
+    def check(self, labels: np.ndarray) -> None:
+        super().check(labels)
+        require(self, whole(1), neighbours=self.neighbours)
+        if self.neighbours > len(labels):
+            raise DataError(f"{self.neighbours} neighbours among {len(labels)} labelled samples")
 
     def accuracy(self, train, test) -> float:
         return probe.neighbours_accuracy(train, test, [self.neighbours])[self.neighbours]
@@ -104,12 +135,37 @@ class KNN(_FrozenFeatures):
 class LinearProbe(_FrozenFeatures):
     """Logistic regression on standardised features (scikit-learn's, L-BFGS)."""
 
-    def __init__(self, iterations: int = 200, **keywords):
-        super().__init__(**keywords)
+    def __init__(
+        self,
+        iterations: int = 200,
+        train: Sequence[str] | None = None,
+        test: Sequence[str] | None = None,
+        period: int | None = None,
+        epoch: float | None = None,
+    ):
+        super().__init__(train, test, period, epoch)
         self.iterations = iterations
+
+    def check(self, labels: np.ndarray) -> None:
+        super().check(labels)
+        require(self, whole(1), iterations=self.iterations)
 
     def accuracy(self, train, test) -> float:
         return probe.linear_accuracy(train, test, self.iterations)
+
+
+class _Subset:
+    """Some samples of a data set."""
+
+    def __init__(self, dataset: KeyedDataset, indices: np.ndarray):
+        self.dataset, self.indices = dataset, indices
+        self.collate = dataset.collate
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: SampleKey) -> dict:
+        return self.dataset[key._replace(index=int(self.indices[key.index]))]
 
 
 class _Kept:

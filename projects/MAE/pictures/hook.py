@@ -13,6 +13,8 @@ from libai.utils import distributed as dist
 
 from libai_ext.data.dataset import stack, to_instance
 from libai_ext.engine.evaluation import on_rank_0
+from libai_ext.engine.unavailable_data import synchronized
+from libai_ext.errors import DataUnavailable
 from libai_ext.placement import data_parallel_rank
 from projects.MAE.pictures.panels import panels, tile
 
@@ -31,6 +33,9 @@ class PictureHook(HookBase):
 
     In graph mode the eager model draws them as well. It shares the graph's weights, and no second
     graph must be compiled for another batch size.
+
+    If one rank cannot read its samples for the present, all skip the picture, and the run ends
+    after this iteration, as at an evaluation.
 
     Targets without pictures (see :class:`projects.MAE.modeling.targets.base.Target`) are not drawn.
 
@@ -56,7 +61,12 @@ class PictureHook(HookBase):
         done = self.trainer.iter + 1
         last = done == self.trainer.max_iter
         if self.period and (done % self.period == 0 or last):
-            picture = self.draw()
+            try:
+                picture = self.draw()
+            except DataUnavailable as error:
+                logger.error(f"the picture after {done} iterations is skipped: {error}")
+                self.trainer.unavailable = error
+                return
             if dist.is_main_process():
                 self.trainer.storage.put_image(TAG, picture)
 
@@ -83,4 +93,6 @@ class PictureHook(HookBase):
         share = -(-min(self.samples, trainer.global_batch_size) // ranks)
         first = data_parallel_rank() * share
         keys = trainer.order.batch(0)[first : first + share]
-        return trainer.get_batch(to_instance(stack([trainer.dataset[key] for key in keys])))
+        # Not read before all ranks wait for each other.
+        batches = (stack([trainer.dataset[key] for key in part]) for part in [keys])
+        return trainer.get_batch(to_instance(next(synchronized(batches))))

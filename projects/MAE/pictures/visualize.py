@@ -84,11 +84,9 @@ def read_images(
 
 def _files(paths: Sequence[str], samples: int, mode: str | int) -> list[tuple[str, str]]:
     """(path, name) of each image."""
-    if samples < 1:
-        raise ConfigError(f"--samples must be at least 1, not {samples}")
     files = []
     for path in paths:
-        if not Path(path).is_dir():
+        if not os.path.isdir(path):
             files.append((path, Path(path).name))
             continue
         found = [file for file, _ in ImageFolder([path], mode).samples]
@@ -122,7 +120,8 @@ def hidden_patches(
         if len(set(patches)) == count:
             raise ConfigError("--patches: nothing is left to see")
         return np.isin(np.broadcast_to(np.arange(count), (images, count)), patches)
-    kept = num_kept(count, subject.mask_ratio if ratio is None else ratio)
+    ratio = subject.mask_ratio if ratio is None else ratio
+    kept = num_kept(count, ratio)
     if not kept:
         raise ConfigError(f"a mask ratio of {ratio:g} leaves none of {count} patches")
     noise = [np.random.default_rng([seed, number]).random(count) for number in range(images)]

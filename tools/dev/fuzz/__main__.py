@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from table import MODULES
@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument(
         "--folder", type=Path, help="for the inputs that reach something new; another run goes on"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     unknown = set(args.targets) - set(MODULES)
     if unknown:
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
@@ -47,11 +47,15 @@ def main() -> int:
         jobs = [
             pool.submit(_fuzz, name, folder / name, options) for name in args.targets or MODULES
         ]
-    return max(job.result() for job in jobs)
+        # Printed by this thread alone: the lines of several would run into each other.
+        for job in as_completed(jobs):
+            print(job.result()[1], flush=True)
+    return max(job.result()[0] for job in jobs)
 
 
-def _fuzz(name: str, folder: Path, options: list[str]) -> int:
-    """Fuzz one target and print a line, at a finding also the end of libFuzzer's log."""
+def _fuzz(name: str, folder: Path, options: list[str]) -> tuple[int, str]:
+    """Fuzz one target: (exit status, a line about it, at a finding also the end of libFuzzer's
+    log)."""
     corpus = folder / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
     options = [f"-timeout={_TIMEOUT}", "-seed=1", f"-artifact_prefix={folder}/", *options]
@@ -69,14 +73,13 @@ def _fuzz(name: str, folder: Path, options: list[str]) -> int:
     (folder / "log").write_text(log)
     steps = re.findall(r"^#(\d+)\t.* cov: (\d+) ", log, re.MULTILINE) or [("0", "0")]
     found = "no finding" if result.returncode == 0 else f"A FINDING: input and log in {folder}"
-    print(
+    lines = [
         f"{name}: {steps[-1][0]} inputs in {seconds:.0f} s, branches {steps[0][1]} -> "
-        f"{steps[-1][1]}, {found}",
-        flush=True,
-    )
+        f"{steps[-1][1]}, {found}"
+    ]
     if result.returncode != 0:
-        print("\n".join(log.splitlines()[-40:]), flush=True)
-    return int(result.returncode != 0)
+        lines += log.splitlines()[-40:]
+    return int(result.returncode != 0), "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ class _Node(rendezvous.Peers):
         self._joined: set[int] = set()
         self._open: dict[int, signed_lines.Lines] = {}
         self._warned = True  # do not print the warning
+        self._running = rendezvous.RunningSince()
 
 
 _loop = asyncio.new_event_loop()
