@@ -5,7 +5,8 @@
 The peers are Hugging Face's ViTMAE (pre-training) and ViT (fine-tuning; it has no stochastic
 depth, ours runs with 0.1), and with --official the official code, with the same sizes, batch and
 AdamW (fused). Float32 is compared with PyTorch in float32; products of bfloat16 with PyTorch under
-autocast, and in float32 with products of bfloat16 only. Each side has its own process, which is
+autocast, and in float32 with products of bfloat16 only; both also with what torch.compile makes of
+PyTorch's (about a minute a model before its first step). Each side has its own process, which is
 stopped while another one runs; its first step after that is slower and is not timed.
 
 Prints two tables: medians in seconds, the median ratio within pairs, peak memory, and the share of
@@ -25,7 +26,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from markers import Place
-from steps_side import AUTOCAST, OFFICIAL, OURS, PRODUCTS_ONLY, SIZES, flops
+from steps_side import (
+    AUTOCAST,
+    COMPILED,
+    COMPILED_AUTOCAST,
+    OFFICIAL,
+    OURS,
+    PRODUCTS_ONLY,
+    SIZES,
+    flops,
+)
 
 from libai_ext.engine.environment import processor
 from libai_ext.kernels.threads import configure_environment
@@ -35,7 +45,10 @@ NAMES = {"base": "ViT-B/16", "tiny": "tiny", "cifar": "CIFAR-10"}
 TASKS = {"pretrain": "pre-training", "finetune": "fine-tuning"}
 FLOAT32 = "PyTorch"
 # Of each precision: PyTorch's sides. Ratios are to the last one.
-PRECISIONS = {"float32": (FLOAT32,), "bfloat16 products": (PRODUCTS_ONLY, AUTOCAST)}
+PRECISIONS = {
+    "float32": (COMPILED, FLOAT32),
+    "bfloat16 products": (PRODUCTS_ONLY, COMPILED_AUTOCAST, AUTOCAST),
+}
 
 
 class Measured(NamedTuple):

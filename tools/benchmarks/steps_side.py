@@ -17,6 +17,7 @@ SIZES = {  # image, patch, encoder dim / depth / heads, decoder dim / depth / he
 }
 OFFICIAL, PRODUCTS_ONLY = "official code", "PyTorch, products only"
 AUTOCAST = "PyTorch, autocast"
+COMPILED, COMPILED_AUTOCAST = "PyTorch, compiled", "PyTorch, compiled, autocast"
 OURS = {  # name: environment of the process
     "eager": {},
     "graph": {},
@@ -90,7 +91,10 @@ def torch_side(side: str, task: str, size: str):
     )
     if side == PRODUCTS_ONLY:
         torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=side == AUTOCAST)
+    is_autocast = side in (AUTOCAST, COMPILED_AUTOCAST)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=is_autocast)
+    if side in (COMPILED, COMPILED_AUTOCAST):
+        loss_of = torch.compile(loss_of)
     batch = {name: torch.from_numpy(array) for name, array in inputs(task, size).items()}
     batch.pop("path_noise", None)
 
@@ -102,7 +106,7 @@ def torch_side(side: str, task: str, size: str):
         optimizer.zero_grad()
         return loss.item()
 
-    a = torch.ones(GEMM, GEMM, dtype=torch.bfloat16 if side == AUTOCAST else torch.float32)
+    a = torch.ones(GEMM, GEMM, dtype=torch.bfloat16 if is_autocast else torch.float32)
     return step, lambda: [a @ a for _ in range(PRODUCTS)]
 
 
