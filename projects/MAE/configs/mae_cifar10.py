@@ -28,6 +28,7 @@ _transform.transforms = [LazyCall(Resize)(size="${model.img_size}"), _transform.
 
 train.output_dir = "output/cifar10"
 train.global_batch_size = 4096
+train.test_micro_batch_size = 256
 train.train_epoch = 800
 train.warmup_epoch = 40
 train.base_lr = 1.5e-4

@@ -33,3 +33,4 @@ _transform.transforms = [LazyCall(Resize)(size="${model.img_size}"), _transform.
 
 train.output_dir = "output/cifar10_finetune"
 train.global_batch_size = 1024
+train.test_micro_batch_size = 256
