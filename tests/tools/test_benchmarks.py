@@ -95,16 +95,30 @@ def test_tables_of_protocols_are_those_of_the_logs(name):
         assert text in (BENCHMARKS.parents[1] / page).read_text()
 
 
+def losses_apart(name: str) -> dict[int, float]:
+    """By iteration, how far the losses of a repeated pre-training are from those of the first."""
+    first, again = (
+        {line["iteration"]: line["total_loss"] for line in read(LOGS / "cifar10" / run)}
+        for run in ("pretraining", name)
+    )
+    return {at: abs(again[at] / first[at] - 1) for at in again if at in first}
+
+
 def test_products_of_bfloat16_hardly_change_the_loss():
     """As libai_ext/csrc/README.md says of the logs."""
-    rounded, exact = (
-        {line["iteration"]: line["total_loss"] for line in read(LOGS / "cifar10" / name)}
-        for name in ("pretraining", "pretraining_float32")
-    )
-    differences = [abs(rounded[at] / exact[at] - 1) for at in exact if at in rounded]
-    assert len(differences) == 22 and max(exact) == 1050
-    assert (round(100 * np.median(differences), 1), round(100 * max(differences), 1)) == (0.1, 1.1)
-    assert abs(rounded[1000] / exact[1000] - 1) < 0.002
+    apart = losses_apart("pretraining_float32")
+    assert len(apart) == 22 and max(apart) == 1050
+    share = [round(100 * of(list(apart.values())), 1) for of in (np.median, max)]
+    assert share == [0.1, 1.1]
+    assert apart[1000] < 0.002
+
+
+def test_stops_do_not_change_the_curve():
+    """As projects/MAE/README.md says of the logs."""
+    apart = losses_apart("pretraining_stopped")
+    assert len(apart) == len(read(LOGS / "cifar10/pretraining")) and max(apart) == 3907
+    share = [round(100 * of(list(apart.values())), 2) for of in (np.median, max)]
+    assert share == [0.02, 0.27]
 
 
 def test_the_comparison_with_pytorch_is_of_the_last_epoch(tmp_path):
