@@ -208,8 +208,9 @@ void ComputeTile(int depth, const float* __restrict a, const float* __restrict b
 }
 
 // The product of one slab of C, on the calling thread.
-inline void Slab(int64_t m, int64_t n, int64_t k, float alpha, const Matrix& a, const Matrix& b,
-                 float* c, int64_t c_row, const Addend& addend) {
+LIBAI_EXT_ONE_COPY inline void Slab(int64_t m, int64_t n, int64_t k, float alpha, const Matrix& a,
+                                    const Matrix& b, float* c, int64_t c_row,
+                                    const Addend& addend) {
   PackBuffers& packed = PackBuffers::OfThisThread();
   for (int64_t j0 = 0; j0 < n; j0 += kBlockCols) {
     const int nb = static_cast<int>(std::min<int64_t>(kBlockCols, n - j0));

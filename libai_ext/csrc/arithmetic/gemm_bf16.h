@@ -307,7 +307,7 @@ struct Product {
 };
 
 // The share of thread `rank` in a product that all `threads` of a team compute by this call.
-inline void Multiply(const Product& x, Buffers& packed, int rank, int threads) {
+LIBAI_EXT_ONE_COPY inline void Multiply(const Product& x, Buffers& packed, int rank, int threads) {
   const auto wait = [=]() {
     if (threads > 1) {
 #pragma omp barrier
