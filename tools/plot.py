@@ -126,7 +126,8 @@ def draw(runs: Mapping[str, Mapping[str, Series]]) -> Figure:
 def _add_legend(axes) -> None:
     """Show all names as plain text: by default matplotlib reads ``$`` as a formula, and leaves out
     names that begin with ``_``."""
-    legend = axes.legend(axes.lines, ["line"] * len(axes.lines), fontsize="small", frameon=False)
+    labels = ["line"] * len(axes.lines)
+    legend = axes.legend(axes.lines, labels, fontsize="small", framealpha=0.8, edgecolor="none")
     for text, line in zip(legend.get_texts(), axes.lines):
         text.set(text=line.get_label(), parse_math=False)
 
