@@ -5,9 +5,9 @@
 The peers are Hugging Face's ViTMAE (pre-training) and ViT (fine-tuning; it has no stochastic
 depth, ours runs with 0.1), and with --official the official code, with the same sizes, batch and
 AdamW (fused). Float32 is compared with PyTorch in float32; products of bfloat16 with PyTorch under
-autocast, and in float32 with products of bfloat16 only; both also with what torch.compile makes of
-PyTorch's (about a minute a model before its first step). Each side has its own process, which is
-stopped while another one runs; its first step after that is slower and is not timed.
+autocast, and in float32 with products of bfloat16 only. "Compiled" is PyTorch's model after
+torch.compile, which takes about a minute a model. Each side has its own process, which is stopped
+while another one runs; its first step after that is slower and is not timed.
 
 Prints two tables: medians in seconds, the median ratio within pairs, peak memory, and the share of
 the step's time that its matrix products would take at the best rate of the same run. --write also

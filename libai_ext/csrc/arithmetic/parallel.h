@@ -14,12 +14,14 @@ inline int ThreadsFor(double work, double grain) {
   return static_cast<int>(std::min<double>(omp_get_max_threads(), std::max(1., work / grain)));
 }
 
-// One copy of the machine code for the caller alone and for a team: GCC vectorises each copy of an
-// inlined loop as it sees fit, and a sum in another order rounds otherwise.
+// A function of which there is one copy in machine code, for the caller alone and for a team: GCC
+// may vectorise two copies of a loop in different ways, and a sum in another order rounds
+// otherwise.
 #define LIBAI_EXT_ONE_COPY __attribute__((noipa))
 
+// `body` is a copy, so that GCC can keep what it has captured in registers.
 template<typename Body>
-LIBAI_EXT_ONE_COPY void Run(Body body, int64_t begin, int64_t end) {
+LIBAI_EXT_ONE_COPY void RunPiece(Body body, int64_t begin, int64_t end) {
   body(begin, end);
 }
 
@@ -32,7 +34,7 @@ void ParallelFor(int64_t n, int64_t grain, const Body& body, int64_t align = 16)
   if (n <= 0) { return; }
   const int threads = ThreadsFor(n, grain);
   if (threads == 1) {
-    Run(body, 0, n);
+    RunPiece(body, 0, n);
     return;
   }
   const int64_t piece = ((n + threads - 1) / threads + align - 1) / align * align;
@@ -41,7 +43,7 @@ void ParallelFor(int64_t n, int64_t grain, const Body& body, int64_t align = 16)
     // The runtime may grant fewer threads than asked for, so each takes pieces in turn.
     for (int64_t begin = omp_get_thread_num() * piece; begin < n;
          begin += omp_get_num_threads() * piece) {
-      Run(body, begin, std::min(n, begin + piece));
+      RunPiece(body, begin, std::min(n, begin + piece));
     }
   }
 }
