@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -42,8 +43,8 @@ def test_a_short_run_finds_nothing(tmp_path):
     result = run(FUZZ, "--runs", RUNS, "--folder", tmp_path)
     assert result.returncode == 0, result.stdout
     row = rf"(\S+): {RUNS} inputs in \d+ s, branches (\d+) -> (\d+), no finding"
-    rows = [re.fullmatch(row, line).groups() for line in result.stdout.splitlines()]
-    assert {name for name, _, _ in rows} == TARGETS
+    rows = re.findall(f"^{row}$", result.stdout, re.MULTILINE)
+    assert {name for name, _, _ in rows} == TARGETS, result.stdout
     # Were it not guided, or all refused at the door, there would be nothing new.
     assert all(0 < int(first) < int(last) for _, first, last in rows)
 
@@ -121,3 +122,12 @@ def test_a_second_reading_that_differs_is_a_finding(guard, tmp_path):
 
     with pytest.raises(guard.Finding, match="two ways"):
         checked(guard, tmp_path, Path.read_bytes, compare=compare)
+
+
+def test_code_that_ends_the_process_is_a_finding(guard, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    status, line = runpy.run_path(str(FUZZ / "__main__.py"))["_fuzz"]("lines", tmp_path, [])
+    assert status == 1
+    assert re.fullmatch(
+        rf"lines: 0 inputs in 0 s, branches 0 -> 0, A FINDING: .* {tmp_path}", line
+    )
