@@ -12,7 +12,7 @@ import time
 import numpy as np
 import torch
 from plain_pillow import plain
-from steps_side import hugging_face
+from steps_side import ATTENTION, hugging_face
 from torch.utils.data import DataLoader, Dataset
 
 from libai_ext.data.image_folder import ImageFolder
@@ -33,7 +33,8 @@ class Photographs(Dataset):
 
 
 def main(folder: str, precision: str, steps: int, batch: int, workers: int) -> None:
-    model, loss_of = hugging_face("pretrain", "base")
+    is_autocast = precision == "bfloat16"
+    model, loss_of = hugging_face("pretrain", "base", ATTENTION[is_autocast])
     model.train()
     groups: tuple[list, list] = ([], [])
     for parameter in model.parameters():
@@ -49,7 +50,7 @@ def main(folder: str, precision: str, steps: int, batch: int, workers: int) -> N
         begin = time.perf_counter()
         images = next(batches)
         waited = time.perf_counter() - begin
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
             loss = loss_of(images)
         loss.backward()
         optimizer.step()

@@ -13,6 +13,7 @@ from typing import Any, Callable
 import numpy as np
 import torch
 from cifar10_pytorch import BATCH, DECODER, MEAN, MODEL, STD, WEIGHT_DECAY, Recipe
+from steps_side import ATTENTION
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import ViTConfig, ViTMAEConfig, ViTMAEForPreTraining, ViTModel
@@ -27,8 +28,7 @@ SIZES: dict[str, Any] = dict(
     MODEL,
     intermediate_size=4 * MODEL["hidden_size"],
     layer_norm_eps=1e-6,
-    # PyTorch's fused attention takes half of a step's time at this size on a CPU.
-    attn_implementation="eager",
+    attn_implementation=ATTENTION[True],
 )
 TEST_BATCH = 500
 
