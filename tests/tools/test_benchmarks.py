@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from libai_ext.checkpoint import safetensors_file
+from projects.MAE.modeling.pos_embed import sincos_pos_embed
 from projects.MAE.run import resolve
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "tools/benchmarks"
@@ -166,6 +168,10 @@ def test_the_recipe_in_pytorch_runs(launch, oracle_python, tmp_path):
     assert [line["stage"] for line in epochs] == ["pretrain", "probe", "finetune"]
     assert 1 < epochs[0]["loss"] < 3 and epochs[1]["loss"] == pytest.approx(np.log(2), abs=0.1)
     assert all(line["images"] == 300 and line["commit"] for line in lines if "torch" in line)
+    weights = safetensors_file.load(output / "pretrained/model.safetensors")
+    for name in ("vit.embeddings.position_embeddings", "decoder.decoder_pos_embed"):
+        positions = weights[name]  # transformers leaves them at zero in a new model
+        np.testing.assert_array_equal(positions, sincos_pos_embed((8, 8), positions.shape[-1]))
 
 
 @pytest.mark.parametrize(
