@@ -19,7 +19,7 @@ with pytest.MonkeyPatch.context() as patch:  # for now: data.py there would hide
     patch.syspath_prepend(BENCHMARKS)
     import cifar10_pytorch
     from markers import Place
-    from protocols import LOGS, RECIPES, check_options, parse_args, read, table
+    from protocols import LOGS, PAGE, RECIPES, check_options, parse_args, read, table
     from steps import AUTOCAST, FLOAT32, PRODUCTS_ONLY, Measured, as_markdown
     from steps_side import flops
 
@@ -95,6 +95,11 @@ def test_tables_of_protocols_are_those_of_the_logs(name):
     text = table(RECIPES[name].protocols, LOGS / name)
     for page in RECIPES[name].pages:
         assert text in (BENCHMARKS.parents[1] / page).read_text()
+
+
+def test_the_table_beside_pytorch_is_that_of_the_logs():
+    text = cifar10_pytorch.comparison(cifar10_pytorch.LOG, LOGS / "cifar10")
+    assert text in (BENCHMARKS.parents[1] / PAGE).read_text()
 
 
 def losses_apart(name: str) -> dict[int, float]:
