@@ -18,8 +18,8 @@ SIZES = {  # image, patch, encoder dim / depth / heads, decoder dim / depth / he
 OFFICIAL, PRODUCTS_ONLY = "official code", "PyTorch, products only"
 AUTOCAST = "PyTorch, autocast"
 COMPILED, COMPILED_AUTOCAST = "PyTorch, compiled", "PyTorch, compiled, autocast"
-# With autocast or without: the faster one of transformers' attentions. In bfloat16, the backward pass
-# of PyTorch's fused one takes half of a small model's step on a Xeon with AMX.
+# With autocast or without: the faster one of transformers' attentions. In bfloat16, the backward
+# pass of PyTorch's fused one takes half of a small model's step on a Xeon with AMX.
 ATTENTION = {True: "eager", False: "sdpa"}
 OURS = {  # name: environment of the process
     "eager": {},
