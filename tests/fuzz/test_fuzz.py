@@ -128,4 +128,4 @@ def test_code_that_ends_the_process_is_a_finding(guard, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/true")
     status, line = runpy.run_path(str(FUZZ / "__main__.py"))["_fuzz"]("lines", tmp_path, [])
     assert status == 1
-    assert re.fullmatch(rf"lines: 0 inputs in 0 s, branches 0 -> 0, A FINDING: .* {tmp_path}", line)
+    assert re.fullmatch(rf"lines: 0 inputs in \d+ s, branches .*, A FINDING: .* {tmp_path}", line)
