@@ -200,6 +200,12 @@ def pytest_report_to_serializable():
     sent.force_result(shared_out.encodable(sent.get_result()))
 
 
+def pytest_runtest_logreport(report):
+    """Name what fails at once: a run that is ended from outside prints no summary."""
+    if report.failed and hasattr(report, "node"):  # from a worker
+        print(f"\nfailed: {report.nodeid} ({report.when})", flush=True)
+
+
 def pytest_sessionfinish(session, exitstatus):
     session.config.final_status = int(exitstatus)
 

@@ -36,6 +36,24 @@ class LongestFirst(LoadFileScheduling):
         self.workqueue.move_to_end(choose(self.workqueue, key=turn), last=False)
         super()._assign_work_unit(node)
 
+    def remove_node(self, node) -> str | None:
+        """Share out what a crashed worker leaves, and return the test that it ran, if any.
+
+        Not that test, which would crash the next worker. Nor files that are finished, which
+        pytest-xdist 3.8.0 hands out again: of these a worker gets no tests, and as it keeps its
+        last test until it gets another one, it waits for ever.
+        """
+        left = self.assigned_work.pop(node)
+        waiting = [(file, test) for file in left for test, done in left[file].items() if not done]
+        if not waiting:
+            return None
+        (file, crashed), *others = waiting
+        left[file][crashed] = True
+        self.workqueue.update({file: left[file] for file, _ in others})
+        for other in self.nodes:
+            self._reschedule(other)
+        return crashed
+
 
 def encodable(value):
     """The same, with escapes for what is no text: a worker could not send its report else."""

@@ -15,6 +15,13 @@ class Status:
     message: str  # one line for the log
 
 
+# Functions of the library, and what happens without each.
+_GRAPH_REPAIRS = {
+    "libai_ext_share_graph_memory": "graphs share no memory, and those that accumulate gradients "
+    "may change parameters too early",
+    "libai_ext_end_after_begin": "a short step of a graph may crash the process",
+}
+
 _status: Status | None = None
 _library: ctypes.CDLL | None = None
 
@@ -90,7 +97,6 @@ def _load() -> Status:
         return Status(False, f"native kernels: off: {error}")
     library.libai_ext_stream_count.restype = ctypes.c_int64
     library.libai_ext_bfloat16_instructions.restype = ctypes.c_char_p
-    library.libai_ext_share_graph_memory.restype = ctypes.c_int64
     library.libai_ext_sleep_in_waits.restype = ctypes.c_int64
     if library.libai_ext_stream_count() > 0:
         raise RuntimeError(
@@ -101,11 +107,9 @@ def _load() -> Status:
     if library.libai_ext_register(message, ctypes.c_int64(len(message))) != 0:
         # Some kernels may be registered already, so the run cannot continue.
         raise RuntimeError(f"OneFlow refused the native kernels: {message.value.decode()}")
-    if not library.libai_ext_share_graph_memory():
-        done += (
-            "; but graphs share no memory, and those that accumulate gradients may change "
-            "parameters too early, as this build of OneFlow is another one"
-        )
+    missing = [without for name, without in _GRAPH_REPAIRS.items() if not library[name]()]
+    if missing:
+        done += f"; but this build of OneFlow is another one: {'; '.join(missing)}"
     global _library
     _library = library
     return Status(True, done)

@@ -69,8 +69,10 @@ def test_the_least_recently_used_goes_and_never_one_in_use(served, tmp_path):
         with store.open(shards[1]), store.open(shards[4]):
             in_child(lambda: store.fetch(shards[0], wait=False))
             assert not store.path(shards[0]).exists()
-            threading.Timer(0.3, mine.touch).start()
+            reader = threading.Timer(0.3, mine.touch)
+            reader.start()
     source[0]
+    reader.join()
     assert len(kept(tmp_path)) == 4 and store.path(shards[0]).exists()
 
 

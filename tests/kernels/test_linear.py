@@ -144,7 +144,7 @@ def test_in_a_graph_the_same_bits(checkpointing, products, rng):
     eager, model = Layers(), Layers()
     expected = eager(flow.tensor(x))
     (expected * flow.tensor(upstream)).sum().backward()
-    graph = Graph(model)  # OneFlow may crash where one is destroyed while it runs
+    graph = Graph(model)
     out = graph(flow.tensor(x), flow.tensor(upstream))
     np.testing.assert_array_equal(out.numpy(), expected.numpy())
     for trained, parameter, array in zip(model.parameters(), eager.parameters(), start):
