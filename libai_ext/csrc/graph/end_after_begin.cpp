@@ -14,7 +14,6 @@
 #include "lazy_job_stream_policy.h"
 #include "oneflow/core/job/intra_job_mem_sharing_util.h"
 
-
 namespace libai_ext {
 namespace {
 
