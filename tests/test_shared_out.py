@@ -62,7 +62,8 @@ def test_order_and_shares():
 
 def test_what_a_crashed_worker_leaves():
     """Its tests that have not begun, so that the other worker gets the end of its work too."""
-    scheduling, workers, sent, finish = scheduled({"tools/test_a": 4, "tools/test_b": 3, "c/test_c": 5})
+    tests = {"tools/test_a": 4, "tools/test_b": 3, "c/test_c": 5}
+    scheduling, workers, sent, finish = scheduled(tests)
     first, second = workers
     finish(first, *sent[0][1])
     (_, begun) = sent[-1]

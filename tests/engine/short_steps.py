@@ -10,16 +10,22 @@ start()
 
 import oneflow as flow  # noqa: E402
 
+from libai_ext.engine.cli import run  # noqa: E402
+
 
 class Double(flow.nn.Graph):
     def build(self, x):
         return x + x
 
 
-begin = time.monotonic()
-for number in range(3):
-    graph = Double()
-    for _ in range(3):
-        assert graph(flow.tensor([number])).numpy().tolist() == [2 * number]
-    del graph
-print(time.monotonic() - begin)
+def main() -> None:
+    begin = time.monotonic()
+    for number in range(3):
+        graph = Double()
+        for _ in range(3):
+            assert graph(flow.tensor([number])).numpy().tolist() == [2 * number]
+        del graph
+    print(time.monotonic() - begin)
+
+
+run(main)
