@@ -137,6 +137,7 @@ def test_any_layout_predicts_the_same(evaluate, one_process, processes, options)
     "options, message",
     [
         (["train.load_weight=null"], "nothing to evaluate: there is no checkpoint in "),
+        (["--resume"], "--resume --eval-only evaluates the checkpoint of train.output_dir, train"),
         (["model.num_classes=6"], "fb_finetune.pth is of another model: .*num_classes 6, .* has 5"),
         (["model.depth=3"], "model.depth 3, the file has 2"),
         (["model.pooling=cls"], "model.pooling cls, the file has mean"),
@@ -147,3 +148,11 @@ def test_what_does_not_fit_is_said(evaluate, options, message):
     _, text = evaluate(1, *options, status=2)
     assert re.search(message, text), text
     assert "Traceback" not in text
+
+
+def test_a_checkpoint_that_was_never_completed_is_none(evaluate, tmp_path):
+    (tmp_path / "model_0000099.partial").mkdir()
+    (tmp_path / "model_card.md").touch()
+    options = ["train.load_weight=null", f"train.output_dir={tmp_path}"]
+    _, text = evaluate(1, *options, status=2)
+    assert f"nothing to evaluate: there is no checkpoint in {tmp_path};" in text

@@ -45,6 +45,14 @@ def test_each_old_key_gets_the_new_one_named(recipe, recipes):
     assert silent == ([("momentum", "optim.betas")] if "momentum" in cfg.optim else [])
 
 
+def test_a_key_that_only_other_recipes_have(recipes):
+    cfg = next(cfg for cfg in recipes if "momentum" not in cfg.optim)
+    assert answer(cfg, "optim.momentum").endswith(
+        ": a name of timm, the same here, but not in this config; a name of MAE-code, here "
+        "'optim.betas'"
+    )
+
+
 def test_each_old_option_gets_the_new_one_named(monkeypatch):
     own = {"resume"}  # an option here too
     for old, new in PAIRS:

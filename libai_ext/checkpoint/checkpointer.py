@@ -155,21 +155,19 @@ class Checkpointer(LiBaiCheckpointer):
         overwrites them."""
         if self.max_to_keep is None:
             return
-        numbers = [(_iteration(path), path) for path in self._folders() if path.name[-1].isdigit()]
+        numbers = [
+            (_iteration(path), path)
+            for path in checkpoint_folders(self.save_dir)
+            if path.name[-1].isdigit()
+        ]
         reached = sorted(item for item in numbers if item[0] <= iteration)
         for _, path in reached[: -self.max_to_keep]:
             path.rename(path.with_name(f"{path.name}.partial"))  # a crash must not leave half of it
         self._remove_partial()
 
-    def _folders(self) -> list[Path]:
-        folder = Path(self.save_dir)
-        if not folder.is_dir():
-            return []
-        return [path for path in folder.iterdir() if _NAMES.fullmatch(path.name)]
-
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint, valid or not; all ranks call it."""
-        return from_rank_0(lambda: bool(self._folders()))
+        return from_rank_0(lambda: bool(checkpoint_folders(self.save_dir)))
 
     def get_checkpoint_file(self) -> str:
         """Folder of the latest valid checkpoint; all ranks call it.
@@ -196,7 +194,7 @@ class Checkpointer(LiBaiCheckpointer):
 
     def _candidates(self) -> list[Path]:
         """The checkpoint to resume from, then those of earlier iterations, latest first."""
-        folders = sorted(self._folders(), key=_recency, reverse=True)
+        folders = sorted(checkpoint_folders(self.save_dir), key=_recency, reverse=True)
         try:
             latest = pointer.read(self.save_dir)
         except CheckpointError as error:
@@ -261,6 +259,15 @@ class Checkpointer(LiBaiCheckpointer):
         return self.progress(path)
 
 
+def checkpoint_folders(run: str | os.PathLike[str]) -> list[Path]:
+    """The checkpoints in a run's output directory, valid or not, but none that was never completed.
+    Other files may have similar names."""
+    folder = Path(run)
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if _NAMES.fullmatch(path.name) and path.is_dir()]
+
+
 def latest_checkpoint(path: str) -> str:
     """``path`` if it is a checkpoint, or the latest valid one of a run; all ranks call it.
 
@@ -286,7 +293,7 @@ def recorded_settings(path: str) -> dict[str, Any]:
 
 
 def _settings(path: str) -> dict[str, Any]:
-    folders = sorted(Checkpointer(None, path)._folders(), key=_recency, reverse=True)
+    folders = sorted(checkpoint_folders(path), key=_recency, reverse=True)
     for folder in [Path(path), *folders]:
         with contextlib.suppress(CheckpointError):
             settings = read_progress(str(folder)).get("settings")

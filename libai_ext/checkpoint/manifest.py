@@ -24,8 +24,11 @@ def write(folder: Path) -> None:
     (folder / MANIFEST).write_text("".join(lines), encoding="utf-8")
 
 
-def verify(folder: Path) -> None:
+def verify(folder: Path, part: str | None = None) -> None:
     """Compare ``folder`` with its manifest.
+
+    Args:
+        part: a folder in it: only its files are compared. None: all.
 
     Raises:
         CheckpointError: a file is missing, unexpected, unreadable or changed.
@@ -36,6 +39,8 @@ def verify(folder: Path) -> None:
         listed[path] = line
     present = set(_files(folder))
     for path in sorted(listed.keys() | present):
+        if part is not None and not path.startswith(f"{part}/"):
+            continue
         file = folder / path
         if path not in listed:
             raise CheckpointError(f"{file}: not listed in {MANIFEST}")
@@ -47,6 +52,12 @@ def verify(folder: Path) -> None:
             raise CheckpointError(f"{file}: {error.strerror}") from None
         if line != listed[path]:
             raise CheckpointError(f"{file}: not what was written (size or checksum differs)")
+
+
+def verify_part(folder: str | os.PathLike[str], part: str) -> None:
+    """As :func:`verify`, if ``folder`` has a manifest: LiBai's own checkpoints have none."""
+    if os.path.lexists(os.path.join(folder, MANIFEST)):
+        verify(Path(folder), part)
 
 
 def _read(folder: Path) -> list[str]:

@@ -29,14 +29,16 @@ def from_elsewhere(name: str) -> str:
     if not found:
         return ""
     return ": " + "; ".join(
-        f"a name of {' and '.join(owners)}, {_said(here)}" for here, owners in found.items()
+        f"a name of {' and '.join(owners)}, {_said(here, plain)}" for here, owners in found.items()
     )
 
 
-def _said(here: str) -> str:
+def _said(here: str, asked: str) -> str:
     if here.startswith("without"):
         return here
     key, comma, note = here.partition(",")
+    if key == asked:  # this message is about an unknown key
+        return "the same here, but not in this config"
     return f"here '{key}'{comma}{note}"
 
 

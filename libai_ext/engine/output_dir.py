@@ -18,7 +18,7 @@ from libai_ext.engine import environment
 from libai_ext.engine.run_lock import LOCK, RunLock
 from libai_ext.errors import ConfigError
 from libai_ext.files.atomic import write_text
-from libai_ext.launch.exit_report import restarted
+from libai_ext.launch.exit_report import goes_on, report_begun
 
 # Patterns of the files of a run; it does not touch other files in the directory.
 _WRITTEN = (
@@ -82,11 +82,12 @@ def prepare_output_dir(
         if dev_run:
             _refuse_loss(needed, list(folder.iterdir()), "--fast-dev-run deletes")
             _empty(folder)
-        elif start_over and not restarted():
+        elif start_over and not goes_on():
             _refuse_loss(needed, _written(folder), "--start-over moves aside")
             _move_aside(folder)
         elif not resume and _refusal(folder, resume):
             raise ConfigError(_refusal(folder, resume))
+        report_begun()
         yield
 
 
@@ -133,7 +134,7 @@ def check_output_dir(
 def _refusal(folder: Path, resume: bool) -> str | None:
     if resume and not _written(folder):
         return f"--resume: train.output_dir {folder} holds no run to resume{similar_run(folder)}"
-    if not resume and not restarted() and holds_results(folder):
+    if not resume and not goes_on() and holds_results(folder):
         return (
             f"train.output_dir {folder} holds an earlier run: continue it by --resume, move it "
             "aside by --start-over, or set another train.output_dir"

@@ -65,6 +65,7 @@ class Trainer(EvaluatingTrainer):
         self.steps = steps(self, NonFiniteMonitor(self, cfg.train.max_nonfinite_steps))
         self.means = Means()
         self._batches: Any = None
+        self._waited = 0.0  # for data, seconds in this step
         self.unavailable: DataUnavailable | None = None
         self.unevaluated = []
         if training:
@@ -248,12 +249,14 @@ class Trainer(EvaluatingTrainer):
         start = time.perf_counter()
         if self._batches is None:
             self._batches = self._build_batches()
+        self._waited = 0.0
         self.steps.run()
         if self.average is not None and not self.steps.skipped:
             self.average.update()
         # Graphs are compiled and data workers started in the first steps.
         if self.iter >= self.start_iter + WARM_UP:
             self.means.add(metric_names.STEP_SECONDS, time.perf_counter() - start)
+            self.means.add(metric_names.DATA_SECONDS, self._waited)
 
     def flush_due(self) -> bool:
         """Whether logging, saving or evaluation needs the results of all steps after this one."""
@@ -285,11 +288,10 @@ class Trainer(EvaluatingTrainer):
         )
 
     def next_batch(self) -> dict:
-        """The next (micro-)batch, on the device."""
+        """The next (micro-)batch, on the device. Only a step may ask for it."""
         start = time.perf_counter()
         batch = self.get_batch(next(self._batches))
-        if self.iter >= self.start_iter + WARM_UP:
-            self.means.add(metric_names.DATA_SECONDS, time.perf_counter() - start)
+        self._waited += time.perf_counter() - start
         return batch
 
     def build_hooks(self):

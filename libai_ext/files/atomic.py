@@ -9,6 +9,10 @@ import tempfile
 from contextlib import contextmanager
 from typing import Iterator
 
+# To read it sets it, for all threads: once, before there are others.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 def sync(path: str | os.PathLike[str]) -> None:
     """Force a file's content, or a folder's list of names, to disk."""
@@ -52,7 +56,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[str]:
     try:
         yield temporary
         # What mkstemp and some libraries create, only its owner may read.
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_UMASK)
         _replace_file(temporary, path)
     except BaseException:
         if os.path.exists(temporary):
@@ -72,7 +76,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[str]:
     temporary = tempfile.mkdtemp(prefix=os.path.basename(path) + ".", dir=parent)
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
+        os.chmod(temporary, 0o777 & ~_UMASK)
         sync_tree(temporary)
         os.rename(temporary, path)  # replaces an empty folder, refuses any other
         sync(parent)
@@ -115,9 +119,3 @@ def _exchange(first: str, second: str) -> bool:
         return False
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

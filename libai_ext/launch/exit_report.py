@@ -14,12 +14,21 @@ from libai_ext.files.anonymous import anonymous_file
 # stay on the disk when the launcher is killed.
 EXIT_REPORTS = "LIBAI_EXT_EXIT_REPORTS"
 # Why the rank failed (the launcher shows it last); the exit status of a rank that has finished its
-# work; advice for a device that is out of memory; what the engine prints while it starts.
-FAILURE, FINISHED, MEMORY, START = FIELDS = ("failure", "finished", "memory", "start")
+# work; advice for a device that is out of memory; what the engine prints while it starts; that the
+# output directory is this job's.
+FAILURE, FINISHED, MEMORY, START, BEGUN = FIELDS = (
+    "failure",
+    "finished",
+    "memory",
+    "start",
+    "begun",
+)
 # The launcher sets it: a number that only the ranks of its job share.
 JOB = "LIBAI_EXT_JOB"
 # The launcher sets it: how many times the job was restarted after a crash.
 ATTEMPT = "LIBAI_EXT_ATTEMPT"
+# The launcher sets it: whether an earlier attempt has reported that its run has begun.
+GOES_ON = "LIBAI_EXT_GOES_ON"
 # The launcher sets it if its standard error is a terminal: that of a rank is a pipe.
 ON_TERMINAL = "LIBAI_EXT_ON_TERMINAL"
 # Exit statuses of a rank and of the launcher, besides 0, 1 and 128 + signal.
@@ -80,6 +89,17 @@ def launched() -> bool:
 def restarted() -> bool:
     """Whether the launcher has started this program again after a crash."""
     return int(os.environ.get(ATTEMPT, 0)) > 0
+
+
+def goes_on() -> bool:
+    """On rank 0: whether the run in the output directory is that of an earlier attempt of this job,
+    which crashed. One that crashed before :func:`report_begun` has left what was there before."""
+    return os.environ.get(GOES_ON) == "1"
+
+
+def report_begun() -> None:
+    """Report, on rank 0, that from now on the output directory holds the run of this job."""
+    _write(BEGUN, "1")
 
 
 def report_failure(text: str) -> bool:

@@ -14,6 +14,7 @@ without one; 1 if a task missed its deadline; else that of the rank that failed 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import secrets
 import signal
@@ -26,7 +27,15 @@ from libai_ext.errors import ConfigError
 from libai_ext.kernels.threads import configure_environment
 from libai_ext.launch import nodes
 from libai_ext.launch.deadlines import DEADLINE_FILE, DeadlineMonitor, dump_stacks
-from libai_ext.launch.exit_report import ATTEMPT, FINISHED, JOB, SAVED_ON_SIGNAL, USAGE_ERROR
+from libai_ext.launch.exit_report import (
+    ATTEMPT,
+    BEGUN,
+    FINISHED,
+    GOES_ON,
+    JOB,
+    SAVED_ON_SIGNAL,
+    USAGE_ERROR,
+)
 from libai_ext.launch.options import hold_ports, parse
 from libai_ext.launch.rank import Rank
 from libai_ext.launch.rendezvous import SECRET, Peers
@@ -59,15 +68,18 @@ def main(argv: list[str] | None = None) -> int:
         return nodes.Hosts(args.hosts, args.arguments, args.master_port).run(stop_signals())
     if args.stdin_control:
         args.secret = os.fsdecode(_stdin().readline()).strip()
+        os.environ.update(json.loads(_stdin().readline() or "{}"))
         threading.Thread(target=_follow_stdin, daemon=True).start()
     try:
         hold_ports(args)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return USAGE_ERROR
+    begun = False
     for attempt in range(args.restarts + 1):
-        job = Job(args, attempt)
+        job = Job(args, attempt, begun)
         status = job.run()
+        begun = begun or job.has_begun()
         if job.final or status in (0, USAGE_ERROR, SAVED_ON_SIGNAL):
             break
         if attempt < args.restarts:
@@ -93,11 +105,13 @@ class Job:
     Attributes:
         final: whether the job must not be restarted.
         number: only the ranks of this attempt share it.
+        begun: whether an earlier attempt's run had begun; known on the node of rank 0.
     """
 
-    def __init__(self, args: argparse.Namespace, attempt: int = 0):
+    def __init__(self, args: argparse.Namespace, attempt: int = 0, begun: bool = False):
         self.args = args
         self.attempt = attempt
+        self.begun = begun
         self.ranks: list[Rank] = []
         self.stop_signal: int | None = None
         self.repeated_signal = RepeatedSignal()
@@ -125,6 +139,10 @@ class Job:
             rank.stderr.end(shown=status not in (0, USAGE_ERROR, SAVED_ON_SIGNAL))
         _print(message)
         return status
+
+    def has_begun(self) -> bool:
+        """Whether the run has taken its output directory."""
+        return any(rank.reports.read(BEGUN) for rank in self.ranks)
 
     def _find_peers(self) -> None:
         """Rendezvous with the other launchers: all nodes but node 0 wait until they have joined."""
@@ -172,6 +190,7 @@ class Job:
             "LOCAL_RANK": local_rank,
             JOB: self.number,
             ATTEMPT: self.attempt,
+            GOES_ON: int(self.begun),
             DEADLINE_FILE: deadline_file,
         }
         env = dict(os.environ, **{name: str(value) for name, value in variables.items()})

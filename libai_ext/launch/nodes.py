@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -19,6 +20,11 @@ _SSH_FAILED = 255
 # Variables forwarded to other hosts, also those with the prefixes below.
 _FORWARDED = ("PYTHONPATH", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
 _FORWARDED_PREFIXES = ("NCCL_", "ONEFLOW_", "GLOG_", "LIBAI_EXT_")
+# Those of loggers, servers and caches, in any case. They may hold keys, so they are not on a
+# command line, which anybody can read.
+_PRIVATE = re.compile(
+    r"(AWS|FSSPEC|MLFLOW|WANDB)_.*|NETRC|XDG_CACHE_HOME|(ALL|HTTP|HTTPS|NO)_PROXY", re.IGNORECASE
+)
 
 
 class Nodes(NamedTuple):
@@ -111,12 +117,18 @@ def remote_command(arguments: list[str], env: Mapping[str, str]) -> str:
     return f"cd {shlex.quote(os.getcwd())} && exec {shlex.join(parts)}"
 
 
+def private_variables(env: Mapping[str, str]) -> str:
+    """The line that gives a launcher the variables which are not in its command."""
+    return json.dumps({name: env[name] for name in env if _PRIVATE.fullmatch(name)})
+
+
 class Hosts:
     """Starts a launcher on each host by ``ssh``, and controls it through its standard input.
 
-    The first line is the secret of the job, since anybody can read a command line. Each later line
-    is the number of a signal; the launcher acts as if it had received it. The end of the input
-    counts as SIGTERM: this process or the connection is gone.
+    The first line is the secret of the job, since anybody can read a command line; the second one
+    has :func:`private_variables`. Each later line is the number of a signal; the launcher acts as
+    if it had received it. The end of the input counts as SIGTERM: this process or the connection is
+    gone.
     """
 
     def __init__(self, hosts: list[str], arguments: list[str], port: int | None):
@@ -149,6 +161,7 @@ class Hosts:
             start_new_session=True,  # this process passes Ctrl-C on
         )
         _write(process, self.secret)
+        _write(process, private_variables(os.environ))
         return process
 
     def _wait(self) -> int:

@@ -34,7 +34,9 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
     )
     parser.add_argument("--restarts", type=int, default=0, help="how often, after a crash")
     parser.add_argument(
-        "--stdin-control", action="store_true", help="take the secret and signals from stdin"
+        "--stdin-control",
+        action="store_true",
+        help="take the secret, variables and signals from stdin",
     )
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="SCRIPT ...")
     args = parser.parse_args(argv)

@@ -14,7 +14,7 @@ from libai.utils import distributed as dist
 from omegaconf import DictConfig, OmegaConf
 
 from libai_ext import device
-from libai_ext.checkpoint.checkpointer import recorded_settings
+from libai_ext.checkpoint.checkpointer import from_rank_0, recorded_settings
 from libai_ext.config import lazy_config
 from libai_ext.config.lazy_config import instantiate
 from libai_ext.engine.derive import (
@@ -38,7 +38,7 @@ from libai_ext.engine.setup import log_summary, set_up
 from libai_ext.engine.trainer import Trainer
 from libai_ext.errors import ConfigError
 from libai_ext.launch import deadlines
-from libai_ext.launch.exit_report import restarted
+from libai_ext.launch.exit_report import goes_on
 from libai_ext.startup import START_SECONDS
 from projects.MAE.modeling.archs import resolve_arch
 from projects.MAE.parallel.layout import fit_layout
@@ -162,7 +162,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = resolve(
         args.config_file,
         args.opts,
-        args.resume or restarted(),
+        args.resume or from_rank_0(goes_on),
         args.eval_only,
         notes,
         **(_DEV_RUN if args.fast_dev_run else {}),
@@ -245,7 +245,8 @@ def _set_state(trainer: TaskTrainer, args: argparse.Namespace) -> None:
     evaluation uses ``train.load_weight``, or the output directory's checkpoint."""
     train = trainer.cfg.train
     last = trainer.checkpointer.has_checkpoint()
-    if last and (args.resume or restarted() or args.eval_only and not train.load_weight):
+    go_on = args.resume or from_rank_0(goes_on)
+    if last and (go_on or args.eval_only and not train.load_weight):
         trainer.resume()
         return
     if args.resume and not args.eval_only:

@@ -56,6 +56,18 @@ def test_a_checkpoint_says_what_is_needed_to_use_it(lines):
     assert " record.json\n" in Path(run, "model_final/manifest").read_text()
 
 
+def test_damaged_weights_are_not_used(lines, tmp_path):
+    """By no reader: a changed bit may give any number."""
+    run = shutil.copytree(lines[0], tmp_path / "run")
+    tensor = next(Path(run, "model_final/model").glob("*tensor_*/out"))
+    content = bytearray(tensor.read_bytes())
+    content[3] ^= 64
+    tensor.write_bytes(content)
+    for path in (run, f"{run}/model_final", f"{run}/model_final/model"):
+        with pytest.raises(CheckpointError, match="/out: not what was written"):
+            read_weights(path)
+
+
 def test_a_checkpoint_without_a_record_has_its_run(lines, tmp_path):
     """As runs before it was written."""
     shutil.copytree(lines[0], tmp_path / "run")

@@ -126,6 +126,23 @@ def test_start_over_moves_the_earlier_run_aside(cfg, run):
     assert after == {f"before_1/{name}": text for name, text in before.items()}
 
 
+def test_a_restart_continues_the_run_that_its_job_has_begun(cfg, run, monkeypatch):
+    """An attempt that crashed earlier has left the run that was there before: it is not this
+    job's."""
+    before = files(run)
+    monkeypatch.setenv("LIBAI_EXT_ATTEMPT", "1")
+    monkeypatch.setenv("LIBAI_EXT_GOES_ON", "0")
+    with pytest.raises(ConfigError, match="run holds an earlier run"):
+        prepare(cfg)
+    monkeypatch.setenv("LIBAI_EXT_GOES_ON", "1")
+    prepare(cfg)
+    prepare(cfg, start_over=True)
+    assert files(run) == before
+    monkeypatch.setenv("LIBAI_EXT_GOES_ON", "0")
+    prepare(cfg, start_over=True)
+    assert (run / "before_1/model_0000009").is_dir()
+
+
 def test_a_trial_touches_nothing_of_the_run(cfg, run):
     before = files(run)
     (run / "fast_dev_run/model_final").mkdir(parents=True)

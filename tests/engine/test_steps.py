@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from libai_ext.engine import steps
 from libai_ext.engine.nonfinite import NonFiniteMonitor
 from libai_ext.engine.run_metrics import Means
-from libai_ext.engine.steps import EagerSteps, GraphSteps
+from libai_ext.engine.steps import WARM_UP, EagerSteps, GraphSteps
+from libai_ext.engine.trainer import Trainer
 from libai_ext.layers.batch_norm import BatchNorm
 from libai_ext.placement import batch_sbp, broadcast_sbp, to_global
 
@@ -98,3 +100,19 @@ def test_a_step_that_is_left_out_changes_no_running_statistics():
     assert means[1] == means[0] and found == [means[0]]  # also in the state that is saved then
     assert means[2] == pytest.approx([0.6878, 1.3756], rel=1e-5)
     assert np.isfinite(model.norm.running_var.numpy()).all() and steps.taken == 2
+
+
+def test_the_wait_of_a_step_is_that_of_all_its_micro_batches():
+    class Slow:
+        start_iter, average, means, _batches = 0, None, Means(), iter(range(3))
+        iter = WARM_UP
+        steps = SimpleNamespace(run=lambda: [trainer.next_batch() for _ in range(3)])
+        next_batch, run_step = Trainer.next_batch, Trainer.run_step
+
+        def get_batch(self, batch):
+            time.sleep(0.05)
+
+    trainer = Slow()
+    trainer.run_step()
+    means = trainer.means.take()
+    assert 0.15 < means["data_time"] < means["time"]

@@ -256,6 +256,20 @@ def test_restarts_after_a_crash(program, tmp_path):
     assert alive(tmp_path) == []
 
 
+def test_only_a_run_that_had_begun_goes_on(program):
+    path = program(
+        f"sys.path.insert(0, {os.getcwd()!r})\n"
+        "from libai_ext.launch import exit_report\n"
+        "if rank == 0: print(int(exit_report.goes_on()), flush=True)\n"
+        "attempt = int(os.environ['LIBAI_EXT_ATTEMPT'])\n"
+        "if rank == 0 and attempt == 1: exit_report.report_begun()\n"
+        "if rank == 0 and attempt < 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [*LAUNCH, "2", "--restarts", "3", path]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (out.returncode, out.stdout.split()) == (0, ["0", "0", "1", "1"]), out.stderr
+
+
 def test_a_start_that_takes_too_long_is_ended_with_a_message(program, tmp_path):
     """Rank 1 does not come; rank 0 waits for it in the engine, which holds the interpreter."""
     path = program(

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SSH = """#!/bin/bash
 [ "$1 $2" = "-o BatchMode=yes" ] || exit 99
 echo "$3" >> {folder}/hosts
+echo "$4" >> {folder}/commands
 [ "$3" = closed ] && exit 255
 exec env -i PATH="$PATH" bash -c "cd / && $4"
 """
@@ -145,9 +146,15 @@ def host_file(tmp_path, *hosts):
 
 
 def test_one_call_with_a_host_file_starts_every_node(world, program, tmp_path, port):
-    path = program("time.sleep(0.5)\n")
+    path = program(
+        "names = 'AWS_SECRET_ACCESS_KEY', 'https_proxy', 'WANDB_MODE'\n"
+        "os.write(1, f'{[os.environ.get(name) for name in names]}\\n'.encode())\n"
+        "time.sleep(0.5)\n"
+    )
     env = dict(world, HOSTFILE=host_file(tmp_path, "me@localhost", "b"), PORT=str(port))
     env.update(NCCL_DEBUG="a b", SECRET="mine")
+    private = {"AWS_SECRET_ACCESS_KEY": "k'é", "https_proxy": "u:p@h", "WANDB_MODE": "offline"}
+    env.update(private)
     out = subprocess.run(
         ["bash", "tools/train.sh", path, "CONFIG", "1", "key=it's"],
         cwd=ROOT,
@@ -158,9 +165,11 @@ def test_one_call_with_a_host_file_starts_every_node(world, program, tmp_path, p
     )
     assert out.returncode == 0, out.stderr
     assert sorted(out.stdout.splitlines()) == [
-        f"{rank} 2 localhost {port} a b - {ROOT}" for rank in range(2)
+        *(f"{rank} 2 localhost {port} a b - {ROOT}" for rank in range(2)),
+        *[str(list(private.values()))] * 2,
     ]
     assert sorted((tmp_path / "hosts").read_text().split()) == ["b", "me@localhost"]
+    assert not [value for value in private.values() if value in (tmp_path / "commands").read_text()]
     assert "JOB_SECRET" not in out.stderr
 
 

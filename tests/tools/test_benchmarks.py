@@ -19,7 +19,7 @@ with pytest.MonkeyPatch.context() as patch:  # for now: data.py there would hide
     patch.syspath_prepend(BENCHMARKS)
     import cifar10_pytorch
     from markers import Place
-    from protocols import LOGS, PAGE, RECIPES, check_options, parse_args, read, table
+    from protocols import LOGS, PAGE, RECIPES, check_logs, check_options, parse_args, read, table
     from steps import AUTOCAST, FLOAT32, PRODUCTS_ONLY, Measured, as_markdown
     from steps_side import flops
 
@@ -88,6 +88,14 @@ def test_results_with_other_options_are_not_mixed(tmp_path):
         SystemExit, match=r'new has results with other options: \["model.depth=2"\]'
     ):
         check_options(tmp_path / "new", [])
+
+
+def test_logs_of_more_seeds_are_not_mixed(tmp_path):
+    for name in ("pretraining", "pretraining_float32", "head_scratch_0", "head_scratch_1"):
+        (tmp_path / name).mkdir()
+    check_logs(tmp_path, RECIPES["cifar10"].protocols, 2)
+    with pytest.raises(SystemExit, match="has logs of more seeds: .* remove head_scratch_1$"):
+        check_logs(tmp_path, RECIPES["cifar10"].protocols, 1)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -90,6 +90,7 @@ def main() -> None:
     places = [Place(ROOT / page, program) for page in recipe.pages]
     output = args.output or Path("output/protocols", args.recipe)
     check_options(ROOT / output, args.options)
+    check_logs(LOGS / args.recipe, recipe.protocols, args.seeds)
     if recipe.prepare:
         run(sys.executable, *recipe.prepare)
     pretrained = output / PRETRAINING
@@ -156,6 +157,16 @@ def check_options(output: Path, options: Any) -> None:
     if path.is_file() and path.read_text() != text:
         sys.exit(f"{output} has results with other options: {path.read_text()}")
     path.write_text(text)
+
+
+def check_logs(logs: Path, protocols: Any, seeds: int) -> None:
+    """Stop if there are logs that this call would not replace: the table would show them too."""
+    kinds = [f"{name}_{start}" for name in protocols for start in ("scratch", "pretrained")]
+    paths = (path for kind in kinds for path in logs.glob(f"{kind}_*"))
+    others = [path for path in paths if int(path.name.rpartition("_")[2]) >= seeds]
+    if others:
+        names = ", ".join(sorted(path.name for path in others))
+        sys.exit(f"{logs} has logs of more seeds: set --seeds, or remove {names}")
 
 
 def has_ended(folder: Path) -> bool:

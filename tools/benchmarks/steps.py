@@ -138,8 +138,9 @@ def as_markdown(precision: str, measured: list[Measured]) -> str:
     ]
     best = max(row.rate for row in measured)
     caption = (
-        f"In brackets: x {reference}. The last two columns list the others from left to right; "
-        f"100 % would be the products alone, at {best / 1e9:.0f} GFLOP/s.\n"
+        f"In brackets: x {reference}. The last two columns have a number for each program, in the "
+        "order of the columns before. 100 %: a step takes as long as its matrix products would at "
+        f"{best / 1e9:.0f} GFLOP/s, the best rate.\n"
     )
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + "\n" + caption
 

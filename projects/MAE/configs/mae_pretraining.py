@@ -76,7 +76,8 @@ data = DictConfig(
         mode="RGB",
         mean=[0.485, 0.456, 0.406],
         std=[0.229, 0.224, 0.225],
-        # Bad images are skipped; the run stops if a process finds a larger share of them.
+        # Bad images are replaced by the next readable ones; the run stops if a process has found at
+        # least ten, and they are more than this share.
         max_bad_share=0.01,
         # Download CIFAR and STL-10 if they are missing.
         download=False,

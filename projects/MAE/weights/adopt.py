@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from pathlib import Path
 from typing import Any, NamedTuple, Sequence
 
 from omegaconf import DictConfig, OmegaConf
 
-from libai_ext.checkpoint.checkpointer import from_rank_0
+from libai_ext.checkpoint.checkpointer import checkpoint_folders, from_rank_0
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.errors import ConfigError
 from projects.MAE.modeling.sizes import ARCHS
@@ -45,8 +44,13 @@ def starting_point(cfg: DictConfig, go_on: bool = False, evaluate: bool = False)
         evaluate: evaluate ``train.load_weight``, or that checkpoint.
     """
     train, finetune = cfg.train, cfg.get("finetune")
+    if go_on and evaluate and train.load_weight:
+        raise ConfigError(
+            "--resume --eval-only evaluates the checkpoint of train.output_dir, train.load_weight "
+            "other weights: leave one out"
+        )
     if go_on or (evaluate and not train.load_weight):
-        if from_rank_0(lambda: bool(_checkpoints(train.output_dir))):
+        if from_rank_0(lambda: bool(checkpoint_folders(train.output_dir))):
             return Start(train.output_dir, own=True, evaluate=evaluate)
     if train.extend_from and not evaluate:
         if train.load_weight:
@@ -122,14 +126,10 @@ def _source(cfg: DictConfig, start: Start) -> Source | None:
     if not start.own:
         grid = cfg.train.load_grid
         return describe(start.path, grid=tuple(grid) if grid else None)[1]
-    for path in (start.path, *map(str, _checkpoints(start.path))):
+    for path in (start.path, *map(str, sorted(checkpoint_folders(start.path)))):
         with contextlib.suppress(CheckpointError):
             return describe(path)[1]
     return None
-
-
-def _checkpoints(run: str) -> list[Path]:
-    return sorted(Path(run).glob("model_*"))
 
 
 def _refuse(

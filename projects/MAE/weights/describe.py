@@ -8,7 +8,7 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from libai_ext.checkpoint import formats, oneflow_folder, record, safetensors_file
+from libai_ext.checkpoint import formats, manifest, oneflow_folder, record, safetensors_file
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.checkpoint.tensors import TensorInfo
 from projects.MAE.weights import foreign
@@ -100,6 +100,8 @@ def describe(
     """
     path = os.fspath(path)
     located = formats.locate(path)
+    whole = os.path.dirname(located) if located.endswith(f"/{oneflow_folder.MODEL}") else located
+    manifest.verify_part(whole, oneflow_folder.MODEL)
     tree = formats.inspect(located)
     try:
         state, wrapper = find_state_dict(tree)

@@ -9,7 +9,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 import oneflow as flow
 
-from libai_ext.checkpoint import oneflow_folder
+from libai_ext.checkpoint import manifest, oneflow_folder
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.errors import ConfigError
 from libai_ext.layers.initialize import assign
@@ -108,6 +108,7 @@ def load_average(
             f"{path} holds no moving average of the weights: train.ema.enabled=False evaluates the "
             "weights themselves"
         )
+    manifest.verify_part(source.located, "ema")
     try:
         found = oneflow_folder.load(folder)
         if not isinstance(found, dict) or not all(type(v) is np.ndarray for v in found.values()):
