@@ -261,11 +261,15 @@ class Checkpointer(LiBaiCheckpointer):
 
 def checkpoint_folders(run: str | os.PathLike[str]) -> list[Path]:
     """The checkpoints in a run's output directory, valid or not, but none that was never completed.
-    Other files may have similar names."""
-    folder = Path(run)
-    if not folder.is_dir():
-        return []
-    return [path for path in folder.iterdir() if _NAMES.fullmatch(path.name) and path.is_dir()]
+    Other files may have similar names. A folder that cannot be read has none."""
+    named = [path for path in Path(run).glob("model_*") if _NAMES.fullmatch(path.name)]
+    return [path for path in named if path.is_dir()]
+
+
+def written_folders(run: Path) -> list[Path]:
+    """The checkpoints of a run, and those that were never completed."""
+    partial = [path for path in run.glob("*.partial") if _NAMES.fullmatch(path.stem)]
+    return [*checkpoint_folders(run), *partial]
 
 
 def latest_checkpoint(path: str) -> str:

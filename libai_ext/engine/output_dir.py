@@ -12,6 +12,7 @@ from typing import Iterator, Mapping, Sequence
 from libai.utils import distributed as dist
 from omegaconf import DictConfig
 
+from libai_ext.checkpoint.checkpointer import checkpoint_folders, written_folders
 from libai_ext.config.lazy_config import dump
 from libai_ext.config.names import nearest, question
 from libai_ext.engine import environment
@@ -20,7 +21,8 @@ from libai_ext.errors import ConfigError
 from libai_ext.files.atomic import write_text
 from libai_ext.launch.exit_report import goes_on, report_begun
 
-# Patterns of the files of a run; it does not touch other files in the directory.
+# Patterns of the files of a run beside its checkpoints; it does not touch other files in the
+# directory.
 _WRITTEN = (
     "config.yaml",
     "environment.json",
@@ -30,7 +32,6 @@ _WRITTEN = (
     "loggers",
     "wandb",
     "last_checkpoint",
-    "model_*",
     "nonfinite_*.json",
     "per_class.txt",
     "confusion.png",
@@ -191,12 +192,13 @@ def holds_results(folder: Path) -> bool:
     metrics = folder / "metrics.jsonl"
     # Path.is_file raises an error in another user's folder.
     has_metrics = os.path.isfile(metrics) and os.path.getsize(metrics) > 0
-    return has_metrics or any(folder.glob("model_*"))
+    return has_metrics or bool(checkpoint_folders(folder))
 
 
 def _written(folder: Path) -> list[Path]:
     """The files of a run."""
-    return sorted(path for pattern in _WRITTEN for path in folder.glob(pattern))
+    files = [path for pattern in _WRITTEN for path in folder.glob(pattern)]
+    return sorted([*files, *written_folders(folder)])
 
 
 def _empty(folder: Path) -> None:

@@ -117,11 +117,15 @@ def test_there_must_be_a_run_to_resume(cfg, tmp_path):
 
 
 def test_start_over_moves_the_earlier_run_aside(cfg, run):
+    (run / "model_0000019.partial").mkdir()  # of a crash
+    (run / "model_0000019.partial/a").touch()
+    (run / "model_card.md").write_text("mine too\n")
     before = files(run)
     start(cfg, start_over=True)
     start(cfg, start_over=True)
     after = files(run)
-    assert after.pop("notes.md") == before.pop("notes.md")
+    for name in ("notes.md", "model_card.md"):
+        assert after.pop(name) == before.pop(name)
     assert after.pop("config.yaml") == after.pop("before_2/config.yaml")
     assert after == {f"before_1/{name}": text for name, text in before.items()}
 
