@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from argparse import Namespace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,7 +22,7 @@ from made_runs import (
 )
 from omegaconf import OmegaConf
 
-from libai_ext.checkpoint import oneflow_folder
+from libai_ext.checkpoint import manifest, oneflow_folder
 from libai_ext.checkpoint.checkpointer import Checkpointer
 from libai_ext.checkpoint.errors import CheckpointError
 from libai_ext.errors import ConfigError
@@ -208,5 +209,8 @@ def test_an_evaluation_has_the_averages_of_the_checkpoint(tmp_path):
     shutil.rmtree(f"{run}/model_best/ema")
     oneflow_folder.save({"norm.weight": np.zeros(48, np.float32)}, str(tmp_path / "other"))
     (tmp_path / "other/model").rename(f"{run}/model_best/ema")
+    with pytest.raises(CheckpointError, match="model_best/ema/pickled_data: not what was written"):
+        evaluated(autoencoder(), f"{run}/model_best", str(tmp_path))
+    manifest.write(Path(run, "model_best"))
     with pytest.raises(CheckpointError, match="model_best/ema: .* tensors are missing"):
         evaluated(autoencoder(), f"{run}/model_best", str(tmp_path))
