@@ -35,11 +35,11 @@ def test_ended_by_a_signal_it_ends_its_job():
     command = [sys.executable, "tools/dev/soak.py", "--kills", "1", "--processes", "1"]
     soak = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     family: list[psutil.Process] = []
-    deadline = time.monotonic() + 60
-    while len(family) < 2 and time.monotonic() < deadline:  # launcher and rank
+    deadline = time.monotonic() + 120
+    while len(family) < 2 and time.monotonic() < deadline:  # launcher and rank, perhaps its workers
         time.sleep(0.05)
         family = psutil.Process(soak.pid).children(recursive=True)
-    assert len(family) == 2
+    assert len(family) >= 2
     soak.send_signal(signal.SIGTERM)
     assert soak.wait(20) == 128 + signal.SIGTERM
     assert psutil.wait_procs(family, timeout=10)[1] == []

@@ -24,7 +24,7 @@ import tempfile
 from pathlib import Path
 
 from disk_faults.build import enumerate_faults
-from soak_runs.job import started
+from soak_runs.job import end_all
 from soak_runs.kills import kill_test
 from soak_runs.memory import monitor
 
@@ -53,9 +53,7 @@ def main() -> int:
             else:
                 good = kill_test(folder, args.kills, args.processes, args.seed)
         finally:
-            for launcher in started:
-                launcher.kill()  # its ranks end with it
-                launcher.wait()
+            end_all()
     return 0 if good else 1
 
 

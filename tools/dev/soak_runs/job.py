@@ -33,6 +33,17 @@ MEASURED = ("time", "data_time", "images_per_second", "data_wait", "memory_gib")
 started: list[subprocess.Popen] = []
 
 
+def end_all() -> None:
+    """Kill the launchers that run, and wait until their ranks have ended with them: until then they
+    write into folders that are to be removed."""
+    for launcher in started:
+        if launcher.poll() is None:
+            ranks = psutil.Process(launcher.pid).children(recursive=True)
+            launcher.kill()
+            launcher.wait()
+            psutil.wait_procs(ranks, timeout=10)
+
+
 def make_images(folder: Path) -> None:
     """Random images in two classes."""
     rng = np.random.default_rng(0)
