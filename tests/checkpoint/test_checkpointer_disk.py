@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 
 import pytest
 from checkpoints import checkpointer_of, resumed, save, two_checkpoints
@@ -99,3 +101,19 @@ def test_unreadable_file(folder, caplog, monkeypatch):
     latest = checkpointer_of(folder).get_checkpoint_file()
     assert latest == str(folder / "model_0000003")
     assert "tensor_0/out: Input/output error" in caplog.text
+
+
+def test_files_and_folders_follow_the_umask_without_setting_it(tmp_path):
+    """To ask for it sets it, also for the files that another thread makes at that moment."""
+    program = (
+        "import os\n"
+        "from libai_ext.files.atomic import atomic_file, atomic_folder\n"
+        "os.umask = None\n"
+        "with atomic_file('a') as name: open(name, 'w').close()\n"
+        "with atomic_folder('b'): pass\n"
+        "print(*(oct(os.stat(name).st_mode & 0o777) for name in 'ab'))\n"
+    )
+    command = ["sh", "-c", 'umask 027; exec "$0" -c "$1"', sys.executable, program]
+    env = dict(os.environ, PYTHONPATH=os.getcwd())
+    out = subprocess.run(command, cwd=tmp_path, env=env, check=True, stdout=subprocess.PIPE)
+    assert out.stdout.split() == [b"0o640", b"0o750"]

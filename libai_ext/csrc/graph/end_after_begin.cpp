@@ -12,7 +12,6 @@
 
 #include "imported_function.h"
 #include "lazy_job_stream_policy.h"
-#include "oneflow/core/job/intra_job_mem_sharing_util.h"
 
 namespace libai_ext {
 namespace {
@@ -57,13 +56,10 @@ void Dequeue(Queue* queue) {
 // From now on, steps of graphs end after they have begun. Returns whether it could be done. Call it
 // before the first step.
 extern "C" int64_t libai_ext_end_after_begin() {
-  const auto replace = [](const char* symbol, auto* replacement) {
-    const auto member = &oneflow::IntraJobMemSharingUtil::InferMemBlockId4MemReusedRegst;
-    return libai_ext::ReplaceImport(reinterpret_cast<void*>(member), symbol, replacement);
-  };
   // In this order: what is only counted does no harm.
-  return replace(
+  return libai_ext::ReplaceImportOfOneFlow(
              "_ZN7oneflow2vm19LazyJobStreamPolicy14EnqueueNNGraphERKSt10shared_ptrINS_9NNGraphIfEE",
              &libai_ext::Enqueue) &&
-         replace("_ZN7oneflow2vm19LazyJobStreamPolicy14DequeueNNGraphEv", &libai_ext::Dequeue);
+         libai_ext::ReplaceImportOfOneFlow("_ZN7oneflow2vm19LazyJobStreamPolicy14DequeueNNGraphEv",
+                                           &libai_ext::Dequeue);
 }

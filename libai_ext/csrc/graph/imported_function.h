@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "oneflow/core/job/intra_job_mem_sharing_util.h"
+
 namespace libai_ext {
 
 // The entry for `symbol` in the table of `library`; null if it has none.
@@ -50,6 +52,13 @@ bool ReplaceImport(const void* member, const char* symbol, Function* replacement
   }
   *entry = reinterpret_cast<void*>(replacement);
   return true;
+}
+
+// The same for what OneFlow imports.
+template<typename Function>
+bool ReplaceImportOfOneFlow(const char* symbol, Function* replacement) {
+  const auto member = &oneflow::IntraJobMemSharingUtil::InferMemBlockId4MemReusedRegst;
+  return ReplaceImport(reinterpret_cast<void*>(member), symbol, replacement);
 }
 
 // The same for a function that the library exports, and calls as if it were imported.

@@ -9,7 +9,6 @@
 #include <chrono>
 
 #include "imported_function.h"
-#include "oneflow/core/job/intra_job_mem_sharing_util.h"
 
 namespace libai_ext {
 namespace {
@@ -34,7 +33,5 @@ int YieldOrSleep() {
 
 // From now on, OneFlow sleeps in long waits. Returns whether it could be done.
 extern "C" int64_t libai_ext_sleep_in_waits() {
-  const auto member = &oneflow::IntraJobMemSharingUtil::InferMemBlockId4MemReusedRegst;
-  return libai_ext::ReplaceImport(reinterpret_cast<void*>(member), "sched_yield",
-                                  &libai_ext::YieldOrSleep);
+  return libai_ext::ReplaceImportOfOneFlow("sched_yield", &libai_ext::YieldOrSleep);
 }
